@@ -1,0 +1,186 @@
+//! Every limit and every setting of a node, each with its unit. Nothing else in the daemon holds
+//! a number that an operator could want to know.
+//!
+//! `Config` comes from the command line and an optional TOML file; a key the file should not have
+//! is an error that names it. `Limits` are constants of this version: they are part of what
+//! replicas must agree on, so an operator cannot set them apart.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::types::NodeId;
+
+/// Limits that every replica shares. Changing one is a change of `apply_version`.
+pub mod limits {
+    /// Longest command or query, in bytes.
+    pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+    /// Longest reply to one command or query, in bytes.
+    pub const REPLY_BYTES_MAX: usize = 1 << 20;
+    /// All replies to one batch together, in bytes.
+    pub const REPLIES_BYTES_MAX: usize = 64 << 20;
+    /// Commands in one log entry, at most.
+    pub const ENTRY_COMMANDS_MAX: usize = 4096;
+    /// Bytes of commands in one log entry, at most (one command always fits).
+    pub const ENTRY_BYTES_MAX: usize = 2 << 20;
+    /// Longest module, in bytes.
+    pub const MODULE_BYTES_MAX: usize = 32 << 20;
+    /// Bytes of a module in one `StageModule` entry.
+    pub const MODULE_CHUNK_BYTES: usize = 512 << 10;
+    /// Machines that may exist at once.
+    pub const MACHINES_MAX: usize = 64;
+    /// Length of a machine name, in bytes.
+    pub const MACHINE_NAME_BYTES_MAX: usize = 64;
+    /// Linear memory of one guest, in bytes.
+    pub const GUEST_MEMORY_BYTES_MAX: usize = 2 << 30;
+    /// Table elements of one guest.
+    pub const GUEST_TABLE_ELEMENTS_MAX: usize = 20_000;
+    /// Fuel for one apply or query call.
+    pub const FUEL_PER_CALL: u64 = 20_000_000_000;
+    /// Fuel for one call of export or import.
+    pub const FUEL_PER_EXPORT_CALL: u64 = 20_000_000_000;
+    /// Bytes that the host asks the guest for in one `export-next`.
+    pub const EXPORT_CHUNK_BYTES: u32 = 256 << 10;
+    /// Native stack of a guest thread reserved for wasm, in bytes.
+    pub const GUEST_STACK_BYTES: usize = 8 << 20;
+}
+
+/// What can be set for one node. Defaults suit three nodes in one data centre.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's id; written to the identity file at the first start.
+    pub node_id: NodeId,
+    /// Folder that holds everything the node keeps.
+    pub data_dir: PathBuf,
+    /// Where clients and operators connect.
+    pub client_addr: SocketAddr,
+    /// Where the other nodes connect.
+    pub peer_addr: SocketAddr,
+    /// Listening on other than loopback without TLS was asked for.
+    pub insecure: bool,
+    /// Requests for the leader are passed on to it, one hop.
+    pub forward: bool,
+    /// What may also be set in the file.
+    pub file: FileConfig,
+}
+
+/// The TOML file given by `--config`. Every key is optional.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileConfig {
+    /// Shortest wait without a leader before an election, in milliseconds.
+    pub election_timeout_ms_min: u64,
+    /// Longest such wait, in milliseconds.
+    pub election_timeout_ms_max: u64,
+    /// Time between two heartbeats of a leader, in milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// A checkpoint is taken after this many bytes of log since the last.
+    pub checkpoint_log_bytes: u64,
+    /// A checkpoint is taken after this many entries since the last.
+    pub checkpoint_log_entries: u64,
+    /// Commands that may wait for their entry; above it a request is refused as OVERLOADED.
+    pub proposer_queue_commands_max: usize,
+    /// Bytes of commands that may wait for their entry.
+    pub proposer_queue_bytes_max: usize,
+    /// Entries of commands that may be on their way to commit at once.
+    pub entries_in_flight_max: usize,
+    /// How long the log's writer waits for more to share one sync, in microseconds.
+    pub log_flush_wait_us: u64,
+    /// Size at which a log chunk is closed, in bytes.
+    pub log_chunk_bytes: u64,
+    /// Log payloads kept in memory for lagging peers, in bytes.
+    pub log_cache_bytes: usize,
+    /// Writes are refused while the data folder has less room than this, in bytes.
+    pub disk_reserve_bytes: u64,
+    /// How long a request without a deadline of its own may take, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// Another address for a peer than the membership's, by node id: for networks in which this
+    /// node reaches it by another way.
+    pub peer_reach: BTreeMap<String, String>,
+}
+
+impl Default for FileConfig {
+    fn default() -> Self {
+        Self {
+            election_timeout_ms_min: 500,
+            election_timeout_ms_max: 1000,
+            heartbeat_interval_ms: 100,
+            checkpoint_log_bytes: 128 << 20,
+            checkpoint_log_entries: 200_000,
+            proposer_queue_commands_max: 65_536,
+            proposer_queue_bytes_max: 64 << 20,
+            entries_in_flight_max: 2,
+            log_flush_wait_us: 50,
+            log_chunk_bytes: 32 << 20,
+            log_cache_bytes: 32 << 20,
+            disk_reserve_bytes: 64 << 20,
+            request_timeout_ms: 5_000,
+            peer_reach: BTreeMap::new(),
+        }
+    }
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read the configuration file {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be; the text names the key and the line.
+    #[error("configuration file {path}: {reason}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The parser's message.
+        reason: String,
+    },
+    /// A value is out of its range.
+    #[error("configuration: {0}")]
+    Value(String),
+}
+
+impl FileConfig {
+    /// Reads and checks a TOML file.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let config: Self = toml::from_str(&text)
+            .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string() })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses values that could not work together.
+    pub fn check(&self) -> Result<(), Error> {
+        let value = |text: &str| Err(Error::Value(text.to_owned()));
+        if self.heartbeat_interval_ms == 0 {
+            return value("heartbeat_interval_ms must be above 0");
+        }
+        if self.election_timeout_ms_min < 2 * self.heartbeat_interval_ms {
+            return value("election_timeout_ms_min must be twice heartbeat_interval_ms or more");
+        }
+        if self.election_timeout_ms_max <= self.election_timeout_ms_min {
+            return value("election_timeout_ms_max must be above election_timeout_ms_min");
+        }
+        if self.checkpoint_log_bytes == 0 || self.checkpoint_log_entries == 0 {
+            return value("checkpoint_log_bytes and checkpoint_log_entries must be above 0");
+        }
+        if self.entries_in_flight_max == 0 || self.proposer_queue_commands_max == 0 {
+            return value("entries_in_flight_max and proposer_queue_commands_max must be above 0");
+        }
+        if self.log_chunk_bytes < 1 << 20 {
+            return value("log_chunk_bytes must be 1 MiB (1048576) or more");
+        }
+        if let Some(key) = self.peer_reach.keys().find(|key| key.parse::<u64>().is_err()) {
+            return Err(Error::Value(format!("peer_reach: {key:?} is not a node id")));
+        }
+        Ok(())
+    }
+}

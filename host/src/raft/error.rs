@@ -1,0 +1,101 @@
+//! Why a request to the replica failed, named by what the caller can do about it.
+
+use crate::types::{ClusterId, Member, NodeId};
+
+/// What is certain about a command that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// It was not applied and never will be.
+    NotApplied,
+    /// It may have been applied, or may still be.
+    Unknown,
+}
+
+/// A failed request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Another node leads; ask it.
+    #[error("this node is not the leader")]
+    NotLeader {
+        /// The leader and how to reach it.
+        leader: (NodeId, Member),
+    },
+    /// No leader is known (an election, a lost quorum); try again.
+    #[error("no leader is known: an election is under way, or a majority cannot be reached")]
+    NoLeader,
+    /// The node was never in a cluster.
+    #[error("this node is in no cluster yet: run `lockstep cluster init`, or add it to one")]
+    Uninitialized,
+    /// Too much waits already; back off and try again.
+    #[error("too many commands are waiting: try again later")]
+    Overloaded,
+    /// The disk is nearly full; reads go on.
+    #[error("the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve")]
+    DiskFull {
+        /// Bytes free.
+        free: u64,
+        /// Bytes kept.
+        reserve: u64,
+    },
+    /// The request is malformed, whatever the state; the text says how.
+    #[error("{0}")]
+    Invalid(String),
+    /// A command, query or module is over its limit.
+    #[error("{what} has {length} bytes, the limit is {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its length in bytes.
+        length: u64,
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// No machine has this name.
+    #[error("there is no machine named {0:?}")]
+    NoSuchMachine(String),
+    /// A machine of this name exists.
+    #[error("a machine named {0:?} exists already")]
+    MachineExists(String),
+    /// The bytes are not a module this cluster can run; the text says why.
+    #[error("the module is refused: {0}")]
+    ModuleRefused(String),
+    /// The module was not uploaded, or some voters have not compiled it; the text names them.
+    #[error("{0}")]
+    ModuleNotReady(String),
+    /// The cluster's state forbids it; the text says why and what repairs it.
+    #[error("{0}")]
+    Refused(String),
+    /// The node is already in a cluster.
+    #[error("this node is already in cluster {0}: cluster init is run once, on one node")]
+    AlreadyInitialized(ClusterId),
+    /// This node applies nothing; the text says why.
+    #[error("this node is parked: {0}")]
+    Parked(String),
+    /// The deadline passed before the command was handed to the log.
+    #[error("the deadline passed before the command was proposed")]
+    DeadlineBeforeProposal,
+    /// The deadline passed after it was handed to the log.
+    #[error("the deadline passed; the command may be applied still")]
+    DeadlineAfterProposal,
+    /// Leadership was lost after the command was handed to the log.
+    #[error("the leader changed while the command was under way; it may have been applied")]
+    LeaderChanged,
+    /// The node is stopping.
+    #[error("this node is shutting down")]
+    ShuttingDown,
+    /// A broken invariant or a disk error stopped the replica.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+}
+
+impl Error {
+    /// What is certain about the command that got this error.
+    pub fn certainty(&self) -> Certainty {
+        match self {
+            Self::DeadlineAfterProposal | Self::LeaderChanged | Self::Stopped(_) => {
+                Certainty::Unknown
+            }
+            _ => Certainty::NotApplied,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The log store of openraft over `storage::Log`.

@@ -1,0 +1,198 @@
+//! The nouns that every module of the daemon shares: ids, log positions, commands and outcomes.
+//!
+//! Nothing here knows the wire, the disk, wasm or openraft: those modules convert at their edge.
+//! Invariant: a value of one of these types is valid; parsing happens before it is made.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// Position of an entry in the log, counted from 0. Never a count and never a size.
+pub type LogIndex = u64;
+/// Raft term (Raft paper, section 5.1).
+pub type Term = u64;
+/// Milliseconds since the Unix epoch, as stamped into entries by the leader.
+pub type TimeMs = u64;
+
+/// Id of a node: chosen by the operator, never reused for another disk.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Id of a machine: the log index of the entry that created it, so that a queued command never
+/// meets a later machine of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct MachineId(pub u64);
+
+impl fmt::Display for MachineId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Random id of a cluster, made by `cluster init` and checked on every contact between nodes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterId(pub [u8; 16]);
+
+/// Random id of one data directory. A node whose disk was wiped comes back with another one,
+/// which is how its peers notice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Incarnation(pub [u8; 16]);
+
+/// SHA-256 of a module's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModuleDigest(pub [u8; 32]);
+
+/// Writes the bytes as lower-case hexadecimal.
+fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+}
+
+macro_rules! hex_id {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_hex(&self.0, f)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_hex(&self.0, f)
+            }
+        }
+
+        impl $name {
+            /// Takes the id from bytes; `None` when the length is wrong.
+            pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+                bytes.try_into().ok().map(Self)
+            }
+        }
+    };
+}
+
+hex_id!(ClusterId);
+hex_id!(Incarnation);
+hex_id!(ModuleDigest);
+
+/// Identity of a log entry: the leader that proposed it and its place (Raft paper, section 5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct LogId {
+    /// Term of the proposing leader.
+    pub term: Term,
+    /// The proposing leader.
+    pub node: NodeId,
+    /// Place in the log.
+    pub index: LogIndex,
+}
+
+impl fmt::Display for LogId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.term, self.node, self.index)
+    }
+}
+
+/// The hard state of Raft: for whom this node voted, and whether a quorum granted that vote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vote {
+    /// Term of the vote.
+    pub term: Term,
+    /// The candidate voted for.
+    pub node: NodeId,
+    /// True once a quorum granted it, that is once `node` is the leader of `term`.
+    pub committed: bool,
+}
+
+/// What the membership says of a node: how to reach it, and which disk it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Where its peers dial it, `host:port`.
+    pub peer_addr: String,
+    /// Where clients dial it, `host:port`.
+    pub client_addr: String,
+    /// The data directory that joined under this id; all zeros only in tests of the log store.
+    pub incarnation: [u8; 16],
+}
+
+/// The membership configuration: one voter set, or two while a change is under way
+/// (Raft paper, section 6), and how to reach every node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Voter sets: one, or the old and the new one of a joint configuration.
+    pub voters: Vec<std::collections::BTreeSet<NodeId>>,
+    /// Every node, voter or learner.
+    pub members: std::collections::BTreeMap<NodeId, Member>,
+}
+
+impl Membership {
+    /// True when `node` votes in any of the configurations.
+    pub fn is_voter(&self, node: NodeId) -> bool {
+        self.voters.iter().any(|set| set.contains(&node))
+    }
+
+    /// Every voter of every configuration, each once, in order.
+    pub fn voter_ids(&self) -> std::collections::BTreeSet<NodeId> {
+        self.voters.iter().flatten().copied().collect()
+    }
+}
+
+/// A client's place in the order of its own commands, so that a retry is applied once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SessionSlot {
+    /// The session, which is the log index that opened it.
+    pub session: u64,
+    /// Number of the command within the session, from 1.
+    pub sequence: u64,
+    /// Highest sequence whose reply the client has; stored replies up to it may be dropped.
+    pub acknowledged_up_to: u64,
+}
+
+/// Bytes that may change a machine, ordered by the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The machine it is for.
+    pub machine: MachineId,
+    /// Where it stands in its session; `None` for a command without one, which is at-least-once
+    /// if the client retries it after an unknown outcome.
+    pub session: Option<SessionSlot>,
+    /// What the guest will see.
+    pub bytes: Bytes,
+}
+
+/// What a committed command came to. It is a value of the replicated state machine: the same on
+/// every node that applied the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest answered.
+    Accepted(Bytes),
+    /// The guest answered, and says that it refused the command.
+    Rejected(Bytes),
+    /// The guest trapped; the text is the trap's, without addresses.
+    Trapped(String),
+    /// The batch used more fuel than its limit.
+    OutOfFuel,
+    /// A reply was longer than the limit, in bytes.
+    TooLarge {
+        /// Length of the reply.
+        length: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The machine applies nothing since an earlier failure; the text says which.
+    Parked(String),
+    /// No machine has this id (any more).
+    NoSuchMachine,
+}
