@@ -1,1 +1,14 @@
-//! storage
+//! Everything on disk: the only module that touches files. Blocking code, to be called off the
+//! async workers.
+//!
+//! It knows neither openraft nor wasm: entries, snapshots' contents and modules are bytes to it.
+//! The layouts are in docs/formats.md.
+//!
+//! **Invariant:** a file becomes visible under its name only when it is whole and synced.
+//! **Invariant:** nothing read back is trusted before its checksum is.
+
+mod durable;
+mod error;
+pub mod snapshot;
+
+pub use error::Error;
