@@ -17,6 +17,8 @@ mod node;
 mod report;
 mod stream;
 
+use std::process::ExitCode;
+
 use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,12 +26,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Args;
 
 #[tokio::main]
-async fn main() -> Result<()> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match run_until_stopped(&Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs until done or signalled. Whichever comes first drops the other, and a dropped cluster
+/// takes its processes with it.
+async fn run_until_stopped(args: &Args) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
-    // Whichever branch ends first drops the other, and a dropped cluster kills its processes.
     tokio::select! {
-        outcome = run(&args) => outcome,
+        outcome = run(args) => outcome,
         _ = terminate.recv() => Err(anyhow!("stopped by SIGTERM")),
         _ = tokio::signal::ctrl_c() => Err(anyhow!("stopped by SIGINT")),
     }
