@@ -10,14 +10,21 @@ use bytes::Bytes;
 use lockstep_proto::v1;
 use lockstep_proto::v1::client_client::ClientClient;
 use tokio::time::{Instant, timeout_at};
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
-use crate::error::{Error, is_broken_connection};
+use crate::error::{Error, Outcome, is_broken_connection};
 use crate::reason;
 use crate::retry::Retry;
 use crate::routes::{Link, Route, Routes};
 use crate::stream::Stream;
+
+/// Metadata key of requests that a node passes on.
+pub const FORWARDED_HEADER: &str = "lockstep-forwarded";
+/// Longest command or query, in bytes. Checked here too, because gRPC refuses what is much longer
+/// without saying that nothing was applied.
+pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -33,6 +40,10 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Commands that one [`Stream`] may have under way; more wait for a place.
     pub stream_in_flight_max: usize,
+    /// The caller is a node that passes on a request of its own client. Each call is marked, so
+    /// that no node passes it on again, and is attempted once, at the endpoint given: the client
+    /// behind it is the one to try again.
+    pub forwarder: bool,
 }
 
 impl Default for Options {
@@ -43,6 +54,7 @@ impl Default for Options {
             admin_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(1),
             stream_in_flight_max: 16_384,
+            forwarder: false,
         }
     }
 }
@@ -99,6 +111,8 @@ pub(crate) struct Call {
     /// It changes nothing, so that repeating it is safe whatever became of it.
     pub(crate) read: bool,
     pub(crate) deadline: Instant,
+    /// It is passed on for another client.
+    pub(crate) forwarded: bool,
 }
 
 impl Call {
@@ -106,8 +120,26 @@ impl Call {
     pub(crate) fn request<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
         request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        if self.forwarded {
+            mark_forwarded(&mut request);
+        }
         request
     }
+}
+
+/// Marks a request that a node passes on, so that it is passed on no further.
+pub(crate) fn mark_forwarded<M>(request: &mut Request<M>) {
+    request.metadata_mut().insert(FORWARDED_HEADER, MetadataValue::from_static("1"));
+}
+
+/// Refuses a command or query that every node would refuse, before it is sent.
+pub(crate) fn check_size(what: &str, bytes: &Bytes) -> Result<(), Error> {
+    if bytes.len() <= COMMAND_BYTES_MAX {
+        return Ok(());
+    }
+    let length = bytes.len();
+    let text = format!("{what} has {length} bytes, the limit is {COMMAND_BYTES_MAX}");
+    Err(Error::local(Outcome::NotApplied, reason::TOO_LARGE, Code::ResourceExhausted, text))
 }
 
 impl Client {
@@ -148,6 +180,7 @@ impl Client {
             command: command.into(),
             session: None,
         };
+        check_size("the command", &message.command)?;
         let call = self.call_for(Route::Leader, false, self.options.timeout);
         let attempt = async |channel| {
             let mut service = ClientClient::new(channel);
@@ -173,6 +206,7 @@ impl Client {
             query: query.into(),
             consistency: wire.into(),
         };
+        check_size("the query", &message.query)?;
         let call = self.call_for(route, true, self.options.timeout);
         let attempt = async |channel| {
             let mut service = ClientClient::new(channel);
@@ -198,7 +232,8 @@ impl Client {
     }
 
     pub(crate) fn call_for(&self, route: Route, read: bool, timeout: Duration) -> Call {
-        Call { route, read, deadline: Instant::now() + timeout }
+        let forwarded = self.options.forwarder;
+        Call { route, read, deadline: Instant::now() + timeout, forwarded }
     }
 
     /// Makes attempts until one succeeds, fails for good, or the deadline leaves no time for
@@ -218,6 +253,9 @@ impl Client {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
+            if self.options.forwarder {
+                return Err(error);
+            }
             self.routes.learn(&link, &error);
             if !self.may_repeat(call, &error) || !retry.pause(&error, call.deadline).await {
                 return Err(error);

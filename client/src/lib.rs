@@ -17,7 +17,9 @@ mod routes;
 mod stream;
 
 pub use admin::UPLOAD_CHUNK_BYTES;
-pub use client::{Answered, Client, Consistency, Executed, Options};
+pub use client::{
+    Answered, COMMAND_BYTES_MAX, Client, Consistency, Executed, FORWARDED_HEADER, Options,
+};
 pub use error::{Error, Outcome};
 pub use lockstep_proto::v1;
 pub use stream::Stream;

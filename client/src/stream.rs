@@ -24,7 +24,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-use crate::client::{Client, Executed};
+use crate::client::{Client, Executed, check_size, mark_forwarded};
 use crate::error::Error;
 use crate::reason;
 use crate::retry::Retry;
@@ -71,16 +71,27 @@ impl Stream {
         machine: &str,
         command: impl Into<Bytes>,
     ) -> Result<Executed, Error> {
-        let deadline = Instant::now() + self.client.options().timeout;
+        self.execute_within(machine, command, self.client.options().timeout).await
+    }
+
+    /// The same, with a time limit of its own.
+    pub async fn execute_within(
+        &self,
+        machine: &str,
+        command: impl Into<Bytes>,
+        timeout: Duration,
+    ) -> Result<Executed, Error> {
+        let deadline = Instant::now() + timeout;
         let request = v1::ExecuteRequest {
             machine: machine.to_owned(),
             command: command.into(),
             session: None,
         };
+        check_size("the command", &request.command)?;
         let mut retry = Retry::new();
         loop {
             match self.once(request.clone(), deadline).await {
-                Err(error) if error.is_transient() => {
+                Err(error) if error.is_transient() && !self.client.options().forwarder => {
                     if !retry.pause(&error, deadline).await {
                         return Err(error);
                     }
@@ -246,12 +257,28 @@ async fn drive(client: Client, queue: Queue) {
                 error
             }
         };
-        client.routes().learn(&link, &error);
+        if client.options().forwarder {
+            refuse_queued(&queue, &error);
+        } else {
+            client.routes().learn(&link, &error);
+        }
         if started.elapsed() >= CALM {
             retry = Retry::new();
         }
         // Deadlines bound commands, not the stream: it goes on for as long as it has handles.
         retry.pause(&error, Instant::now() + FAR).await;
+    }
+}
+
+/// Answers the commands that wait for a connection that could not be made. Only for a forwarder,
+/// whose clients try again by themselves.
+fn refuse_queued(queue: &Queue, error: &Error) {
+    while let Ok(job) = lock(queue).try_recv() {
+        if !job.claimed.swap(true, Ordering::AcqRel) {
+            let error = Error::unreachable(error.message.clone());
+            // A caller that has given up meanwhile does not want it.
+            let _ = job.reply.send(Err(error));
+        }
     }
 }
 
@@ -268,14 +295,21 @@ async fn serve(client: &Client, link: &Link, queue: &Queue) -> End {
     let (stop, stopped) = oneshot::channel();
     let source = Source { queue: Arc::clone(queue), pending: Arc::clone(&pending), stop: stopped };
     let mut service = ClientClient::new(connections.channel());
-    let mut replies = match service.execute_stream(source).await {
+    let mut request = tonic::Request::new(source);
+    if client.options().forwarder {
+        mark_forwarded(&mut request);
+    }
+    let mut replies = match service.execute_stream(request).await {
         Ok(replies) => replies.into_inner(),
         Err(status) => {
             client.routes().forget(link);
             return End::Broken(Error::from_status(&status));
         }
     };
-    let end = read(&mut replies, &pending).await;
+    let mut end = read(&mut replies, &pending).await;
+    while client.options().forwarder && matches!(end, ReadEnd::Useless(_)) {
+        end = read(&mut replies, &pending).await;
+    }
     // Dropping it tells the source, which then takes no more commands.
     drop(stop);
     match end {
