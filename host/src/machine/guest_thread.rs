@@ -16,9 +16,6 @@ use super::batch::Batch;
 use crate::config::limits;
 use crate::wasm::{self, Context, Failure, Guest, Replies};
 
-/// Native stack a guest thread needs beside what wasm may use, in bytes.
-const HOST_STACK_BYTES: usize = 1 << 20;
-
 /// Receives the chunks of an export; false asks to stop.
 pub type ChunkSink = Box<dyn FnMut(Vec<u8>) -> bool + Send>;
 
@@ -27,7 +24,7 @@ type Done<T> = oneshot::Sender<Result<T, CallFailure>>;
 enum Request {
     Apply(Context, Batch, Done<Replies>),
     Query(Context, Queries, Done<Replies>),
-    Export(ChunkSink, Done<u32>),
+    Export(ChunkSink, Done<()>),
     Import(ImportChunk, Done<()>),
     IsLost(oneshot::Sender<bool>),
 }
@@ -88,7 +85,7 @@ impl GuestHandle {
         let gauge = Arc::clone(&memory_bytes);
         std::thread::Builder::new()
             .name(format!("guest-{name}"))
-            .stack_size(limits::GUEST_STACK_BYTES + HOST_STACK_BYTES)
+            .stack_size(limits::GUEST_STACK_BYTES + limits::HOST_STACK_BYTES)
             .spawn(move || run(&engine, &module, started, receiver, &gauge))
             .map_err(|error| Failure::Host(format!("cannot start a guest thread: {error}")))?;
         start.await.map_err(|_| gone())??;
@@ -105,8 +102,8 @@ impl GuestHandle {
         self.call(|done| Request::Query(context, queries, done)).await
     }
 
-    /// Has the guest serialize its state into `sink`; its schema version.
-    pub async fn export(&self, sink: ChunkSink) -> Result<u32, CallFailure> {
+    /// Has the guest serialize its state into `sink`.
+    pub async fn export(&self, sink: ChunkSink) -> Result<(), CallFailure> {
         self.call(|done| Request::Export(sink, done)).await
     }
 
