@@ -39,7 +39,7 @@ const PROFILE: [(&str, &str); 6] = [
 ];
 
 /// Builds every guest of this repository that is not up to date.
-pub fn build() -> Result<()> {
+pub(crate) fn build() -> Result<()> {
     for (name, folder) in GUESTS {
         let folder = root().join(folder);
         if is_current(&component(name), &folder)? {
@@ -51,7 +51,7 @@ pub fn build() -> Result<()> {
 }
 
 /// Builds the guest crate in `folder`, anywhere, and returns the component's path.
-pub fn build_folder(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn build_folder(folder: &Path) -> Result<PathBuf> {
     let folder =
         folder.canonicalize().with_context(|| format!("no folder {}", folder.display()))?;
     let name = folder.file_name().and_then(|name| name.to_str()).context("a folder has a name")?;
@@ -148,10 +148,15 @@ fn find_library(metadata: &serde_json::Value, manifest: &Path) -> Option<String>
 
 /// Wraps a core module, which carries its contract in a custom section, as a component.
 fn componentize(module: &[u8]) -> Result<Vec<u8>> {
+    let section = b"component-type:";
+    ensure!(
+        module.windows(section.len()).any(|bytes| bytes == section),
+        "the module does not say which world it is for: does the crate use `export!`?"
+    );
     wit_component::ComponentEncoder::default()
         .validate(true)
         .module(module)
-        .context("the module does not say which world it is for: does it use `export!`?")?
+        .context("the module is for no world that is known here")?
         .encode()
         .context("the module cannot be made a component")
 }
@@ -216,8 +221,11 @@ impl Toolchain {
         command
             .envs(PROFILE)
             .env("CARGO_ENCODED_RUSTFLAGS", remapped_paths()?)
-            .args(["build", "--release", "--lib", "--target", TARGET, "--manifest-path"])
+            .args(["rustc", "--release", "--lib", "--target", TARGET, "--manifest-path"])
             .arg(manifest)
+            // A crate may be an `rlib` too, for its tests. Asked for one alone, cargo builds std
+            // and all dependencies once for all guests instead of once for each kind.
+            .args(["--crate-type", "cdylib"])
             .arg("--target-dir")
             .arg(build_folder_path());
         if let Self::Debian { linker } = self {

@@ -21,7 +21,7 @@ const APT_SECONDS_MAX: u64 = 900;
 ///
 /// The first that works is enough: the target's standard library from rustup, else Debian's
 /// compiler for wasm.
-pub fn run(yes: bool) -> Result<()> {
+pub(crate) fn run(yes: bool) -> Result<()> {
     if Toolchain::find().is_ok() {
         return Ok(());
     }
