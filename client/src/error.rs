@@ -147,6 +147,7 @@ impl Error {
             reason::UNINITIALIZED,
             reason::OVERLOADED,
             reason::SHUTTING_DOWN,
+            reason::GUEST_RESTARTING,
             reason::UNREACHABLE,
         ];
         self.outcome == Outcome::NotApplied && REASONS.contains(&self.reason.as_str())

@@ -1,0 +1,302 @@
+//! The `Admin` service: machines, the cluster, snapshots.
+//!
+//! What changes something is passed on to the leader like a command; what only asks is answered by
+//! this node.
+
+use std::future::Future;
+
+use bytes::{Bytes, BytesMut};
+use lockstep_client::Client as LeaderClient;
+use lockstep_proto::v1;
+use lockstep_proto::v1::admin_server::Admin;
+use lockstep_proto::v1::upload_module_request::{Header, Part};
+use sha2::{Digest as _, Sha256};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::edge::{Origin, check_machine_name, invalid, too_large};
+use super::error::Error;
+use super::join::{self, Joining};
+use super::{Services, convert};
+use crate::config::limits;
+use crate::raft;
+use crate::types::{ModuleDigest, NodeId};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Admin for Services {
+    async fn upload_module(
+        &self,
+        request: Request<Streaming<v1::UploadModuleRequest>>,
+    ) -> Reply<v1::UploadModuleReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let module = receive_module(request.into_inner()).await?;
+        let result = self.replica.upload_module(module.clone(), origin.deadline).await;
+        let result = result.map(|digest| Bytes::copy_from_slice(&digest.0));
+        let forward = async |leader: LeaderClient| leader.upload_module(module).await;
+        let digest = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::UploadModuleReply { digest }))
+    }
+
+    async fn create_machine(
+        &self,
+        request: Request<v1::CreateMachineRequest>,
+    ) -> Reply<v1::CreateMachineReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let v1::CreateMachineRequest { name, module_digest } = request.into_inner();
+        check_machine_name(&name)?;
+        let digest = ModuleDigest::from_slice(&module_digest)
+            .ok_or_else(|| invalid("module_digest must be a SHA-256, 32 bytes"))?;
+        let result = self.replica.create_machine(&name, digest, origin.deadline).await;
+        let result = result.map(convert::machine);
+        let forward =
+            async |leader: LeaderClient| leader.create_machine(&name, module_digest).await;
+        let machine = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::CreateMachineReply { machine: Some(machine) }))
+    }
+
+    async fn list_machines(
+        &self,
+        _: Request<v1::ListMachinesRequest>,
+    ) -> Reply<v1::ListMachinesReply> {
+        let machines = self.replica.machines().into_iter().map(convert::machine).collect();
+        Ok(Response::new(v1::ListMachinesReply { machines }))
+    }
+
+    async fn describe_machine(
+        &self,
+        request: Request<v1::DescribeMachineRequest>,
+    ) -> Reply<v1::DescribeMachineReply> {
+        let name = request.into_inner().name;
+        check_machine_name(&name)?;
+        match self.replica.machines().into_iter().find(|machine| machine.name == name) {
+            Some(machine) => {
+                let machine = Some(convert::machine(machine));
+                Ok(Response::new(v1::DescribeMachineReply { machine }))
+            }
+            None => Err(Error::from(raft::Error::NoSuchMachine(name)).into()),
+        }
+    }
+
+    async fn remove_machine(
+        &self,
+        request: Request<v1::RemoveMachineRequest>,
+    ) -> Reply<v1::RemoveMachineReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let name = request.into_inner().name;
+        check_machine_name(&name)?;
+        let result = self.replica.remove_machine(&name, origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.remove_machine(&name).await;
+        self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::RemoveMachineReply {}))
+    }
+
+    async fn cluster_init(
+        &self,
+        _: Request<v1::ClusterInitRequest>,
+    ) -> Reply<v1::ClusterInitReply> {
+        let cluster = self.replica.init().await.map_err(Error::from)?;
+        let cluster_id = Bytes::copy_from_slice(&cluster.0);
+        Ok(Response::new(v1::ClusterInitReply { cluster_id }))
+    }
+
+    async fn cluster_add(
+        &self,
+        request: Request<v1::ClusterAddRequest>,
+    ) -> Reply<v1::ClusterAddReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let v1::ClusterAddRequest { client_addr, learner } = request.into_inner();
+        let result = match join::check_leads(&self.replica.status()) {
+            Ok(()) => self.add_node(&client_addr, learner, origin).await?,
+            Err(error) => Err(error),
+        };
+        let forward = async |leader: LeaderClient| leader.cluster_add(&client_addr, learner).await;
+        Ok(Response::new(self.or_forward(result, origin, forward).await?))
+    }
+
+    async fn cluster_promote(
+        &self,
+        request: Request<v1::ClusterPromoteRequest>,
+    ) -> Reply<v1::ClusterPromoteReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let node_id = request.into_inner().node_id;
+        let result = self.replica.promote(NodeId(node_id), origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.cluster_promote(node_id).await;
+        self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ClusterPromoteReply {}))
+    }
+
+    async fn cluster_remove(
+        &self,
+        request: Request<v1::ClusterRemoveRequest>,
+    ) -> Reply<v1::ClusterRemoveReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let node_id = request.into_inner().node_id;
+        let result = self.replica.remove(NodeId(node_id)).await;
+        let forward = async |leader: LeaderClient| leader.cluster_remove(node_id).await;
+        self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ClusterRemoveReply {}))
+    }
+
+    async fn cluster_transfer(
+        &self,
+        request: Request<v1::ClusterTransferRequest>,
+    ) -> Reply<v1::ClusterTransferReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let to = Some(request.into_inner().node_id).filter(|id| *id != 0);
+        let result = self.replica.transfer(to.map(NodeId), origin.deadline).await;
+        let result = result.map(|leader| leader.0);
+        let forward = async |leader: LeaderClient| leader.cluster_transfer(to).await;
+        let node_id = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ClusterTransferReply { node_id }))
+    }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Reply<v1::StatusReply> {
+        Ok(Response::new(convert::status(self.replica.status())))
+    }
+
+    async fn snapshot(&self, request: Request<v1::SnapshotRequest>) -> Reply<v1::SnapshotReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let result = self.replica.checkpoint(origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.snapshot().await;
+        let index = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::SnapshotReply { index }))
+    }
+}
+
+impl Services {
+    /// The result of this node's replica, or, where that says that another node leads, the
+    /// leader's.
+    async fn or_forward<T, F>(
+        &self,
+        result: Result<T, raft::Error>,
+        origin: Origin,
+        forward: impl FnOnce(LeaderClient) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, lockstep_client::Error>>,
+    {
+        let error = match result {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        match self.forward_address(&error, &origin) {
+            Some(address) => Ok(forward(self.forward.client(address, origin.remaining())?).await?),
+            None => Err(error.into()),
+        }
+    }
+
+    /// Adds the node at `client_addr`. The outer error is of the new node's making, the inner one
+    /// the replica's.
+    async fn add_node(
+        &self,
+        client_addr: &str,
+        learner: bool,
+        origin: Origin,
+    ) -> Result<Result<v1::ClusterAddReply, raft::Error>, Error> {
+        let theirs = join::ask(client_addr).await?;
+        let joining = join::examine(&self.replica.status(), client_addr, &theirs)?;
+        Ok(self.join(joining, learner, origin).await)
+    }
+
+    async fn join(
+        &self,
+        joining: Joining,
+        learner: bool,
+        origin: Origin,
+    ) -> Result<v1::ClusterAddReply, raft::Error> {
+        let node = match joining {
+            Joining::Voter(node) => {
+                return Ok(v1::ClusterAddReply { node_id: node.0, voter: true });
+            }
+            Joining::Learner(node) => node,
+            Joining::New(node, member) => {
+                self.replica.add_learner(node, member).await?;
+                node
+            }
+        };
+        if !learner {
+            self.replica.promote(node, origin.deadline).await?;
+        }
+        Ok(v1::ClusterAddReply { node_id: node.0, voter: !learner })
+    }
+}
+
+/// Receives a module whole and checks it against the header.
+async fn receive_module(mut parts: Streaming<v1::UploadModuleRequest>) -> Result<Bytes, Status> {
+    let Some(Part::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
+        return Err(invalid("the first message of an upload must be its header").into());
+    };
+    let mut upload = Upload::begin(header)?;
+    while let Some(message) = parts.message().await? {
+        match message.part {
+            Some(Part::Chunk(chunk)) => upload.append(&chunk)?,
+            _ => return Err(invalid("an upload has one header, then chunks").into()),
+        }
+    }
+    Ok(upload.finish()?)
+}
+
+/// A module on its way in. Invariant: never longer than its header says, which is within the limit.
+struct Upload {
+    digest: ModuleDigest,
+    length: usize,
+    bytes: BytesMut,
+}
+
+impl Upload {
+    fn begin(header: Header) -> Result<Self, Error> {
+        let digest = ModuleDigest::from_slice(&header.digest)
+            .ok_or_else(|| invalid("the digest must be a SHA-256, 32 bytes"))?;
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        if length > limits::MODULE_BYTES_MAX {
+            let limit = limits::MODULE_BYTES_MAX as u64;
+            return Err(too_large("the module", header.length, limit));
+        }
+        Ok(Self { digest, length, bytes: BytesMut::new() })
+    }
+
+    fn append(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        if self.bytes.len() + chunk.len() > self.length {
+            return Err(invalid("the module is longer than its header says"));
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Bytes, Error> {
+        if self.bytes.len() != self.length {
+            return Err(invalid("the module is shorter than its header says"));
+        }
+        if Sha256::digest(&self.bytes)[..] != self.digest.0 {
+            return Err(invalid("the module does not have the digest that its header says"));
+        }
+        Ok(self.bytes.freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(digest: impl Into<Bytes>, length: usize) -> Header {
+        Header { digest: digest.into(), length: length as u64 }
+    }
+
+    /// A module comes in whole, as its header says, or not at all.
+    #[test]
+    fn uploads_are_checked() {
+        let digest = Bytes::copy_from_slice(&Sha256::digest(b"module"));
+        let check = |header: Header, chunks: &[&[u8]]| {
+            let mut upload = Upload::begin(header)?;
+            chunks.iter().try_for_each(|chunk| upload.append(chunk))?;
+            upload.finish()
+        };
+        assert_eq!(check(header(digest.clone(), 6), &[b"mod", b"", b"ule"]).unwrap(), "module");
+        assert!(check(header(digest.clone(), 6), &[b"mod"]).is_err());
+        assert!(check(header(digest.clone(), 6), &[b"module", b"x"]).is_err());
+        assert!(check(header(digest.clone(), 6), &[b"moduLe"]).is_err());
+        assert!(check(header("short", 6), &[]).is_err());
+        assert!(check(header(digest, limits::MODULE_BYTES_MAX + 1), &[]).is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! The `Client` service: commands and queries.
+
+use std::pin::Pin;
+
+use futures::{Stream, StreamExt as _};
+use lockstep_proto::v1;
+use lockstep_proto::v1::client_server::Client;
+use lockstep_proto::v1::execute_stream_reply::Result as StreamResult;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Services;
+use super::edge::{self, Origin};
+use super::error::{Error, guest_reply};
+use super::pipeline::Pipeline;
+use crate::raft;
+
+#[tonic::async_trait]
+impl Client for Services {
+    type ExecuteStreamStream =
+        Pin<Box<dyn Stream<Item = Result<v1::ExecuteStreamReply, Status>> + Send>>;
+
+    async fn execute(
+        &self,
+        request: Request<v1::ExecuteRequest>,
+    ) -> Result<Response<v1::ExecuteReply>, Status> {
+        let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
+        let reply = self.execute_one(request.into_inner(), origin).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn execute_stream(
+        &self,
+        request: Request<Streaming<v1::ExecuteStreamRequest>>,
+    ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
+        let services = self.clone();
+        let timeout = self.options.request_timeout;
+        let origin = Origin::of_command(request.metadata(), timeout);
+        let mut stopping = self.stopping.subscribe();
+        let stop = async move {
+            // An error means that the services are gone, which is a stop too.
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        };
+        let replies = Pipeline::new(request.into_inner(), stop, move |item| {
+            let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
+            let origin = origin.within(timeout_ms, timeout);
+            let bytes = request.as_ref().map_or(0, |request| request.command.len());
+            let services = services.clone();
+            (bytes, async move { (bytes, services.execute_item(id, request, origin).await) })
+        });
+        Ok(Response::new(Box::pin(replies.map(Ok))))
+    }
+
+    async fn query(
+        &self,
+        request: Request<v1::QueryRequest>,
+    ) -> Result<Response<v1::QueryReply>, Status> {
+        let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
+        let reply = self.query_one(request.into_inner(), origin).await?;
+        Ok(Response::new(reply))
+    }
+}
+
+impl Services {
+    /// One command, by itself or of a stream. Up to the first await of the replica it runs in the
+    /// first poll, so that polling in order keeps the order.
+    async fn execute_one(
+        &self,
+        request: v1::ExecuteRequest,
+        origin: Origin,
+    ) -> Result<v1::ExecuteReply, Error> {
+        edge::check_execute(&request)?;
+        let v1::ExecuteRequest { machine, command, .. } = request;
+        let result = self.replica.execute(&machine, None, command.clone(), origin.deadline).await;
+        let raft::Executed { outcome, index } = match result {
+            Ok(executed) => executed,
+            Err(error) => match self.forward_address(&error, &origin) {
+                Some(leader) => {
+                    let timeout = origin.remaining();
+                    let executed = self.forward.execute(leader, &machine, command, timeout).await?;
+                    return Ok(v1::ExecuteReply {
+                        reply: executed.reply,
+                        rejected: executed.rejected,
+                        index: executed.index,
+                    });
+                }
+                None => return Err(error.into()),
+            },
+        };
+        let (reply, rejected) = guest_reply(outcome, &machine)?;
+        Ok(v1::ExecuteReply { reply, rejected, index })
+    }
+
+    async fn execute_item(
+        &self,
+        id: u64,
+        request: Option<v1::ExecuteRequest>,
+        origin: Origin,
+    ) -> v1::ExecuteStreamReply {
+        let result = match request {
+            Some(request) => self.execute_one(request, origin).await,
+            None => Err(edge::invalid("the message has an id and no request")),
+        };
+        let result = match result {
+            Ok(reply) => StreamResult::Reply(reply),
+            Err(error) => StreamResult::Failure(error.into_failure()),
+        };
+        v1::ExecuteStreamReply { id, result: Some(result) }
+    }
+
+    async fn query_one(
+        &self,
+        request: v1::QueryRequest,
+        origin: Origin,
+    ) -> Result<v1::QueryReply, Error> {
+        let consistency = edge::check_query(&request)?;
+        let v1::QueryRequest { machine, query, .. } = request;
+        let result =
+            self.replica.query(&machine, query.clone(), consistency, origin.deadline).await;
+        let raft::Answered { outcome, applied } = match result {
+            Ok(answered) => answered,
+            Err(error) => match self.forward_address(&error, &origin) {
+                Some(leader) => return self.forward_query(leader, &machine, query, origin).await,
+                None => return Err(error.into()),
+            },
+        };
+        let (reply, rejected) = guest_reply(outcome, &machine)?;
+        Ok(v1::QueryReply { reply, rejected, applied_index: applied })
+    }
+
+    /// Only a linearizable query meets a "not leader", so that is what is passed on.
+    async fn forward_query(
+        &self,
+        leader: &str,
+        machine: &str,
+        query: bytes::Bytes,
+        origin: Origin,
+    ) -> Result<v1::QueryReply, Error> {
+        let client = self.forward.client(leader, origin.remaining())?;
+        let linearizable = lockstep_client::Consistency::Linearizable;
+        let lockstep_client::Answered { reply, rejected, applied_index } =
+            client.query(machine, query, linearizable).await?;
+        Ok(v1::QueryReply { reply, rejected, applied_index })
+    }
+}

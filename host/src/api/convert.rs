@@ -1,0 +1,67 @@
+//! From the daemon's types to messages. One function per type; nothing here decides anything.
+
+use bytes::Bytes;
+use lockstep_proto::v1;
+use lockstep_proto::v1::status_reply::Role as WireRole;
+
+use crate::raft::status::{MachineStatus, NodeStatus, Role, Status};
+
+/// A machine.
+pub(super) fn machine(status: MachineStatus) -> v1::Machine {
+    v1::Machine {
+        name: status.name,
+        id: status.id.0,
+        module_digest: Bytes::copy_from_slice(&status.module.0),
+        guest_name: status.guest_name,
+        schema_version: status.schema_version,
+        uses_time: status.uses_time,
+        memory_bytes: status.memory_bytes,
+        applied_index: status.applied,
+        parked: status.parked.unwrap_or_default(),
+    }
+}
+
+/// A node's view of itself and the cluster. On the wire 0 stands for "none" in indexes and ids.
+pub(super) fn status(status: Status) -> v1::StatusReply {
+    v1::StatusReply {
+        node_id: status.node.0,
+        cluster_id: status.cluster.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0)),
+        incarnation: Bytes::copy_from_slice(&status.incarnation.0),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        engine_profile: status.engine_profile,
+        peer_addr: status.member.peer_addr,
+        client_addr: status.member.client_addr,
+        role: role(status.role).into(),
+        term: status.term,
+        leader_id: status.leader.map_or(0, |leader| leader.0),
+        last_log_index: status.last_log.unwrap_or(0),
+        committed_index: status.committed.unwrap_or(0),
+        applied_index: status.applied.unwrap_or(0),
+        snapshot_index: status.snapshot.unwrap_or(0),
+        purged_index: status.purged.unwrap_or(0),
+        nodes: status.nodes.into_iter().map(node).collect(),
+        machines: status.machines.into_iter().map(machine).collect(),
+        alarms: status.alarms,
+    }
+}
+
+fn role(role: Role) -> WireRole {
+    match role {
+        Role::Uninitialized => WireRole::Uninitialized,
+        Role::Learner => WireRole::Learner,
+        Role::Follower => WireRole::Follower,
+        Role::Candidate => WireRole::Candidate,
+        Role::Leader => WireRole::Leader,
+        Role::Stopped => WireRole::Stopped,
+    }
+}
+
+fn node(status: NodeStatus) -> v1::Node {
+    v1::Node {
+        node_id: status.node.0,
+        voter: status.voter,
+        peer_addr: status.member.peer_addr,
+        client_addr: status.member.client_addr,
+        matched_index: status.matched.unwrap_or(0),
+    }
+}

@@ -1,0 +1,218 @@
+//! What is checked of a request, once, before anything else looks at it: its deadline, its sizes,
+//! its names. Whoever gets what these functions return need not check it again.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use lockstep_client::FORWARDED_HEADER;
+use lockstep_proto::v1;
+use tonic::metadata::MetadataMap;
+
+use super::error::{Error, sessions_unsupported};
+use crate::config::limits;
+use crate::raft;
+
+/// No request may wait for longer, whatever it asks for.
+const COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// How long an admin request without a deadline of its own may take: modules are compiled.
+pub(super) const ADMIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// No admin request may wait for longer.
+pub(super) const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// The replica's deadline is a tenth earlier than the client's, at most by this, so that what is
+/// certain about the command reaches the client before it gives up.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(20);
+
+// The client library refuses what every node would refuse.
+const _: () = assert!(lockstep_client::COMMAND_BYTES_MAX == limits::COMMAND_BYTES_MAX);
+
+/// Where a request comes from and until when it must be answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Origin {
+    /// When the replica must have answered.
+    pub(super) deadline: Instant,
+    /// Another node passed it on: it goes no further.
+    pub(super) forwarded: bool,
+}
+
+impl Origin {
+    /// Of a command or query.
+    pub(super) fn of_command(metadata: &MetadataMap, default: Duration) -> Self {
+        Self::new(metadata, default, COMMAND_TIMEOUT_MAX)
+    }
+
+    /// Of an admin request.
+    pub(super) fn of_admin(metadata: &MetadataMap) -> Self {
+        Self::new(metadata, ADMIN_TIMEOUT, ADMIN_TIMEOUT_MAX)
+    }
+
+    fn new(metadata: &MetadataMap, default: Duration, max: Duration) -> Self {
+        let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+        let timeout = asked.and_then(parse_timeout).unwrap_or(default);
+        Self {
+            deadline: deadline_in(timeout.min(max)),
+            forwarded: metadata.contains_key(FORWARDED_HEADER),
+        }
+    }
+
+    /// What is left of it.
+    pub(super) fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// The same origin for one command of a stream, which has a time limit of its own; 0 stands
+    /// for the default.
+    pub(super) fn within(self, timeout_ms: u32, default: Duration) -> Self {
+        let timeout = match timeout_ms {
+            0 => default,
+            asked => Duration::from_millis(asked.into()),
+        };
+        Self { deadline: deadline_in(timeout.min(COMMAND_TIMEOUT_MAX)), ..self }
+    }
+}
+
+fn deadline_in(timeout: Duration) -> Instant {
+    Instant::now() + timeout - (timeout / 10).min(ANSWER_TIME_MAX)
+}
+
+/// Reads `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). `None`
+/// for anything else, as if it were absent.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (unit_at, unit) = text.char_indices().last()?;
+    let digits = &text[..unit_at];
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        'H' => Some(Duration::from_secs(value * 3600)),
+        'M' => Some(Duration::from_secs(value * 60)),
+        'S' => Some(Duration::from_secs(value)),
+        'm' => Some(Duration::from_millis(value)),
+        'u' => Some(Duration::from_micros(value)),
+        'n' => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+/// Checks a command.
+pub(super) fn check_execute(request: &v1::ExecuteRequest) -> Result<(), Error> {
+    if request.session.is_some() {
+        return Err(sessions_unsupported());
+    }
+    check_machine_name(&request.machine)?;
+    check_bytes("the command", &request.command)
+}
+
+/// Checks a query.
+pub(super) fn check_query(request: &v1::QueryRequest) -> Result<raft::Consistency, Error> {
+    check_machine_name(&request.machine)?;
+    check_bytes("the query", &request.query)?;
+    match v1::Consistency::try_from(request.consistency) {
+        Ok(v1::Consistency::Linearizable) => Ok(raft::Consistency::Linearizable),
+        Ok(v1::Consistency::Stale) => Ok(raft::Consistency::Stale),
+        Err(_) => Err(invalid(format!("consistency {} is not known", request.consistency))),
+    }
+}
+
+fn check_bytes(what: &'static str, bytes: &Bytes) -> Result<(), Error> {
+    match bytes.len() {
+        0 => Err(invalid(format!("{what} is empty"))),
+        length if length > limits::COMMAND_BYTES_MAX => {
+            Err(too_large(what, length as u64, limits::COMMAND_BYTES_MAX as u64))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A machine's name is 1 to 64 ASCII letters, digits, `-`, `_` and `.`, the first a letter or
+/// digit: it appears in command lines, logs and metrics.
+pub(super) fn check_machine_name(name: &str) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if starts_well && name.len() <= limits::MACHINE_NAME_BYTES_MAX && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "{name:?} cannot be a machine's name: use 1 to {} letters, digits, `-`, `_` and `.`, \
+         beginning with a letter or digit",
+        limits::MACHINE_NAME_BYTES_MAX
+    )))
+}
+
+/// A malformed request.
+pub(super) fn invalid(message: impl Into<String>) -> Error {
+    raft::Error::Invalid(message.into()).into()
+}
+
+/// Something over its limit, in bytes.
+pub(super) fn too_large(what: &'static str, length: u64, limit: u64) -> Error {
+    raft::Error::TooLarge { what, length, limit }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// grpc-timeout is read as the gRPC specification has it, and ignored when malformed.
+    #[test]
+    fn timeouts_are_parsed() {
+        let check = |text, expected| assert_eq!(parse_timeout(text), expected, "{text}");
+        check("1S", Some(Duration::from_secs(1)));
+        check("99999999H", Some(Duration::from_secs(99_999_999 * 3600)));
+        check("2M", Some(Duration::from_secs(120)));
+        check("50m", Some(Duration::from_millis(50)));
+        check("7u", Some(Duration::from_micros(7)));
+        check("0n", Some(Duration::ZERO));
+        for bad in ["", "S", "5", "-1S", "1s", "123456789S", "1.5S", "1\u{e9}"] {
+            check(bad, None);
+        }
+    }
+
+    /// The replica gets less time than the client gives, and never more than the maximum.
+    #[test]
+    fn deadlines_are_bounded() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("grpc-timeout", "1S".parse().unwrap());
+        let start = Instant::now();
+        let origin = Origin::of_command(&metadata, Duration::from_secs(5));
+        assert!(origin.deadline < start + Duration::from_secs(1));
+        metadata.insert("grpc-timeout", "9999H".parse().unwrap());
+        assert!(
+            Origin::of_command(&metadata, Duration::from_secs(5)).remaining()
+                <= COMMAND_TIMEOUT_MAX
+        );
+        assert!(!origin.forwarded);
+        metadata.insert(FORWARDED_HEADER, "1".parse().unwrap());
+        assert!(Origin::of_admin(&metadata).forwarded);
+    }
+
+    /// Names with odd characters, empty and too long ones are refused.
+    #[test]
+    fn machine_names() {
+        for good in ["kv", "a", "9", "my-machine_2.b", &"x".repeat(64)] {
+            assert!(check_machine_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", ".", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(65)] {
+            assert!(check_machine_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// Commands that are empty, too long, or in a session are refused before they go anywhere.
+    #[test]
+    fn commands_are_checked() {
+        let request = |length: usize| v1::ExecuteRequest {
+            machine: "kv".into(),
+            command: vec![b'x'; length].into(),
+            session: None,
+        };
+        assert!(check_execute(&request(1)).is_ok());
+        assert!(check_execute(&request(limits::COMMAND_BYTES_MAX)).is_ok());
+        assert!(check_execute(&request(0)).is_err());
+        assert!(check_execute(&request(limits::COMMAND_BYTES_MAX + 1)).is_err());
+        let with_session =
+            v1::ExecuteRequest { session: Some(v1::SessionSlot::default()), ..request(1) };
+        assert_eq!(check_execute(&with_session), Err(sessions_unsupported()));
+        let query = v1::QueryRequest { machine: "kv".into(), query: "x".into(), consistency: 9 };
+        assert!(check_query(&query).is_err());
+    }
+}

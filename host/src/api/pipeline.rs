@@ -1,0 +1,197 @@
+//! Many commands of one client under way at once. One task reads them, hands them on in the order
+//! read, and returns replies as they come; no task and no channel per command.
+//!
+//! Memory is bounded by not reading: while too much is under way, or the client does not take its
+//! replies, requests stay in the client's flow-control window.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::StreamExt as _;
+use futures::stream::{FuturesUnordered, Stream};
+
+/// Commands that one stream may have under way.
+const IN_FLIGHT_MAX: usize = 16_384;
+/// Bytes of commands that one stream may have under way (one command is always let in).
+const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
+
+/// The replies to a stream of requests. `S` gives requests; `B` begins one, and says how many bytes
+/// it has; `F` runs it, and says so again beside its reply.
+pub(super) struct Pipeline<S, B, F> {
+    /// `None` once no more will be read.
+    requests: Option<S>,
+    begin: B,
+    /// New futures are polled in the order pushed, since its ready queue is first in, first out:
+    /// that is the order in which commands enter the log.
+    running: FuturesUnordered<F>,
+    running_bytes: usize,
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<S, Q, B, F, R> Pipeline<S, B, F>
+where
+    S: Stream<Item = Result<Q, tonic::Status>> + Unpin,
+    B: FnMut(Q) -> (usize, F),
+    F: Future<Output = (usize, R)>,
+{
+    /// Runs what `begin` makes of each request. After `stop` it reads no more, and ends once what
+    /// is under way has been answered.
+    pub(super) fn new(
+        requests: S,
+        stop: impl Future<Output = ()> + Send + 'static,
+        begin: B,
+    ) -> Self {
+        Self {
+            requests: Some(requests),
+            begin,
+            running: FuturesUnordered::new(),
+            running_bytes: 0,
+            stop: Box::pin(stop),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.running.len() < IN_FLIGHT_MAX && self.running_bytes < IN_FLIGHT_BYTES_MAX
+    }
+
+    /// Starts as many requests as there are and as there is room for.
+    fn read(&mut self, context: &mut Context<'_>) {
+        if self.requests.is_some() && self.stop.as_mut().poll(context).is_ready() {
+            self.requests = None;
+        }
+        while self.has_room()
+            && let Some(requests) = &mut self.requests
+        {
+            match requests.poll_next_unpin(context) {
+                Poll::Pending => return,
+                Poll::Ready(Some(Ok(request))) => {
+                    let (bytes, running) = (self.begin)(request);
+                    self.running_bytes += bytes;
+                    self.running.push(running);
+                }
+                // The client has sent all it wanted, or is gone.
+                Poll::Ready(None | Some(Err(_))) => self.requests = None,
+            }
+        }
+    }
+}
+
+impl<S, Q, B, F, R> Stream for Pipeline<S, B, F>
+where
+    S: Stream<Item = Result<Q, tonic::Status>> + Unpin,
+    B: FnMut(Q) -> (usize, F) + Unpin,
+    F: Future<Output = (usize, R)>,
+{
+    type Item = R;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<R>> {
+        let this = &mut *self;
+        this.read(context);
+        match this.running.poll_next_unpin(context) {
+            Poll::Ready(Some((bytes, reply))) => {
+                this.running_bytes -= bytes;
+                Poll::Ready(Some(reply))
+            }
+            Poll::Ready(None) if this.requests.is_none() => Poll::Ready(None),
+            // With nothing under way there is room, so `read` waits for the next request.
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use futures::channel::{mpsc, oneshot};
+
+    use super::*;
+
+    type Request = Result<usize, tonic::Status>;
+
+    /// Commands begin in the order sent, and replies come as commands finish, not as sent.
+    #[tokio::test]
+    async fn replies_come_as_commands_finish() {
+        let (mut gates, waits): (Vec<_>, Vec<_>) =
+            (0..3).map(|_| oneshot::channel::<()>()).map(|(s, r)| (Some(s), Some(r))).unzip();
+        let mut waits = waits;
+        let requests = futures::stream::iter((0..3).map(Request::Ok));
+        let mut replies = Pipeline::new(requests, futures::future::pending(), move |request| {
+            let wait: Option<oneshot::Receiver<()>> = waits[request].take();
+            let running = async move {
+                let _ = wait.expect("each request comes once").await;
+                (1, request)
+            };
+            (1, running.boxed())
+        });
+        for request in [2, 0, 1] {
+            gates[request].take().unwrap().send(()).unwrap();
+            assert_eq!(replies.next().await, Some(request));
+        }
+        assert_eq!(replies.next().await, None);
+    }
+
+    /// First polls, which put commands into the log, happen in the order sent, however many wait.
+    #[tokio::test]
+    async fn commands_start_in_order() {
+        let started = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let requests = futures::stream::iter((0..5000).map(Request::Ok));
+        let log = std::sync::Arc::clone(&started);
+        let replies = Pipeline::new(requests, futures::future::pending(), move |request| {
+            let log = std::sync::Arc::clone(&log);
+            let running = async move {
+                log.lock().unwrap().push(request);
+                tokio::task::yield_now().await;
+                (1, request)
+            };
+            (1, running.boxed())
+        });
+        assert_eq!(replies.count().await, 5000);
+        assert_eq!(*started.lock().unwrap(), (0..5000).collect::<Vec<_>>());
+    }
+
+    /// While too many bytes are under way, nothing more is read; it goes on when there is room.
+    #[tokio::test]
+    async fn too_much_under_way_stops_reading() {
+        let (gate, opened) = oneshot::channel::<()>();
+        let opened = opened.shared();
+        let (requests, received) = mpsc::unbounded();
+        for request in 0..10 {
+            requests.unbounded_send(Request::Ok(request)).unwrap();
+        }
+        drop(requests);
+        let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = std::sync::Arc::clone(&begun);
+        let bytes = IN_FLIGHT_BYTES_MAX / 2;
+        let mut replies = Pipeline::new(received, futures::future::pending(), move |request| {
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let opened = opened.clone();
+            (bytes, async move { (bytes, (opened.await, request)) }.boxed())
+        });
+        assert!(replies.next().now_or_never().is_none());
+        assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), 2);
+        gate.send(()).unwrap();
+        assert_eq!(replies.count().await, 10);
+    }
+
+    /// After a stop nothing more is read, and what is under way is still answered.
+    #[tokio::test]
+    async fn a_stop_lets_commands_finish() {
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (gate, opened) = oneshot::channel::<()>();
+        let opened = opened.shared();
+        let (requests, received) = mpsc::unbounded();
+        requests.unbounded_send(Request::Ok(1)).unwrap();
+        let mut replies = Pipeline::new(received, stopped.map(|_| ()), move |request| {
+            let opened = opened.clone();
+            (1, async move { (1, (opened.await.is_ok(), request)) }.boxed())
+        });
+        assert!(replies.next().now_or_never().is_none());
+        stop.send(()).unwrap();
+        assert!(replies.next().now_or_never().is_none());
+        requests.unbounded_send(Request::Ok(2)).unwrap();
+        gate.send(()).unwrap();
+        assert_eq!(replies.next().await, Some((true, 1)));
+        assert_eq!(replies.next().await, None);
+    }
+}
