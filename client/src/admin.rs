@@ -1,0 +1,155 @@
+//! What operators ask: machines, the cluster, snapshots. Thin: one function for each method of the
+//! `Admin` service, with the client's routes, retries and deadlines.
+
+use bytes::Bytes;
+use lockstep_proto::v1;
+use lockstep_proto::v1::admin_client::AdminClient;
+use lockstep_proto::v1::upload_module_request::{Header, Part};
+use sha2::{Digest as _, Sha256};
+use tonic::transport::Channel;
+
+use crate::client::{Client, Options};
+use crate::error::Error;
+use crate::routes::Route;
+
+/// Bytes of a module in one message of an upload.
+pub const UPLOAD_CHUNK_BYTES: usize = 256 << 10;
+
+/// How long an admin call that changes the cluster or a machine may take.
+fn long(options: &Options) -> std::time::Duration {
+    options.admin_timeout
+}
+
+/// How long one that only asks may take.
+fn short(options: &Options) -> std::time::Duration {
+    options.timeout
+}
+
+/// One admin method: sends `$message` by `$route`, and unwraps the reply. A macro because each
+/// method of the generated client is a function of its own type.
+macro_rules! admin {
+    ($client:expr, $route:expr, read: $read:expr, $timeout:expr, $method:ident($message:expr)) => {{
+        let call = $client.call_for($route, $read, $timeout($client.options()));
+        let message = $message;
+        let attempt = async |channel: Channel| {
+            AdminClient::new(channel).$method(call.request(message.clone())).await
+        };
+        $client.call(call, attempt).await?.into_inner()
+    }};
+}
+
+impl Client {
+    /// Sends a module to the cluster, which checks it, stages it on every node and has every voter
+    /// compile it. Returns its SHA-256, by which [`Client::create_machine`] names it.
+    pub async fn upload_module(&self, module: impl Into<Bytes>) -> Result<Bytes, Error> {
+        let module: Bytes = module.into();
+        let digest = Bytes::copy_from_slice(&Sha256::digest(&module));
+        let header = Header {
+            digest,
+            length: u64::try_from(module.len()).expect("a length fits in 64 bits"),
+        };
+        let call = self.call_for(Route::Leader, false, long(self.options()));
+        let attempt = async |channel: Channel| {
+            let parts = upload_parts(header.clone(), module.clone());
+            let request = call.request(futures::stream::iter(parts));
+            AdminClient::new(channel).upload_module(request).await
+        };
+        Ok(self.call(call, attempt).await?.into_inner().digest)
+    }
+
+    /// Creates a machine on an uploaded module.
+    pub async fn create_machine(
+        &self,
+        name: &str,
+        module_digest: Bytes,
+    ) -> Result<v1::Machine, Error> {
+        let message = v1::CreateMachineRequest { name: name.to_owned(), module_digest };
+        let reply = admin!(self, Route::Leader, read: false, long, create_machine(message));
+        Ok(reply.machine.unwrap_or_default())
+    }
+
+    /// The machines, by name, as the asked node has applied them.
+    pub async fn list_machines(&self) -> Result<Vec<v1::Machine>, Error> {
+        let message = v1::ListMachinesRequest {};
+        let reply = admin!(self, Route::Leader, read: true, short, list_machines(message));
+        Ok(reply.machines)
+    }
+
+    /// One machine, as the asked node has applied it.
+    pub async fn describe_machine(&self, name: &str) -> Result<v1::Machine, Error> {
+        let message = v1::DescribeMachineRequest { name: name.to_owned() };
+        let reply = admin!(self, Route::Leader, read: true, short, describe_machine(message));
+        Ok(reply.machine.unwrap_or_default())
+    }
+
+    /// Removes a machine and its state.
+    pub async fn remove_machine(&self, name: &str) -> Result<(), Error> {
+        let message = v1::RemoveMachineRequest { name: name.to_owned() };
+        admin!(self, Route::Leader, read: false, long, remove_machine(message));
+        Ok(())
+    }
+
+    /// Makes the node at the first endpoint a cluster of one; returns the cluster's id, 16 bytes.
+    pub async fn cluster_init(&self) -> Result<Bytes, Error> {
+        let message = v1::ClusterInitRequest {};
+        let reply = admin!(self, Route::First, read: false, long, cluster_init(message));
+        Ok(reply.cluster_id)
+    }
+
+    /// Adds the node that serves clients at `client_addr`. It becomes a voter once it has caught
+    /// up, unless `learner`.
+    pub async fn cluster_add(
+        &self,
+        client_addr: &str,
+        learner: bool,
+    ) -> Result<v1::ClusterAddReply, Error> {
+        let message = v1::ClusterAddRequest { client_addr: client_addr.to_owned(), learner };
+        Ok(admin!(self, Route::Leader, read: false, long, cluster_add(message)))
+    }
+
+    /// Makes a learner a voter, once it has caught up.
+    pub async fn cluster_promote(&self, node_id: u64) -> Result<(), Error> {
+        let message = v1::ClusterPromoteRequest { node_id };
+        admin!(self, Route::Leader, read: false, long, cluster_promote(message));
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster.
+    pub async fn cluster_remove(&self, node_id: u64) -> Result<(), Error> {
+        let message = v1::ClusterRemoveRequest { node_id };
+        admin!(self, Route::Leader, read: false, long, cluster_remove(message));
+        Ok(())
+    }
+
+    /// Hands leadership to a voter, or to the most caught up one; returns the new leader's id.
+    pub async fn cluster_transfer(&self, node_id: Option<u64>) -> Result<u64, Error> {
+        let message = v1::ClusterTransferRequest { node_id: node_id.unwrap_or(0) };
+        let reply = admin!(self, Route::Leader, read: false, long, cluster_transfer(message));
+        Ok(reply.node_id)
+    }
+
+    /// What one node, at one of the endpoints given, knows of itself and its cluster.
+    pub async fn status(&self) -> Result<v1::StatusReply, Error> {
+        let message = v1::StatusRequest {};
+        Ok(admin!(self, Route::Any, read: true, short, status(message)))
+    }
+
+    /// Makes the cluster take a checkpoint and waits until the leader's snapshot of it is on disk;
+    /// returns its log index.
+    pub async fn snapshot(&self) -> Result<u64, Error> {
+        let message = v1::SnapshotRequest {};
+        Ok(admin!(self, Route::Leader, read: false, long, snapshot(message)).index)
+    }
+}
+
+fn upload_parts(
+    header: Header,
+    module: Bytes,
+) -> impl Iterator<Item = v1::UploadModuleRequest> + Send + 'static {
+    let header = std::iter::once(Part::Header(header));
+    let chunks = (0..module.len()).step_by(UPLOAD_CHUNK_BYTES).map(move |start| {
+        let end = (start + UPLOAD_CHUNK_BYTES).min(module.len());
+        Part::Chunk(module.slice(start..end))
+    });
+    header.chain(chunks).map(|part| v1::UploadModuleRequest { part: Some(part) })
+}

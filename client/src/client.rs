@@ -1,0 +1,267 @@
+//! `Client`: one handle on a cluster, cheap to clone, for many tasks at once.
+//!
+//! Invariant: a command is sent again only after an error that says NOT_APPLIED.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_proto::v1;
+use lockstep_proto::v1::client_client::ClientClient;
+use tokio::time::{Instant, timeout_at};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::error::{Error, is_broken_connection};
+use crate::reason;
+use crate::retry::Retry;
+use crate::routes::{Link, Route, Routes};
+use crate::stream::Stream;
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// TCP connections to each node. One is enough for hundreds of callers; more let a server with
+    /// idle cores read them in parallel.
+    pub connections: usize,
+    /// How long a command or query may take, retries included.
+    pub timeout: Duration,
+    /// How long an admin call may take, retries included: a module is compiled meanwhile.
+    pub admin_timeout: Duration,
+    /// How long one attempt to connect may take.
+    pub connect_timeout: Duration,
+    /// Commands that one [`Stream`] may have under way; more wait for a place.
+    pub stream_in_flight_max: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            connections: 1,
+            timeout: Duration::from_secs(5),
+            admin_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(1),
+            stream_in_flight_max: 16_384,
+        }
+    }
+}
+
+/// A guest's reply to a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// What the guest answered.
+    pub reply: Bytes,
+    /// The guest says that it refused the command.
+    pub rejected: bool,
+    /// Index of the log entry that held the command.
+    pub index: u64,
+}
+
+impl From<v1::ExecuteReply> for Executed {
+    fn from(reply: v1::ExecuteReply) -> Self {
+        Self { reply: reply.reply, rejected: reply.rejected, index: reply.index }
+    }
+}
+
+/// A guest's reply to a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What the guest answered.
+    pub reply: Bytes,
+    /// The guest says that it refused the query.
+    pub rejected: bool,
+    /// The machine had applied the log up to here.
+    pub applied_index: u64,
+}
+
+/// How fresh the answer to a query must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Reflects every command acknowledged before the query was sent.
+    #[default]
+    Linearizable,
+    /// Whatever the asked node, one of the endpoints given, has applied.
+    Stale,
+}
+
+/// A client of one cluster.
+#[derive(Clone)]
+pub struct Client {
+    routes: Arc<Routes>,
+    options: Options,
+}
+
+/// One call, whatever it asks.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) route: Route,
+    /// It changes nothing, so that repeating it is safe whatever became of it.
+    pub(crate) read: bool,
+    pub(crate) deadline: Instant,
+}
+
+impl Call {
+    /// Wraps a message with what is left of the deadline (`grpc-timeout`).
+    pub(crate) fn request<M>(&self, message: M) -> Request<M> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        request
+    }
+}
+
+impl Client {
+    /// A client for the cluster that has these endpoints, each `host:port`. It dials at first use;
+    /// the errors of this function are about the addresses themselves.
+    pub fn connect<I>(endpoints: I) -> Result<Self, Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        Self::with_options(endpoints, Options::default())
+    }
+
+    /// The same, with options.
+    pub fn with_options<I>(endpoints: I, options: Options) -> Result<Self, Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<String>,
+    {
+        let endpoints = endpoints.into_iter().map(Into::into).collect();
+        Ok(Self { routes: Arc::new(Routes::new(endpoints, options.clone())?), options })
+    }
+
+    /// The same client, on the same connections, whose calls of every kind take `timeout` at most.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        let options = Options { timeout, admin_timeout: timeout, ..self.options.clone() };
+        Self { routes: Arc::clone(&self.routes), options }
+    }
+
+    /// Orders one command and waits for the guest's reply to it.
+    pub async fn execute(
+        &self,
+        machine: &str,
+        command: impl Into<Bytes>,
+    ) -> Result<Executed, Error> {
+        let message = v1::ExecuteRequest {
+            machine: machine.to_owned(),
+            command: command.into(),
+            session: None,
+        };
+        let call = self.call_for(Route::Leader, false, self.options.timeout);
+        let attempt = async |channel| {
+            let mut service = ClientClient::new(channel);
+            service.execute(call.request(message.clone())).await
+        };
+        let reply = self.call(call, attempt).await?;
+        Ok(reply.into_inner().into())
+    }
+
+    /// Asks a machine without changing it.
+    pub async fn query(
+        &self,
+        machine: &str,
+        query: impl Into<Bytes>,
+        consistency: Consistency,
+    ) -> Result<Answered, Error> {
+        let (route, wire) = match consistency {
+            Consistency::Linearizable => (Route::Leader, v1::Consistency::Linearizable),
+            Consistency::Stale => (Route::Any, v1::Consistency::Stale),
+        };
+        let message = v1::QueryRequest {
+            machine: machine.to_owned(),
+            query: query.into(),
+            consistency: wire.into(),
+        };
+        let call = self.call_for(route, true, self.options.timeout);
+        let attempt = async |channel| {
+            let mut service = ClientClient::new(channel);
+            service.query(call.request(message.clone())).await
+        };
+        let v1::QueryReply { reply, rejected, applied_index } =
+            self.call(call, attempt).await?.into_inner();
+        Ok(Answered { reply, rejected, applied_index })
+    }
+
+    /// Opens a pipelined stream of commands, for many callers at once. Each call of this function
+    /// opens another one. Must be called within a tokio runtime, which runs the stream.
+    pub fn stream(&self) -> Stream {
+        Stream::open(self.clone())
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    pub(crate) fn call_for(&self, route: Route, read: bool, timeout: Duration) -> Call {
+        Call { route, read, deadline: Instant::now() + timeout }
+    }
+
+    /// Makes attempts until one succeeds, fails for good, or the deadline leaves no time for
+    /// another; then the last error says why.
+    pub(crate) async fn call<T, F>(
+        &self,
+        call: Call,
+        mut attempt: impl FnMut(Channel) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut retry = Retry::new();
+        loop {
+            let link = self.routes.link(call.route);
+            let error = match self.once(&link, call.deadline, &mut attempt).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            self.routes.learn(&link, &error);
+            if !self.may_repeat(call, &error) || !retry.pause(&error, call.deadline).await {
+                return Err(error);
+            }
+        }
+    }
+
+    fn may_repeat(&self, call: Call, error: &Error) -> bool {
+        // A lone node that is in no cluster will not get into one by waiting.
+        if error.reason == reason::UNINITIALIZED && !self.routes.has_others() {
+            return false;
+        }
+        error.is_transient() || (call.read && error.is_transient_for_reads())
+    }
+
+    async fn once<T, F>(
+        &self,
+        link: &Link,
+        deadline: Instant,
+        attempt: &mut impl FnMut(Channel) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let connections = match timeout_at(deadline, link.connections()).await {
+            Ok(Ok(connections)) => connections,
+            Ok(Err(error)) => {
+                self.routes.forget(link);
+                return Err(error);
+            }
+            Err(_) => {
+                let text = format!("no connection to {} before the deadline", link.address);
+                return Err(Error::unreachable(text));
+            }
+        };
+        match timeout_at(deadline, attempt(connections.channel())).await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(status)) => {
+                if is_broken_connection(&status) {
+                    self.routes.forget(link);
+                }
+                Err(Error::from_status(&status))
+            }
+            Err(_) => Err(Error::deadline_after_sending()),
+        }
+    }
+}
