@@ -10,7 +10,7 @@ use crate::{run, tidy};
 
 /// Builds everything and runs all tests, or those that the arguments select.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
-    run::guests()?;
+    run::guests(&[])?;
     step::run(
         "building the daemon and the tests (some minutes the first time)",
         step::cargo(&["build", "--workspace", "--all-targets"]),

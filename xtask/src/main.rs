@@ -11,6 +11,7 @@ mod setup;
 mod step;
 mod tidy;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -50,8 +51,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Builds the guests into `target/guests`.
-    Guests,
+    /// Builds the guests of this repository, or those in the folders given, into `target/guests`.
+    Guests {
+        /// Folders of guest crates of your own.
+        folders: Vec<PathBuf>,
+    },
     /// Installs what is missing to build guests, after asking.
     Setup {
         /// Goes ahead without asking.
@@ -68,7 +72,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => check::test(&arguments),
         Task::Ci => check::ci(),
         Task::Bench { arguments } => run::bench(&arguments),
-        Task::Guests => run::guests(),
+        Task::Guests { folders } => run::guests(&folders),
         Task::Setup { yes } => setup::run(yes),
         Task::Tidy => tidy::run(),
     };

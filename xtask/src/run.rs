@@ -4,6 +4,7 @@
 //! status are then the program's own, with nothing in between to lose them.
 
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -16,7 +17,7 @@ const COMPILER: &str = "the compiler's message is above; a missing linker is ins
 
 /// Runs the main job: a node, or a cluster, with the reference guest in it.
 pub(crate) fn dev(arguments: &[String]) -> Result<()> {
-    guests()?;
+    guests(&[])?;
     build_release(&["lockstep-host"])?;
     let guest = step::target().join("guests/guest-kv.wasm");
     let mut lockstep = Command::new(step::target().join("release/lockstep"));
@@ -26,19 +27,23 @@ pub(crate) fn dev(arguments: &[String]) -> Result<()> {
 
 /// Measures whole clusters of release builds.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
-    guests()?;
+    guests(&[])?;
     build_release(&["lockstep-host", "lockstep-bench"])?;
     let mut bench = Command::new(step::target().join("release/lockstep-bench"));
     bench.args(arguments).current_dir(step::workspace());
     become_program("starting lockstep-bench", bench)
 }
 
-/// Builds the guests, after installing what is missing to build them.
-pub(crate) fn guests() -> Result<()> {
+/// Builds the guests of the repository, or those in `folders`, after installing what is missing to
+/// build them.
+pub(crate) fn guests(folders: &[PathBuf]) -> Result<()> {
     say("looking for a WebAssembly toolchain");
     setup::run(false)?;
     say("building the guests");
-    guests::build()
+    if folders.is_empty() {
+        return guests::build();
+    }
+    folders.iter().try_for_each(|folder| guests::build_folder(folder).map(drop))
 }
 
 fn build_release(packages: &[&str]) -> Result<()> {
