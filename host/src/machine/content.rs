@@ -16,7 +16,6 @@ use super::guest_thread::{CallFailure, ImportChunk};
 use super::machines::{Environment, Machines};
 use super::tables::MachineRecord;
 use crate::types::{LogIndex, MachineId, ModuleDigest};
-use crate::wasm::Failure;
 
 /// Section of a module: a chunk with its `ModuleHead`, then its bytes, all or those staged so far.
 pub const SECTION_MODULE: u8 = 1;

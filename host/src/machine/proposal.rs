@@ -31,7 +31,6 @@ mod kind {
     // 9 OpenSession, 10 KeepAlive, 11 ExpireSessions
     pub(super) const CHECKPOINT: u8 = 12;
     // 13 CheckpointReport, 14 SetLimits, 15 EngineProfile, 16 Seal
-    pub(super) const LAST_RESERVED: u8 = 16;
 }
 
 /// One log entry of the replicated state machine. Membership and blank entries are openraft's.
@@ -310,7 +309,7 @@ mod tests {
     /// An entry of a kind reserved for later versions is told apart from damage.
     #[test]
     fn a_reserved_kind_is_unknown_not_malformed() {
-        for (version, kind) in [(VERSION, kind::LAST_RESERVED), (VERSION, 6), (VERSION + 1, 1)] {
+        for (version, kind) in [(VERSION, 16), (VERSION, 6), (VERSION + 1, 1)] {
             let mut bytes = Proposal::Checkpoint.encode().to_vec();
             bytes[2] = version;
             bytes[3] = kind;

@@ -1,6 +1,6 @@
 //! The host's side of `wit/guest.wit`, generated.
 
-#![expect(unreachable_pub, clippy::all, reason = "generated code")]
+#![expect(clippy::all, reason = "generated code")]
 
 wasmtime::component::bindgen!({
     path: "../wit",

@@ -163,6 +163,7 @@ fn config() -> wasmtime::Result<Config> {
         .cranelift_nan_canonicalization(true)
         .consume_fuel(true)
         .max_wasm_stack(limits::GUEST_STACK_BYTES)
+        .async_stack_size(limits::GUEST_STACK_BYTES + limits::HOST_STACK_BYTES)
         .memory_reservation(MEMORY_RESERVATION_BYTES)
         .memory_may_move(false)
         .memory_init_cow(false)
