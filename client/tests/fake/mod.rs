@@ -1,4 +1,6 @@
 //! A node for tests: a real gRPC server in this process whose answers, and failures, a test scripts.
+//! The tests of the command line include this file too.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,6 +21,8 @@ use v1::execute_stream_reply::Result as StreamResult;
 pub enum Answer {
     /// Replies with the command's own bytes.
     Echo,
+    /// Replies with these bytes.
+    Say(&'static [u8]),
     /// Fails: gRPC code, reason, outcome, leader's address.
     Fail(Code, &'static str, &'static str, Option<String>),
     /// Ends the connection's stream, or the call, without details.
@@ -76,6 +80,7 @@ impl Service {
     async fn unary(&self, command: bytes::Bytes) -> Result<bytes::Bytes, Status> {
         match self.answer(&command) {
             Answer::Echo => Ok(command),
+            Answer::Say(reply) => Ok(bytes::Bytes::from_static(reply)),
             Answer::Fail(code, reason, outcome, leader) => {
                 let info = ErrorInfo {
                     reason: reason.to_owned(),
@@ -138,6 +143,11 @@ impl Service {
     ) -> Option<Result<v1::ExecuteStreamReply, Status>> {
         let command = item.request.unwrap().command;
         let result = match self.answer(&command) {
+            Answer::Say(reply) => StreamResult::Reply(v1::ExecuteReply {
+                reply: bytes::Bytes::from_static(reply),
+                rejected: false,
+                index: 1,
+            }),
             Answer::Echo => {
                 StreamResult::Reply(v1::ExecuteReply { reply: command, rejected: false, index: 1 })
             }
