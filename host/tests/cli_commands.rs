@@ -27,11 +27,11 @@ async fn lockstep(arguments: &[&str], input: &[u8]) -> Ran {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .unwrap();
+        .expect("cargo built the program");
     // A program that does not read its input may have ended already.
-    let _ = process.stdin.take().unwrap().write_all(input).await;
-    let output = process.wait_with_output().await.unwrap();
-    let err = String::from_utf8(output.stderr).unwrap();
+    let _ = process.stdin.take().expect("it is piped").write_all(input).await;
+    let output = process.wait_with_output().await.expect("it was started");
+    let err = String::from_utf8(output.stderr).expect("messages are text");
     Ran { code: output.status.code(), out: output.stdout, err }
 }
 

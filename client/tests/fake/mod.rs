@@ -18,7 +18,7 @@ use v1::execute_stream_reply::Result as StreamResult;
 
 /// What a node does with the command that it is given.
 #[derive(Clone)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Replies with the command's own bytes.
     Echo,
     /// Replies with these bytes.
@@ -31,12 +31,12 @@ pub enum Answer {
     Hang,
 }
 
-pub type Script = Arc<dyn Fn(usize, &[u8]) -> Answer + Send + Sync>;
+pub(crate) type Script = Arc<dyn Fn(usize, &[u8]) -> Answer + Send + Sync>;
 
 /// A running node; it stops when dropped.
-pub struct Node {
-    pub address: String,
-    pub calls: Arc<AtomicUsize>,
+pub(crate) struct Node {
+    pub(crate) address: String,
+    pub(crate) calls: Arc<AtomicUsize>,
     server: AbortHandle,
 }
 
@@ -48,10 +48,13 @@ impl Drop for Node {
 
 impl Node {
     /// Starts a node that answers its n-th command, from 0, as the script says.
-    pub async fn start(script: impl Fn(usize, &[u8]) -> Answer + Send + Sync + 'static) -> Self {
-        let address: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
+    pub(crate) async fn start(
+        script: impl Fn(usize, &[u8]) -> Answer + Send + Sync + 'static,
+    ) -> Self {
+        let address: SocketAddr = ([127, 0, 0, 1], 0).into();
+        let listener =
+            tokio::net::TcpListener::bind(address).await.expect("loopback has a free port");
+        let address = listener.local_addr().expect("it is bound").to_string();
         let calls = Arc::new(AtomicUsize::new(0));
         let service = Service { script: Arc::new(script), calls: Arc::clone(&calls) };
         let server = tonic::transport::Server::builder()
@@ -61,7 +64,7 @@ impl Node {
     }
 
     /// How many commands and queries it was given.
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
     }
 }
@@ -127,8 +130,7 @@ impl Client for Service {
     ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
         let service = self.clone();
         let replies = request.into_inner().filter_map(move |item| {
-            let reply =
-                item.map(|item| service.item(item)).unwrap_or_else(|error| Some(Err(error)));
+            let reply = item.map_or_else(|error| Some(Err(error)), |item| service.item(item));
             std::future::ready(reply)
         });
         // The error item is the last one: tonic ends the stream with it.
@@ -141,7 +143,7 @@ impl Service {
         &self,
         item: v1::ExecuteStreamRequest,
     ) -> Option<Result<v1::ExecuteStreamReply, Status>> {
-        let command = item.request.unwrap().command;
+        let command = item.request.expect("the client sends one").command;
         let result = match self.answer(&command) {
             Answer::Say(reply) => StreamResult::Reply(v1::ExecuteReply {
                 reply: bytes::Bytes::from_static(reply),
