@@ -44,6 +44,8 @@ pub const REFUSED: &str = "REFUSED";
 pub const PARKED: &str = "PARKED";
 /// The machine applies nothing since an earlier failure of its guest.
 pub const MACHINE_PARKED: &str = "MACHINE_PARKED";
+/// The guest of the machine is being rebuilt after a failed query: try again.
+pub const GUEST_RESTARTING: &str = "GUEST_RESTARTING";
 /// The guest trapped.
 pub const GUEST_TRAP: &str = "GUEST_TRAP";
 /// The guest used more fuel than its limit.

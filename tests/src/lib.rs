@@ -1,1 +1,25 @@
-//! x
+//! What the tests of whole clusters are written with. Everything is driven from outside, as an
+//! operator and a client would: real `lockstep` processes, real sockets, real files.
+//!
+//! - [`cluster`]: nodes that belong together, their membership, and what is printed on failure.
+//! - [`node`]: one process: started, killed, stopped, paused, asked for its status.
+//! - [`link`]: the way from one node to another, which can be cut and healed.
+//! - [`load`]: writers that know what they were promised, and check that it was kept.
+//! - [`kv`]: commands and replies of the reference guest.
+//! - [`program`]: the binary, the guests, and calls of the command line.
+//! - [`files`]: damage to data folders, done offline.
+//! - [`wait`]: the one way to wait: for a condition, with a deadline.
+//! - [`ports`], [`seed`]: what runs of tests must not share, and what a replay needs.
+//!
+//! Nothing here is lenient: a helper that cannot do its part panics and says why.
+
+pub mod cluster;
+pub mod files;
+pub mod kv;
+pub mod link;
+pub mod load;
+pub mod node;
+pub mod ports;
+pub mod program;
+pub mod seed;
+pub mod wait;

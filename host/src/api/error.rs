@@ -102,6 +102,8 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
         Refused(_) => (Code::FailedPrecondition, reason::REFUSED),
         AlreadyInitialized(_) => (Code::FailedPrecondition, reason::ALREADY_INITIALIZED),
         Parked(_) => (Code::FailedPrecondition, reason::PARKED),
+        MachineParked { .. } => (Code::FailedPrecondition, reason::MACHINE_PARKED),
+        GuestRestarting => (Code::Unavailable, reason::GUEST_RESTARTING),
         DeadlineBeforeProposal | DeadlineAfterProposal => {
             (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED)
         }
@@ -188,6 +190,13 @@ mod tests {
                 not_applied,
             ),
             (NoSuchMachine("x".into()), Code::NotFound, "NO_SUCH_MACHINE", not_applied),
+            (
+                MachineParked { machine: "x".into(), reason: "y".into() },
+                Code::FailedPrecondition,
+                "MACHINE_PARKED",
+                not_applied,
+            ),
+            (GuestRestarting, Code::Unavailable, "GUEST_RESTARTING", not_applied),
             (MachineExists("x".into()), Code::AlreadyExists, "MACHINE_EXISTS", not_applied),
             (ModuleRefused("x".into()), Code::InvalidArgument, "MODULE_REFUSED", not_applied),
             (ModuleNotReady("x".into()), Code::FailedPrecondition, "MODULE_NOT_READY", not_applied),

@@ -12,6 +12,7 @@ mod error;
 mod forward;
 mod health;
 mod join;
+pub mod peer;
 mod pipeline;
 
 use std::future::Future;

@@ -1,12 +1,67 @@
-//! What is replicated beside guest memory: modules, machines, sessions, and the apply of an entry.
+//! What is replicated beside guest memory: modules, machines, sessions, and the apply of one
+//! entry. Knows `wasm` and `types`, not the log, the disk or the network.
 
-use crate::types::Outcome;
+mod batch;
+mod compiled;
+pub mod content;
+mod directory;
+mod guest_thread;
+mod library;
+mod machines;
+pub mod proposal;
+mod tables;
 
-/// What an applied entry came to.
+pub use batch::Batch;
+pub use compiled::CompiledModules;
+pub use directory::{Directory, Published, View};
+pub use guest_thread::{CallFailure, GuestHandle, Queries};
+pub use library::{MemoryLibrary, ModuleLibrary};
+pub use machines::{Environment, Machines, describe};
+pub(crate) use machines::{outcome_of, push_replies};
+pub use proposal::Proposal;
+pub use tables::{ModuleRecord, Refusal, check_machine_name};
+
+use crate::types::{MachineId, Outcome};
+
+/// What an applied entry came to. Equal on every node that applied it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// An entry that answers nothing: membership, blank, tick.
+    /// An entry that answers nothing: membership, blank, tick, report, checkpoint, staged module,
+    /// removed machine.
     Nothing,
     /// One outcome for each command of the entry, in order.
     Commands(Vec<Outcome>),
+    /// The machine was created.
+    MachineCreated(MachineId),
+    /// The entry changed nothing.
+    Refused(Refusal),
+    /// This node applies nothing; the text says why.
+    NodeParked(String),
+}
+
+impl From<Result<(), Refusal>> for Response {
+    fn from(result: Result<(), Refusal>) -> Self {
+        match result {
+            Ok(()) => Self::Nothing,
+            Err(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+/// The apply path cannot go on, for a reason that is no outcome of the entry.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostFailure {
+    /// The host failed: the node must stop, because applying on would diverge.
+    #[error("{0}")]
+    Stop(String),
+    /// A guest's instance was lost to a query that trapped: the state must be rebuilt from the
+    /// newest snapshot and the log before the entry is applied.
+    #[error("a guest was lost to a failed query")]
+    GuestLost,
+}
+
+impl HostFailure {
+    fn panicked(error: tokio::task::JoinError) -> Self {
+        Self::Stop(format!("a task of the apply path ended early: {error}"))
+    }
 }

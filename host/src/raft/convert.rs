@@ -1,7 +1,5 @@
 //! Between openraft's types and our own, in pairs. The only place where either is taken apart.
 
-use openraft::vote::RaftVote as _;
-
 use super::type_config::{RaftLogId, RaftMembership, RaftVote};
 use crate::types::{LogId, Membership, Vote};
 

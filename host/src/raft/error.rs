@@ -1,5 +1,8 @@
 //! Why a request to the replica failed, named by what the caller can do about it.
 
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+
+use super::type_config::TypeConfig;
 use crate::types::{ClusterId, Member, NodeId};
 
 /// What is certain about a command that failed.
@@ -53,6 +56,17 @@ pub enum Error {
     /// No machine has this name.
     #[error("there is no machine named {0:?}")]
     NoSuchMachine(String),
+    /// The machine applies nothing since its guest failed.
+    #[error("machine {machine:?} is parked {reason}")]
+    MachineParked {
+        /// The machine.
+        machine: String,
+        /// Since when and why.
+        reason: String,
+    },
+    /// An earlier query cost the guest its instance, which is being rebuilt.
+    #[error("the machine's guest is being rebuilt after a failed query: try again")]
+    GuestRestarting,
     /// A machine of this name exists.
     #[error("a machine named {0:?} exists already")]
     MachineExists(String),
@@ -89,6 +103,47 @@ pub enum Error {
 }
 
 impl Error {
+    /// Where openraft says the request should go; nothing was appended.
+    pub(super) fn from_forward(forward: &ForwardToLeader<TypeConfig>) -> Self {
+        match (forward.leader_id, &forward.leader_node) {
+            (Some(id), Some(member)) => Self::NotLeader { leader: (id, member.clone()) },
+            _ => Self::NoLeader,
+        }
+    }
+
+    /// What a failed write means for who asked for it.
+    pub(super) fn from_write(error: ClientWriteError<TypeConfig>) -> Self {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => Self::from_forward(&forward),
+            ClientWriteError::LogEntryDiscarded(_) => Self::LeaderChanged,
+            ClientWriteError::ChangeMembershipError(error) => Self::Refused(error.to_string()),
+            ClientWriteError::PreconditionFailed(error) => Self::Refused(error.to_string()),
+        }
+    }
+
+    /// As `from_write`, for calls that also fail when openraft has stopped.
+    pub(super) fn from_raft_write(
+        error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+    ) -> Self {
+        match error {
+            RaftError::APIError(error) => Self::from_write(error),
+            RaftError::Fatal(fatal) => Self::Stopped(fatal.to_string()),
+        }
+    }
+
+    /// What a failed ReadIndex round means for the request that needed it.
+    pub(super) fn from_raft_read(
+        error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>,
+    ) -> Self {
+        match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                Self::from_forward(&forward)
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Self::NoLeader,
+            RaftError::Fatal(fatal) => Self::Stopped(fatal.to_string()),
+        }
+    }
+
     /// What is certain about the command that got this error.
     pub fn certainty(&self) -> Certainty {
         match self {

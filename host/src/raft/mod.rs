@@ -1,14 +1,26 @@
 //! Agreement: the only module that knows openraft. It keeps the log store, the state machine, the
 //! network between nodes, and the way commands and queries go through them.
 
+pub mod checkpoints;
 pub mod convert;
 pub mod error;
 pub mod log_store;
+mod machine_admin;
+pub mod membership;
+pub mod modules;
 pub mod network;
+pub mod proposer;
+pub mod reader;
 pub mod replica;
+pub mod snapshots;
+pub mod space;
+pub mod state_machine;
 pub mod status;
 pub mod type_config;
 
 pub use error::{Certainty, Error};
 pub use replica::{Answered, Consistency, Executed, Replica};
 pub use type_config::{EntryBytes, TypeConfig};
+
+/// openraft, as this daemon runs it.
+pub type Raft = openraft::Raft<TypeConfig, state_machine::StateMachine>;

@@ -1,17 +1,54 @@
 //! `Replica`: what the rest of the daemon asks of the replicated state machine. One handle, cheap
 //! to clone; the gRPC services are built on it and know nothing below it.
+//!
+//! Commands and queries are here; what operators ask for is in `membership` and `machine_admin`.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver as _;
 
 use super::error::Error;
-use super::status::{MachineStatus, Status};
-use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId, Outcome, SessionSlot};
+use super::network::Local;
+use super::proposer::{Pending, Proposer};
+use super::reader::{Reader, query_stale};
+use super::snapshots::SharedSnapshots;
+use super::space::Space;
+use super::status::Status;
+use super::{Raft, status};
+use crate::config::limits;
+use crate::machine::{Directory, Environment};
+use crate::types::{Command, LogIndex, MachineId, Member, NodeId, Outcome, SessionSlot};
 
 /// A handle on this node's replica.
 #[derive(Clone)]
-pub struct Replica {}
+pub struct Replica {
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What all handles share.
+pub struct Shared {
+    /// This node, as far as its peers are concerned.
+    pub local: Arc<Local>,
+    /// How this node is reached.
+    pub member: Member,
+    /// openraft.
+    pub raft: Raft,
+    /// The machines as applied.
+    pub directory: Arc<Directory>,
+    /// The sandbox, to check modules before they are staged.
+    pub environment: Environment,
+    /// Where commands are queued.
+    pub proposer: Proposer,
+    /// Where linearizable queries are queued.
+    pub reader: Reader,
+    /// The snapshots on disk.
+    pub snapshots: SharedSnapshots,
+    /// Room on disk.
+    pub space: Arc<Space>,
+}
 
 /// A committed command: what it came to, and where it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +79,11 @@ pub enum Consistency {
 }
 
 impl Replica {
+    /// A handle on the parts that the composition root has put together.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+
     /// Orders a command and waits until it is applied. Calls made in order on one task enter the
     /// log in that order up to the first await of the returned future.
     pub async fn execute(
@@ -51,7 +93,23 @@ impl Replica {
         command: Bytes,
         deadline: Instant,
     ) -> Result<Executed, Error> {
-        unimplemented!()
+        check_length("the command", &command)?;
+        let id = match self.find(machine) {
+            Some(id) => id,
+            None => self.find_current(machine, deadline).await?,
+        };
+        let command = Command { machine: id, session, bytes: command };
+        let executed = self.propose(command)?.wait_until(deadline).await?;
+        match executed.outcome {
+            Outcome::NoSuchMachine => Err(Error::NoSuchMachine(machine.to_owned())),
+            _ => Ok(executed),
+        }
+    }
+
+    fn propose(&self, command: Command) -> Result<Pending, Error> {
+        self.check_leader()?;
+        self.shared.space.check()?;
+        self.shared.proposer.propose(command)
     }
 
     /// Asks a machine without changing it.
@@ -62,70 +120,89 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        unimplemented!()
+        check_length("the query", &query)?;
+        let answer = async {
+            match consistency {
+                Consistency::Linearizable => {
+                    self.check_leader()?;
+                    self.shared.reader.query(machine.to_owned(), query).await
+                }
+                Consistency::Stale => {
+                    let (raft, directory) = (self.shared.raft.clone(), &self.shared.directory);
+                    query_stale(raft, Arc::clone(directory), machine, &query).await
+                }
+            }
+        };
+        // A query changes nothing, so one that was given up has certainly not been applied.
+        tokio::time::timeout_at(deadline.into(), answer)
+            .await
+            .map_err(|_| Error::DeadlineBeforeProposal)?
     }
 
     /// What this node knows of itself and the cluster.
     pub fn status(&self) -> Status {
-        unimplemented!()
+        status::of(&self.shared)
     }
 
-    /// Makes this node a cluster of one.
-    pub async fn init(&self) -> Result<ClusterId, Error> {
-        unimplemented!()
+    /// Waits until this node knows itself to be the leader or knows of one; for health checks.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.shared.raft.metrics().borrow_watched().current_leader
     }
 
-    /// Adds a node as a learner; returns when the membership entry is committed.
-    pub async fn add_learner(&self, node: NodeId, member: Member) -> Result<(), Error> {
-        unimplemented!()
+    /// The machine's id as applied here.
+    pub(super) fn find(&self, machine: &str) -> Option<MachineId> {
+        self.shared.directory.view().machines.get(machine).map(|published| published.id)
     }
 
-    /// Makes a learner a voter, once its log has caught up.
-    pub async fn promote(&self, node: NodeId, deadline: Instant) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Takes a node out of the cluster.
-    pub async fn remove(&self, node: NodeId) -> Result<(), Error> {
-        unimplemented!()
-    }
-
-    /// Hands leadership to `to`, or to the most caught up voter; returns the new leader.
-    pub async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Error> {
-        unimplemented!()
-    }
-
-    /// Checks a module, stages it on every node and waits until every voter has compiled it.
-    pub async fn upload_module(
+    /// The machine's id once this node, if it leads, has applied all that was committed before
+    /// now: a new leader may not have applied the entry that created it yet.
+    pub(super) async fn find_current(
         &self,
-        module: Bytes,
+        machine: &str,
         deadline: Instant,
-    ) -> Result<ModuleDigest, Error> {
-        unimplemented!()
+    ) -> Result<MachineId, Error> {
+        self.check_leader()?;
+        let confirmed = self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        tokio::time::timeout_at(deadline.into(), confirmed)
+            .await
+            .map_err(|_| Error::DeadlineBeforeProposal)?
+            .map_err(Error::from_raft_read)?;
+        self.find(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))
     }
 
-    /// Creates a machine on an uploaded module.
-    pub async fn create_machine(
-        &self,
-        name: &str,
-        module: ModuleDigest,
-        deadline: Instant,
-    ) -> Result<MachineStatus, Error> {
-        unimplemented!()
+    /// Refuses early what only the leader can do, with its address.
+    pub(super) fn check_leader(&self) -> Result<(), Error> {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(Error::Stopped(fatal.to_string()));
+        }
+        if self.shared.local.cluster().is_none() {
+            return Err(Error::Uninitialized);
+        }
+        if let Some(reason) = &self.shared.directory.view().parked {
+            return Err(Error::Parked(reason.clone()));
+        }
+        match metrics.current_leader {
+            Some(leader) if leader == self.shared.local.node_id() => Ok(()),
+            Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
+                Some(member) => Err(Error::NotLeader { leader: (leader, member.clone()) }),
+                None => Err(Error::NoLeader),
+            },
+            None => Err(Error::NoLeader),
+        }
     }
+}
 
-    /// The machines as this node has applied them, by name.
-    pub fn machines(&self) -> Vec<MachineStatus> {
-        unimplemented!()
+/// Commands and queries have 1 byte to 1 MiB.
+fn check_length(what: &'static str, bytes: &Bytes) -> Result<(), Error> {
+    if bytes.is_empty() {
+        return Err(Error::Invalid(format!("{what} is empty")));
     }
-
-    /// Removes a machine and its state.
-    pub async fn remove_machine(&self, name: &str, deadline: Instant) -> Result<(), Error> {
-        unimplemented!()
+    if bytes.len() > limits::COMMAND_BYTES_MAX {
+        let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
+        let (length, limit) = (as_u64(bytes.len()), as_u64(limits::COMMAND_BYTES_MAX));
+        return Err(Error::TooLarge { what, length, limit });
     }
-
-    /// Logs a checkpoint and waits until this node's snapshot of it is on disk; its index.
-    pub async fn checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
-        unimplemented!()
-    }
+    Ok(())
 }

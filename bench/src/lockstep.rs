@@ -1,0 +1,113 @@
+//! Lockstep as a system under test: started, formed and given its machine by the command line that
+//! operators use, asked who leads by the admin service.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use lockstep_proto::v1::admin_client::AdminClient;
+use lockstep_proto::v1::status_reply::Role;
+use lockstep_proto::v1::{StatusReply, StatusRequest};
+use tokio::process::Command;
+use tokio::time::{Instant, timeout};
+
+use crate::args::Args;
+use crate::caller;
+use crate::cluster::{Cluster, READY_WAIT};
+use crate::node::{Spec, free_addresses};
+
+/// Name of the machine that runs the guest.
+pub(crate) const MACHINE: &str = "kv";
+
+/// How to start each node of a cluster of `size`.
+pub(crate) fn specs(args: &Args, size: usize, dir: &Path) -> Result<Vec<Spec>> {
+    for (path, option) in [(&args.lockstep, "LOCKSTEP_BIN"), (&args.guest, "--guest")] {
+        if !path.exists() {
+            bail!("no {}: build it, or say where it is with {option}", path.display());
+        }
+    }
+    let addresses = free_addresses(2 * size)?;
+    let (clients, peers) = addresses.split_at(size);
+    let spec = |place: usize| Spec {
+        program: args.lockstep.clone(),
+        arguments: arguments(place, clients[place], peers[place], dir),
+        client_addr: clients[place],
+        data_dir: dir.join(format!("d{place}")),
+        log: dir.join(format!("d{place}.log")),
+    };
+    Ok((0..size).map(spec).collect())
+}
+
+fn arguments(place: usize, client: SocketAddr, peer: SocketAddr, dir: &Path) -> Vec<String> {
+    vec![
+        "serve".to_owned(),
+        format!("--node-id={}", place + 1),
+        format!("--data-dir={}", dir.join(format!("d{place}")).display()),
+        format!("--client-addr={client}"),
+        format!("--peer-addr={peer}"),
+    ]
+}
+
+/// Makes a cluster of freshly started nodes, with the machine running on every one of them.
+pub(crate) async fn form(args: &Args, cluster: &mut Cluster) -> Result<()> {
+    let addresses = cluster.addresses();
+    let (first, others) = addresses.split_first().context("a cluster has a node")?;
+    let first = first.to_string();
+    wait_for(cluster, "its nodes to answer", |_| true).await?;
+    command(args, &["cluster", "init", "--endpoint", &first]).await?;
+    for other in others {
+        command(args, &["cluster", "add", &other.to_string(), "--endpoint", &first]).await?;
+    }
+    let guest = args.guest.to_str().context("--guest is not UTF-8")?;
+    command(args, &["machine", "create", MACHINE, guest, "--endpoint", &first]).await?;
+    wait_for(cluster, "every node to run the machine", |status| {
+        status.machines.iter().any(|machine| machine.name == MACHINE && machine.parked.is_empty())
+    })
+    .await
+}
+
+async fn command(args: &Args, arguments: &[&str]) -> Result<()> {
+    let child = Command::new(&args.lockstep).args(arguments).kill_on_drop(true).output();
+    let output = timeout(READY_WAIT, child)
+        .await
+        .with_context(|| format!("lockstep {arguments:?} takes too long"))?
+        .with_context(|| format!("running {}", args.lockstep.display()))?;
+    if !output.status.success() {
+        bail!("lockstep {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Waits until every node answers with a status that is `ready`.
+async fn wait_for(
+    cluster: &mut Cluster,
+    what: &str,
+    ready: impl Fn(&StatusReply) -> bool,
+) -> Result<()> {
+    let deadline = Instant::now() + READY_WAIT;
+    loop {
+        match statuses(&cluster.addresses()).await {
+            Ok(statuses) if statuses.iter().all(&ready) => return Ok(()),
+            Ok(_) if Instant::now() > deadline => bail!("waited in vain for {what}"),
+            Err(error) if Instant::now() > deadline => {
+                return Err(error.context(format!("waited in vain for {what}")));
+            }
+            Ok(_) | Err(_) => cluster.pause().await?,
+        }
+    }
+}
+
+/// Place of the node that says it leads.
+pub(crate) async fn leader(addresses: &[SocketAddr]) -> Result<Option<usize>> {
+    let statuses = statuses(addresses).await?;
+    Ok(statuses.iter().position(|status| status.role() == Role::Leader))
+}
+
+async fn statuses(addresses: &[SocketAddr]) -> Result<Vec<StatusReply>> {
+    let mut statuses = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        let mut client = AdminClient::new(caller::connect(address).await?);
+        statuses.push(client.status(StatusRequest {}).await?.into_inner());
+    }
+    Ok(statuses)
+}

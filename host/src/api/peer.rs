@@ -1,0 +1,111 @@
+//! The gRPC service between nodes: carries messages to `raft::network::PeerHandler` and back, and
+//! maps its errors to gRPC codes. It decides nothing.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use lockstep_proto::peer;
+use lockstep_proto::peer::peer_server::{Peer, PeerServer};
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::raft::network::{
+    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine, PeerHandler, Rejected,
+    WINDOW_BYTES,
+};
+
+/// The service on one handler.
+pub struct PeerService<SM: Machine>(Arc<PeerHandler<SM>>);
+
+/// The service for `handler`, with the limits that messages between nodes need.
+pub fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService<SM>> {
+    PeerServer::new(PeerService(handler))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// A server with the connection settings that traffic between nodes needs.
+pub fn server() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+/// The client of `raft::network` relies on these: FAILED_PRECONDITION is a refusal to show to the
+/// operator, ABORTED says that another node leads.
+fn status(rejected: Rejected) -> Status {
+    let message = rejected.to_string();
+    match rejected {
+        Rejected::Refused(_) => Status::failed_precondition(message),
+        Rejected::Malformed(_) => Status::invalid_argument(message),
+        Rejected::NotLeader => Status::aborted(message),
+        Rejected::Superseded => Status::cancelled(message),
+        Rejected::Failed(_) => Status::internal(message),
+        Rejected::Stopped(_) => Status::unavailable(message),
+    }
+}
+
+#[tonic::async_trait]
+impl<SM: Machine> Peer for PeerService<SM> {
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let replies = self.0.append(request.into_inner()).await.map_err(status)?;
+        Ok(Response::new(Box::pin(replies.map(|reply| reply.map_err(status)))))
+    }
+
+    async fn append_one(
+        &self,
+        request: Request<peer::AppendRequest>,
+    ) -> Result<Response<peer::AppendReply>, Status> {
+        let reply = self.0.append_one(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn vote(
+        &self,
+        request: Request<peer::VoteRequest>,
+    ) -> Result<Response<peer::VoteReply>, Status> {
+        let reply = self.0.vote(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<peer::TransferLeaderRequest>,
+    ) -> Result<Response<peer::TransferLeaderReply>, Status> {
+        let reply = self.0.transfer_leader(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn snapshot_offset(
+        &self,
+        request: Request<peer::SnapshotOffsetRequest>,
+    ) -> Result<Response<peer::SnapshotOffsetReply>, Status> {
+        let reply = self.0.snapshot_offset(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<peer::InstallSnapshotRequest>>,
+    ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
+        let reply = self.0.install_snapshot(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn propose(
+        &self,
+        request: Request<peer::ProposeRequest>,
+    ) -> Result<Response<peer::ProposeReply>, Status> {
+        let reply = self.0.propose(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+}

@@ -1,0 +1,78 @@
+//! What the rest of the node may see of the machines while entries are being applied: names,
+//! handles for queries, and how far the machine has come. Written by the apply path alone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use super::guest_thread::GuestHandle;
+use super::tables::ModuleRecord;
+use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
+use crate::wasm::Manifest;
+
+/// A machine as published.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// Its id.
+    pub id: MachineId,
+    /// Its name.
+    pub name: String,
+    /// Its module.
+    pub module: ModuleDigest,
+    /// What its guest says of itself; `None` for a machine that was parked before this node
+    /// could start a guest for it.
+    pub manifest: Option<Manifest>,
+    /// For queries; `None` while the machine is parked.
+    pub guest: Option<GuestHandle>,
+    /// Why it applies nothing, and since which index, if so.
+    pub parked: Option<String>,
+}
+
+/// One consistent picture of the tables.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Machines by name.
+    pub machines: BTreeMap<String, Published>,
+    /// Staged modules.
+    pub modules: BTreeMap<ModuleDigest, ModuleRecord>,
+    /// Ids of nodes that were removed.
+    pub retired_nodes: BTreeSet<NodeId>,
+    /// Why this node applies nothing, if so.
+    pub parked: Option<String>,
+}
+
+/// The shared window onto the machines.
+#[derive(Debug, Default)]
+pub struct Directory {
+    view: RwLock<Arc<View>>,
+    applied: AtomicU64,
+    time_ms: AtomicU64,
+}
+
+impl Directory {
+    /// The picture as of the last change.
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view.read().expect("no writer panics while it holds the lock"))
+    }
+
+    /// Last index whose effects queries see.
+    pub fn applied(&self) -> LogIndex {
+        self.applied.load(Ordering::Acquire)
+    }
+
+    /// Time of the last entry that carried one.
+    pub fn time_ms(&self) -> TimeMs {
+        self.time_ms.load(Ordering::Acquire)
+    }
+
+    /// Replaces the picture.
+    pub(super) fn publish(&self, view: View) {
+        *self.view.write().expect("no writer panics while it holds the lock") = Arc::new(view);
+    }
+
+    /// Notes that an entry has been applied.
+    pub(super) fn advance(&self, applied: LogIndex, time_ms: TimeMs) {
+        self.time_ms.store(time_ms, Ordering::Release);
+        self.applied.store(applied, Ordering::Release);
+    }
+}

@@ -1,0 +1,366 @@
+//! The apply of one entry: the only code that changes a machine.
+//!
+//! Invariant: what an entry does depends on the entry, the tables and the guests alone. Nothing
+//! here reads clock, random numbers, configuration, environment or network. What a guest does is
+//! an outcome; only the host's own failures are errors, and they stop the node.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::batch::Batch;
+use super::compiled::CompiledModules;
+use super::directory::{Directory, Published, View};
+use super::guest_thread::{CallFailure, GuestHandle};
+use super::library::ModuleLibrary;
+use super::proposal::{ModuleChunk, Proposal};
+use super::tables::{MachineRecord, Refusal, Tables};
+use super::{HostFailure, Response};
+use crate::types::{ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome};
+use crate::wasm::{Context, Engine, Failure, Manifest, Replies};
+
+/// What the apply path needs from this node.
+#[derive(Clone)]
+pub struct Environment {
+    /// The cluster; set before the first entry can be applied.
+    pub cluster: Arc<OnceLock<ClusterId>>,
+    /// The sandbox.
+    pub engine: Engine,
+    /// Keeps the bytes of staged modules.
+    pub library: Arc<dyn ModuleLibrary>,
+    /// Modules compiled so far.
+    pub compiled: Arc<CompiledModules>,
+    /// Told of each module whose bytes are all there, so that it is compiled off this path.
+    pub staged: mpsc::UnboundedSender<ModuleDigest>,
+    /// Where the machines can be seen from outside.
+    pub directory: Arc<Directory>,
+}
+
+/// A running machine: its guest, and what the guest says of itself.
+pub(super) struct Running {
+    pub(super) guest: GuestHandle,
+    pub(super) manifest: Manifest,
+}
+
+/// All machines of this node, with everything replicated around them.
+pub struct Machines {
+    pub(super) environment: Environment,
+    pub(super) tables: Tables,
+    pub(super) staging: BTreeMap<ModuleDigest, Vec<u8>>,
+    pub(super) running: BTreeMap<MachineId, Running>,
+}
+
+impl Machines {
+    /// The state before the first entry.
+    pub fn empty(environment: Environment) -> Self {
+        let machines = Self::unpublished(environment);
+        machines.publish();
+        machines
+    }
+
+    /// As `empty`, but what can be seen from outside stays as it is.
+    pub(super) fn unpublished(environment: Environment) -> Self {
+        Self {
+            environment,
+            tables: Tables::default(),
+            staging: BTreeMap::new(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Applies one entry.
+    pub async fn apply(
+        &mut self,
+        index: LogIndex,
+        proposal: Proposal,
+        membership: &Membership,
+    ) -> Result<Response, HostFailure> {
+        let response = match proposal {
+            Proposal::Commands { time_ms, batches } => {
+                let time_ms = self.tables.advance_time(time_ms);
+                Response::Commands(self.apply_batches(index, time_ms, batches).await?)
+            }
+            Proposal::Tick { time_ms } => {
+                self.tables.advance_time(time_ms);
+                Response::Nothing
+            }
+            Proposal::StageModule(chunk) => self.stage(&chunk).await?.into(),
+            Proposal::ModuleReady(report) => {
+                self.tables.report(report);
+                self.publish();
+                Response::Nothing
+            }
+            Proposal::CreateMachine { name, module } => {
+                match self.create(MachineId(index), name, module, membership).await? {
+                    Ok(id) => Response::MachineCreated(id),
+                    Err(refusal) => Response::Refused(refusal),
+                }
+            }
+            Proposal::RemoveMachine { machine } => self.remove(machine).into(),
+            // The caller captures the state once this has returned.
+            Proposal::Checkpoint => Response::Nothing,
+        };
+        self.advance(index);
+        Ok(response)
+    }
+
+    /// Notes that an entry without a proposal (blank, membership) has been applied.
+    pub fn advance(&self, index: LogIndex) {
+        self.environment.directory.advance(index, self.tables.time_ms);
+    }
+
+    /// Notes the nodes that a committed membership leaves out.
+    pub fn change_membership(&mut self, before: &Membership, now: &Membership) {
+        self.tables.retire_missing(before, now);
+        self.publish();
+    }
+
+    /// Shows that this node applies nothing from now on, and why.
+    pub fn park_node(&self, reason: &str) {
+        let mut view = self.view();
+        view.parked = Some(reason.to_owned());
+        view.machines.values_mut().for_each(|machine| machine.guest = None);
+        self.environment.directory.publish(view);
+    }
+
+    /// Whether a query has cost a machine its instance.
+    pub async fn any_guest_lost(&self) -> bool {
+        let checks = self.running.values().map(|running| running.guest.is_lost());
+        futures::future::join_all(checks).await.contains(&true)
+    }
+
+    async fn apply_batches(
+        &mut self,
+        index: LogIndex,
+        time_ms: u64,
+        batches: Vec<Batch>,
+    ) -> Result<Vec<Outcome>, HostFailure> {
+        let mut outcomes = Vec::with_capacity(batches.iter().map(Batch::count).sum());
+        for batch in batches {
+            let (machine, count) = (batch.machine(), batch.count());
+            let context = Context { index, time_ms, seed: self.seed(machine, index) };
+            match self.apply_batch(context, batch).await? {
+                Ok(replies) => push_replies(&mut outcomes, replies),
+                Err(outcome) => outcomes.extend(std::iter::repeat_n(outcome, count)),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// One apply call. The inner error is the outcome of every command of the batch.
+    async fn apply_batch(
+        &mut self,
+        context: Context,
+        batch: Batch,
+    ) -> Result<Result<Replies, Outcome>, HostFailure> {
+        let machine = batch.machine();
+        let Some(record) = self.tables.machines.get(&machine) else {
+            return Ok(Err(Outcome::NoSuchMachine));
+        };
+        if let Some(reason) = &record.parked {
+            return Ok(Err(Outcome::Parked(reason.clone())));
+        }
+        let running = self.running.get(&machine).expect("a machine that is not parked runs");
+        let index = context.index;
+        match running.guest.apply(context, batch).await {
+            Ok(replies) => Ok(Ok(replies)),
+            Err(CallFailure::Lost) => Err(HostFailure::GuestLost),
+            Err(CallFailure::Guest(failure)) => self.park(machine, index, failure).map(Err),
+        }
+    }
+
+    /// A guest failed: its instance cannot be entered again, so its machine applies nothing more.
+    pub(super) fn park(
+        &mut self,
+        machine: MachineId,
+        index: LogIndex,
+        failure: Failure,
+    ) -> Result<Outcome, HostFailure> {
+        let outcome = outcome_of(failure)?;
+        let record = self.tables.machines.get_mut(&machine).expect("the caller looked it up");
+        let reason = format!("since log index {index}: {}", describe(&outcome));
+        tracing::warn!(machine = %record.name, %machine, index, %reason, "machine parked");
+        record.parked = Some(reason);
+        self.running.remove(&machine);
+        self.publish();
+        Ok(outcome)
+    }
+
+    /// Keeps a piece of a module; the last one is checked against the digest and made durable.
+    async fn stage(&mut self, chunk: &ModuleChunk) -> Result<Result<(), Refusal>, HostFailure> {
+        match self.tables.stage(chunk) {
+            Ok(true) => {}
+            Ok(false) => return Ok(Ok(())),
+            Err(refusal) => return Ok(Err(refusal)),
+        }
+        let staging = self.staging.entry(chunk.digest).or_default();
+        staging.extend_from_slice(&chunk.bytes);
+        if u64::try_from(staging.len()) != Ok(chunk.length) {
+            self.publish();
+            return Ok(Ok(()));
+        }
+        let bytes = self.staging.remove(&chunk.digest).expect("it was just there");
+        let result = self.keep_module(chunk.digest, bytes).await;
+        self.publish();
+        result
+    }
+
+    pub(super) async fn keep_module(
+        &mut self,
+        digest: ModuleDigest,
+        bytes: Vec<u8>,
+    ) -> Result<Result<(), Refusal>, HostFailure> {
+        if <[u8; 32]>::from(Sha256::digest(&bytes)) != digest.0 {
+            self.tables.unstage(&digest);
+            let reason = "the bytes of the module do not have its digest: upload it again";
+            return Ok(Err(Refusal::BadChunk(reason.to_owned())));
+        }
+        let library = Arc::clone(&self.environment.library);
+        let bytes = Bytes::from(bytes);
+        tokio::task::spawn_blocking(move || library.put(&digest, &bytes))
+            .await
+            .map_err(HostFailure::panicked)?
+            .map_err(|error| HostFailure::Stop(format!("cannot keep module {digest}: {error}")))?;
+        // The receiver is gone only when the node is stopping.
+        let _ = self.environment.staged.send(digest);
+        Ok(Ok(()))
+    }
+
+    async fn create(
+        &mut self,
+        id: MachineId,
+        name: String,
+        module: ModuleDigest,
+        membership: &Membership,
+    ) -> Result<Result<MachineId, Refusal>, HostFailure> {
+        if let Err(refusal) = self.tables.check_create(&name, &module, membership) {
+            return Ok(Err(refusal));
+        }
+        match self.start(&name, module).await {
+            Ok(running) => self.running.insert(id, running),
+            Err(Failure::Host(reason)) => return Err(HostFailure::Stop(reason)),
+            Err(failure) => {
+                let reason = format!("its guest does not start: {}", describe_failure(&failure));
+                return Ok(Err(Refusal::ModuleNotReady(reason)));
+            }
+        };
+        self.tables.machines.insert(id, MachineRecord { name, module, parked: None });
+        self.publish();
+        Ok(Ok(id))
+    }
+
+    /// A fresh instance of a staged module.
+    pub(super) async fn start(&self, name: &str, module: ModuleDigest) -> Result<Running, Failure> {
+        let environment = self.environment.clone();
+        let compile =
+            move || environment.compiled.get(&environment.engine, &*environment.library, module);
+        let compiled = tokio::task::spawn_blocking(compile)
+            .await
+            .map_err(|error| Failure::Host(format!("compiling panicked: {error}")))?
+            .map_err(|reason| {
+                Failure::Host(format!(
+                    "module {module} was compiled by every voter but not here: {reason}"
+                ))
+            })?;
+        let manifest = compiled.manifest().clone();
+        let engine = self.environment.engine.clone();
+        let guest = GuestHandle::start(name, engine, compiled).await?;
+        Ok(Running { guest, manifest })
+    }
+
+    fn remove(&mut self, machine: MachineId) -> Result<(), Refusal> {
+        self.tables.machines.remove(&machine).ok_or(Refusal::NoSuchMachine)?;
+        self.running.remove(&machine);
+        self.publish();
+        Ok(())
+    }
+
+    /// Seed of an apply call: equal on all nodes, different for each machine and entry.
+    fn seed(&self, machine: MachineId, index: LogIndex) -> u64 {
+        let cluster = self.environment.cluster.get().expect("entries come from a cluster");
+        let mut hash = Sha256::new();
+        hash.update(cluster.0);
+        hash.update(machine.0.to_le_bytes());
+        hash.update(index.to_le_bytes());
+        let digest: [u8; 32] = hash.finalize().into();
+        u64::from_le_bytes(*digest.first_chunk().expect("32 bytes hold 8"))
+    }
+
+    pub(super) fn publish(&self) {
+        self.environment.directory.publish(self.view());
+    }
+
+    fn view(&self) -> View {
+        let machines = self.tables.machines.iter().map(|(id, record)| {
+            let running = self.running.get(id);
+            let published = Published {
+                id: *id,
+                name: record.name.clone(),
+                module: record.module,
+                manifest: running.map(|running| running.manifest.clone()),
+                guest: running.map(|running| running.guest.clone()),
+                parked: record.parked.clone(),
+            };
+            (record.name.clone(), published)
+        });
+        View {
+            machines: machines.collect(),
+            modules: self.tables.modules.clone(),
+            retired_nodes: self.tables.retired_nodes.clone(),
+            parked: None,
+        }
+    }
+}
+
+/// Cuts the replies apart without copying them.
+pub(crate) fn push_replies(outcomes: &mut Vec<Outcome>, replies: Replies) {
+    let data = Bytes::from(replies.data);
+    let mut rejected = replies.rejected.into_iter().peekable();
+    let mut start = 0;
+    for (position, end) in (0_u32..).zip(replies.ends) {
+        let end = usize::try_from(end).expect("32 bits fit");
+        let reply = data.slice(start..end);
+        start = end;
+        outcomes.push(match rejected.next_if_eq(&position) {
+            Some(_) => Outcome::Rejected(reply),
+            None => Outcome::Accepted(reply),
+        });
+    }
+}
+
+/// A guest's failure as an outcome; the host's own is an error.
+pub(crate) fn outcome_of(failure: Failure) -> Result<Outcome, HostFailure> {
+    match failure {
+        Failure::Trapped(reason) => Ok(Outcome::Trapped(reason)),
+        Failure::Malformed(reason) => {
+            Ok(Outcome::Trapped(format!("the guest broke its contract: {reason}")))
+        }
+        Failure::OutOfFuel => Ok(Outcome::OutOfFuel),
+        Failure::TooLarge { length, limit } => Ok(Outcome::TooLarge { length, limit }),
+        Failure::Host(reason) => Err(HostFailure::Stop(reason)),
+    }
+}
+
+/// A sentence about a failed outcome.
+pub fn describe(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Accepted(_) | Outcome::Rejected(_) => "the guest answered".to_owned(),
+        Outcome::Trapped(reason) => format!("the guest trapped: {reason}"),
+        Outcome::OutOfFuel => "the guest ran out of fuel".to_owned(),
+        Outcome::TooLarge { length, limit } => {
+            format!("the guest's reply has {length} bytes, the limit is {limit}")
+        }
+        Outcome::Parked(reason) => format!("the machine is parked {reason}"),
+        Outcome::NoSuchMachine => "there is no such machine (any more)".to_owned(),
+    }
+}
+
+pub(super) fn describe_failure(failure: &Failure) -> String {
+    match outcome_of(failure.clone()) {
+        Ok(outcome) => describe(&outcome),
+        Err(failure) => failure.to_string(),
+    }
+}

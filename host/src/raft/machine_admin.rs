@@ -1,0 +1,160 @@
+//! What operators ask of the machines: upload modules, create and remove machines, checkpoint.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::error::Error;
+use super::replica::Replica;
+use super::status::{self, MachineStatus};
+use super::type_config::EntryBytes;
+use crate::config::limits;
+use crate::machine::proposal::ModuleChunk;
+use crate::machine::{Proposal, Refusal, Response, check_machine_name};
+use crate::types::{LogIndex, ModuleDigest};
+
+/// Time between two looks at what the voters reported.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+impl Replica {
+    /// Checks a module, stages it on every node and waits until every voter has compiled it.
+    pub async fn upload_module(
+        &self,
+        module: Bytes,
+        deadline: Instant,
+    ) -> Result<ModuleDigest, Error> {
+        self.check_leader()?;
+        self.shared.space.check()?;
+        self.check_module(module.clone()).await?;
+        let digest = ModuleDigest(Sha256::digest(&module).into());
+        for (number, piece) in module.chunks(limits::MODULE_CHUNK_BYTES).enumerate() {
+            let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
+            let chunk = ModuleChunk {
+                digest,
+                length: as_u64(module.len()),
+                offset: as_u64(number * limits::MODULE_CHUNK_BYTES),
+                bytes: piece.to_vec(),
+            };
+            self.write(&Proposal::StageModule(chunk), deadline).await?;
+        }
+        self.wait_ready(digest, deadline).await?;
+        Ok(digest)
+    }
+
+    /// Compiles a module here before anything of it reaches the log.
+    async fn check_module(&self, module: Bytes) -> Result<(), Error> {
+        if module.len() > limits::MODULE_BYTES_MAX {
+            let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
+            let (length, limit) = (as_u64(module.len()), as_u64(limits::MODULE_BYTES_MAX));
+            return Err(Error::TooLarge { what: "the module", length, limit });
+        }
+        let engine = self.shared.environment.engine.clone();
+        tokio::task::spawn_blocking(move || engine.compile(&module))
+            .await
+            .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
+            .map(drop)
+            .map_err(|error| Error::ModuleRefused(error.to_string()))
+    }
+
+    /// Waits until every voter has compiled a staged module; a voter that cannot is named.
+    async fn wait_ready(&self, digest: ModuleDigest, deadline: Instant) -> Result<(), Error> {
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            looks.tick().await;
+            let membership = self.membership();
+            let view = self.shared.directory.view();
+            let Some(record) = view.modules.get(&digest) else {
+                return Err(Error::ModuleNotReady(Refusal::NoSuchModule(digest).to_string()));
+            };
+            let Err(refusal) = record.check_ready(&membership) else { return Ok(()) };
+            let failed = record.reports.values().any(Option::is_some);
+            if failed || Instant::now() >= deadline {
+                return Err(Error::ModuleNotReady(refusal.to_string()));
+            }
+        }
+    }
+
+    /// Creates a machine on an uploaded module.
+    pub async fn create_machine(
+        &self,
+        name: &str,
+        module: ModuleDigest,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        check_machine_name(name).map_err(|refusal| Error::Invalid(refusal.to_string()))?;
+        self.check_leader()?;
+        self.shared.space.check()?;
+        self.wait_ready(module, deadline).await?;
+        let create = Proposal::CreateMachine { name: name.to_owned(), module };
+        match self.write(&create, deadline).await? {
+            (_, Response::MachineCreated(_)) => {
+                let machine = self.machines().into_iter().find(|machine| machine.name == name);
+                machine.ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
+            }
+            (index, other) => panic!("entry {index} creates a machine and answered {other:?}"),
+        }
+    }
+
+    /// The machines as this node has applied them, by name.
+    pub fn machines(&self) -> Vec<MachineStatus> {
+        status::machines(&self.shared)
+    }
+
+    /// Removes a machine and its state.
+    pub async fn remove_machine(&self, name: &str, deadline: Instant) -> Result<(), Error> {
+        let machine = self.find_current(name, deadline).await?;
+        self.shared.space.check()?;
+        self.write(&Proposal::RemoveMachine { machine }, deadline).await.map(drop)
+    }
+
+    /// Logs a checkpoint and waits until this node's snapshot of it is on disk; its index.
+    pub async fn checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
+        self.check_leader()?;
+        let (index, _) = self.write(&Proposal::Checkpoint, deadline).await?;
+        let mut newest = self.shared.snapshots.watch();
+        let written = newest.wait_for(|newest| newest.is_some_and(|newest| newest >= index));
+        match tokio::time::timeout_at(deadline.into(), written).await {
+            Ok(Ok(_)) => Ok(index),
+            Ok(Err(_)) => Err(Error::ShuttingDown),
+            Err(_) => match self.shared.snapshots.alarm() {
+                Some(reason) => Err(Error::Refused(reason)),
+                None => Err(Error::DeadlineAfterProposal),
+            },
+        }
+    }
+
+    /// Writes an entry of the host's own and waits until it is applied; where, and what it said.
+    async fn write(
+        &self,
+        proposal: &Proposal,
+        deadline: Instant,
+    ) -> Result<(LogIndex, Response), Error> {
+        let write = self.shared.raft.client_write(EntryBytes(proposal.encode()));
+        let written = tokio::time::timeout_at(deadline.into(), write)
+            .await
+            .map_err(|_| Error::DeadlineAfterProposal)?
+            .map_err(Error::from_raft_write)?;
+        let index = written.log_id.index();
+        match written.data {
+            Response::Refused(refusal) => Err(refusal.into()),
+            Response::NodeParked(reason) => Err(Error::Stopped(format!("parked: {reason}"))),
+            response => Ok((index, response)),
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NameTaken(name) => Self::MachineExists(name),
+            Refusal::InvalidName(_) => Self::Invalid(refusal.to_string()),
+            Refusal::NoSuchModule(_) | Refusal::ModuleNotReady(_) => {
+                Self::ModuleNotReady(refusal.to_string())
+            }
+            Refusal::NoSuchMachine | Refusal::TooManyMachines(_) | Refusal::BadChunk(_) => {
+                Self::Refused(refusal.to_string())
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What operators ask of the cluster: form it, grow it, shrink it, hand over its leadership.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{InitializeError, RaftError};
+
+use super::convert::membership_from_raft;
+use super::error::Error;
+use super::replica::Replica;
+use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
+
+/// A learner this close to the leader's log is caught up, in entries.
+const CAUGHT_UP_ENTRIES: LogIndex = 100;
+
+impl Replica {
+    /// Makes this node a cluster of one.
+    pub async fn init(&self) -> Result<ClusterId, Error> {
+        let shared = &self.shared;
+        let raft = &shared.raft;
+        if raft.is_initialized().await.map_err(|fatal| Error::Stopped(fatal.to_string()))? {
+            let cluster = shared.local.cluster();
+            return Err(cluster.map_or(Error::NoLeader, Error::AlreadyInitialized));
+        }
+        // An id without a log is an `init` that a crash cut short: it goes on with that id. But a
+        // node that was adopted into a cluster must not found one.
+        let cluster = match shared.local.cluster() {
+            Some(cluster) if raft.metrics().borrow_watched().current_term > 0 => {
+                return Err(Error::AlreadyInitialized(cluster));
+            }
+            Some(cluster) => cluster,
+            None => {
+                let cluster = ClusterId(fresh_id());
+                shared.local.join(cluster).map_err(Error::Refused)?;
+                cluster
+            }
+        };
+        let members = BTreeMap::from([(shared.local.node_id(), shared.member.clone())]);
+        raft.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(InitializeError::NotAllowed(_)) => {
+                Error::AlreadyInitialized(cluster)
+            }
+            RaftError::APIError(error) => Error::Refused(error.to_string()),
+            RaftError::Fatal(fatal) => Error::Stopped(fatal.to_string()),
+        })?;
+        Ok(cluster)
+    }
+
+    /// Adds a node as a learner; returns when the membership entry is committed.
+    pub async fn add_learner(&self, node: NodeId, member: Member) -> Result<(), Error> {
+        self.check_leader()?;
+        self.check_new(node, &member)?;
+        let written = self.shared.raft.add_learner(node, member, false).await;
+        written.map(drop).map_err(Error::from_raft_write)
+    }
+
+    /// Refuses a node id that is, or was, another disk's, and an address that is taken.
+    fn check_new(&self, node: NodeId, member: &Member) -> Result<(), Error> {
+        let refused = |reason: String| Err(Error::Refused(reason));
+        if self.shared.directory.view().retired_nodes.contains(&node) {
+            return refused(format!(
+                "node id {node} was used and removed before, and ids are never used twice: empty \
+                 the data folder and start the node under a new id"
+            ));
+        }
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        for (id, known) in membership.nodes() {
+            if *id == node && known.incarnation != member.incarnation {
+                return refused(format!(
+                    "node {node} is a member with another disk: this one was wiped or replaced. \
+                     Repair: `lockstep cluster remove {node}`, start the node under a new id on \
+                     an empty data folder, and add it"
+                ));
+            }
+            if *id != node && known.peer_addr == member.peer_addr {
+                return refused(format!("node {id} has the peer address {}", known.peer_addr));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a learner a voter, once its log has caught up.
+    pub async fn promote(&self, node: NodeId, deadline: Instant) -> Result<(), Error> {
+        self.check_leader()?;
+        self.wait_caught_up(node, deadline).await?;
+        let change = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
+        let written = self.shared.raft.change_membership(change, true).await;
+        written.map(drop).map_err(Error::from_raft_write)
+    }
+
+    async fn wait_caught_up(&self, node: NodeId, deadline: Instant) -> Result<(), Error> {
+        let mut metrics = self.shared.raft.metrics();
+        loop {
+            {
+                let now = metrics.borrow_watched();
+                if now.membership_config.membership().get_node(&node).is_none() {
+                    return Err(Error::Refused(format!("node {node} is not in the cluster")));
+                }
+                let Some(replication) = &now.replication else { return Err(Error::NoLeader) };
+                let matched = replication.get(&node).copied().flatten().map(|id| id.index());
+                let last = now.last_log_index.unwrap_or(0);
+                if matched.is_some_and(|matched| matched + CAUGHT_UP_ENTRIES >= last) {
+                    return Ok(());
+                }
+            }
+            let changed = tokio::time::timeout_at(deadline.into(), metrics.changed()).await;
+            match changed {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::ShuttingDown),
+                Err(_) => {
+                    return Err(Error::Refused(format!(
+                        "node {node} has not caught up with the log yet: it stays a learner; \
+                         promote it later"
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Takes a node out of the cluster. A leader that removes itself steps down.
+    pub async fn remove(&self, node: NodeId) -> Result<(), Error> {
+        self.check_leader()?;
+        let (is_voter, voters) = {
+            let metrics = self.shared.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = metrics.membership_config.membership();
+            if membership.get_node(&node).is_none() {
+                return Err(Error::Refused(format!("node {node} is not in the cluster")));
+            }
+            let voters: BTreeSet<NodeId> = membership.voter_ids().collect();
+            (voters.contains(&node), voters.len())
+        };
+        if is_voter && voters == 1 {
+            return Err(Error::Refused(format!(
+                "node {node} is the only voter: add another node before you remove it"
+            )));
+        }
+        let nodes = BTreeSet::from([node]);
+        let change = if is_voter {
+            ChangeMembers::RemoveVoters(nodes)
+        } else {
+            ChangeMembers::RemoveNodes(nodes)
+        };
+        let written = self.shared.raft.change_membership(change, false).await;
+        written.map(drop).map_err(Error::from_raft_write)
+    }
+
+    /// Hands leadership to `to`, or to the most caught up voter; returns the new leader.
+    pub async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Error> {
+        self.check_leader()?;
+        let this = self.shared.local.node_id();
+        let target = match to {
+            Some(node) => self.check_voter(node)?,
+            None => self.most_caught_up().ok_or_else(|| {
+                Error::Refused("there is no other voter to hand leadership to".to_owned())
+            })?,
+        };
+        if target == this {
+            return Ok(this);
+        }
+        let transfer = self.shared.raft.trigger().transfer_leader(target).await;
+        transfer.map_err(|fatal| Error::Stopped(fatal.to_string()))?;
+        let mut metrics = self.shared.raft.metrics();
+        loop {
+            match metrics.borrow_watched().current_leader {
+                Some(leader) if leader != this => return Ok(leader),
+                _ => {}
+            }
+            match tokio::time::timeout_at(deadline.into(), metrics.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Error::ShuttingDown),
+                Err(_) => {
+                    return Err(Error::Refused(format!(
+                        "node {target} did not take over leadership in time"
+                    )));
+                }
+            }
+        }
+    }
+
+    fn check_voter(&self, node: NodeId) -> Result<NodeId, Error> {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut voters = metrics.membership_config.membership().voter_ids();
+        if voters.any(|voter| voter == node) {
+            Ok(node)
+        } else {
+            Err(Error::Refused(format!("node {node} is not a voter of this cluster")))
+        }
+    }
+
+    /// The other voter whose log reaches farthest.
+    fn most_caught_up(&self) -> Option<NodeId> {
+        let this = self.shared.local.node_id();
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let replication = metrics.replication.as_ref()?;
+        let voters = metrics.membership_config.membership().voter_ids();
+        voters
+            .filter(|voter| *voter != this)
+            .max_by_key(|voter| replication.get(voter).copied().flatten().map(|id| id.index()))
+    }
+}
+
+impl Replica {
+    /// The membership as this node knows it.
+    pub(super) fn membership(&self) -> Membership {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        membership_from_raft(metrics.membership_config.membership())
+    }
+}
+
+/// Sixteen random bytes, from the generator that seeds maps: unique, not secret.
+fn fresh_id() -> [u8; 16] {
+    let mut id = [0; 16];
+    let mut fill = fastrand::Rng::new();
+    fill.fill(&mut id);
+    id
+}
+
+/// How long a stopping leader waits for another to take over.
+pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);

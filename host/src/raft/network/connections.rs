@@ -1,0 +1,159 @@
+//! `Network`: the connections to all peers, and a client on them for whoever asks.
+//!
+//! **Invariant:** at most one connection per peer and [`Lane`], however many clients there are.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_proto::peer;
+use lockstep_proto::peer::peer_client::PeerClient;
+use openraft::RaftNetworkFactory;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::client::{Client, Peer};
+use super::hello::Local;
+use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Rejected, WINDOW_BYTES};
+use crate::raft::type_config::TypeConfig;
+use crate::types::{Member, NodeId};
+
+/// A peer that takes longer to accept a connection is not reachable.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a connection is for. Each has its own, since on a shared one the small and urgent waits
+/// behind the big.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// The stream of log entries.
+    Log,
+    /// Heartbeats, votes, transfers of leadership, proposals.
+    Control,
+    /// Snapshots.
+    Snapshot,
+}
+
+/// A connection that dials when it is first used, and again whenever it was lost; or why there
+/// cannot be one.
+pub(super) type Link = Result<PeerClient<Channel>, String>;
+
+struct Dialed {
+    address: String,
+    link: Link,
+}
+
+/// This node's way to its peers: the network factory of openraft. Clones share the connections.
+#[derive(Clone)]
+pub struct Network {
+    local: Arc<Local>,
+    reach: Arc<BTreeMap<NodeId, String>>,
+    dialed: Arc<Mutex<BTreeMap<(NodeId, Lane), Dialed>>>,
+}
+
+impl Network {
+    /// `reach` holds other addresses than the membership's, by node id, as in
+    /// `FileConfig::peer_reach`; keys that are no node ids are ignored, the configuration has
+    /// refused them.
+    pub fn new(local: Arc<Local>, reach: &BTreeMap<String, String>) -> Self {
+        let reach = reach.iter().filter_map(|(node, address)| {
+            node.parse().ok().map(|node| (NodeId(node), address.clone()))
+        });
+        Self { local, reach: Arc::new(reach.collect()), dialed: Arc::default() }
+    }
+
+    /// Hands an encoded internal proposal to the leader; returns when it is committed and the
+    /// leader has applied it.
+    ///
+    /// # Errors
+    /// `NotLeader` when `leader` no longer leads. After any error but that and `Refused` the
+    /// entry may be committed still: it must be one that does no harm twice.
+    pub async fn propose(
+        &self,
+        leader: NodeId,
+        member: &Member,
+        entry: Bytes,
+        timeout: Duration,
+    ) -> Result<(), Rejected> {
+        let peer = self.peer(leader, member);
+        let hello = peer.hello().ok_or_else(|| Rejected::Failed(peer.no_cluster()))?;
+        let mut control = self.link(leader, member, Lane::Control).map_err(Rejected::Failed)?;
+        let request = peer::ProposeRequest { hello: Some(hello), entry };
+        match tokio::time::timeout(timeout, control.propose(request)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(status)) if status.code() == Code::Aborted => Err(Rejected::NotLeader),
+            Ok(Err(status)) => Err(Rejected::Failed(describe(&status))),
+            Err(_) => Err(Rejected::Failed(format!("node {leader} did not answer in time"))),
+        }
+    }
+
+    fn peer(&self, target: NodeId, member: &Member) -> Arc<Peer> {
+        Arc::new(Peer { local: self.local.clone(), target, member: member.clone() })
+    }
+
+    fn client(&self, target: NodeId, member: &Member, heartbeat: bool) -> Client {
+        Client {
+            peer: self.peer(target, member),
+            log: self.link(target, member, Lane::Log),
+            control: self.link(target, member, Lane::Control),
+            snapshot: self.link(target, member, Lane::Snapshot),
+            heartbeat,
+        }
+    }
+
+    /// The connection for a lane, dialed anew when the peer's address has changed.
+    fn link(&self, target: NodeId, member: &Member, lane: Lane) -> Link {
+        let address = self.reach.get(&target).unwrap_or(&member.peer_addr);
+        let mut dialed = self.dialed.lock().expect("nothing panics while it holds the lock");
+        match dialed.get(&(target, lane)) {
+            Some(known) if known.address == *address => known.link.clone(),
+            _ => {
+                let link = dial(address);
+                let entry = Dialed { address: address.clone(), link: link.clone() };
+                dialed.insert((target, lane), entry);
+                link
+            }
+        }
+    }
+}
+
+/// Prepares a connection without opening it. Must run inside the async runtime.
+fn dial(address: &str) -> Link {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| format!("{address:?} is no address of a peer: {error}"))?;
+    let channel = endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_lazy();
+    Ok(PeerClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// What a failed call says, with the cause that tonic hides behind "transport error".
+pub(super) fn describe(status: &Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Client;
+
+    async fn new_client(&mut self, target: NodeId, node: &Member) -> Client {
+        self.client(target, node, false)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &Member) -> Client {
+        self.client(target, node, true)
+    }
+}

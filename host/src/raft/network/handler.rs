@@ -1,0 +1,283 @@
+//! What this node does when a peer calls. Each call is checked first, then decoded, then handed
+//! to openraft; the answer goes back encoded.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use lockstep_proto::peer;
+use lockstep_proto::peer::install_snapshot_request::{Header, Part};
+use openraft::Raft;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use openraft::storage::RaftStateMachine;
+use openraft::type_config::alias::SnapshotOf;
+use tokio::sync::watch;
+
+use super::hello::Local;
+use super::receive_snapshot::Inbox;
+use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
+use crate::raft::convert::vote_from_raft;
+use crate::raft::type_config::{EntryBytes, RaftVote, TypeConfig};
+use crate::storage::snapshot::{Snapshot, SnapshotDir};
+use crate::types::{Member, NodeId};
+
+/// A state machine whose snapshots are files: an alias, for callers that know no openraft.
+pub trait Machine: RaftStateMachine<TypeConfig, SnapshotData = Snapshot> {}
+
+impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Snapshot>> Machine for SM {}
+
+/// The replies of an append stream.
+pub(super) type AppendReplies =
+    Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Rejected>> + Send + 'static>>;
+
+/// The answering side of the network between nodes.
+pub struct PeerHandler<SM: Machine> {
+    raft: Raft<TypeConfig, SM>,
+    local: Arc<Local>,
+    inbox: Inbox,
+    stopped: watch::Sender<bool>,
+}
+
+impl<SM: Machine> PeerHandler<SM> {
+    /// Answers for `raft`; snapshots of peers go to `snapshots`.
+    pub fn new(raft: Raft<TypeConfig, SM>, local: Arc<Local>, snapshots: SnapshotDir) -> Self {
+        let inbox = Inbox::new(snapshots);
+        Self { raft, local, inbox, stopped: watch::Sender::new(false) }
+    }
+
+    /// Ends the streams that peers keep open, and refuses new ones, so that a server can drain.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    /// AppendEntries, pipelined: the first request is the hello. Returns once that was accepted;
+    /// the stream then gives one reply for each request, in order.
+    pub async fn append<S, E>(&self, mut requests: S) -> Result<AppendReplies, Rejected>
+    where
+        S: Stream<Item = Result<peer::AppendRequest, E>> + Send + Unpin + 'static,
+        E: std::fmt::Display + Send + 'static,
+    {
+        let first = self.first(&mut requests).await?;
+        let from = self.admit(first.hello.as_ref()).await?;
+        if !(first.head.is_empty() && first.entries.is_empty()) {
+            return Err(Rejected::Malformed("the first request is more than a hello".into()));
+        }
+        let failure = Failure::default();
+        let input = decoded(from, requests, self.stopped.subscribe(), failure.clone());
+        let results = self.raft.stream_append(input).map(|result| match result {
+            Ok(result) => Ok(append_reply(&result)),
+            Err(fatal) => Err(Rejected::Stopped(fatal.to_string())),
+        });
+        // When the input ended for a reason, the peer learns it after its last reply.
+        let reason = futures::stream::once(async move { failure.take() });
+        let reason = reason.filter_map(|reason| async { reason.map(Err) });
+        Ok(Box::pin(results.chain(reason)))
+    }
+
+    /// One AppendEntries: a heartbeat.
+    pub async fn append_one(
+        &self,
+        request: peer::AppendRequest,
+    ) -> Result<peer::AppendReply, Rejected> {
+        let from = self.admit(request.hello.as_ref()).await?;
+        let request = decode_append(from, request)?;
+        let input = futures::stream::once(async { request });
+        let mut results = Box::pin(self.raft.stream_append(input));
+        match results.next().await {
+            Some(Ok(result)) => Ok(append_reply(&result)),
+            Some(Err(fatal)) => Err(Rejected::Stopped(fatal.to_string())),
+            None => Err(Rejected::Stopped("openraft has ended".into())),
+        }
+    }
+
+    /// A request for a vote, or for the promise of one.
+    pub async fn vote(&self, request: peer::VoteRequest) -> Result<peer::VoteReply, Rejected> {
+        let from = self.admit(request.hello.as_ref()).await?;
+        let vote = codec::decode_vote_request(&request.payload)?;
+        check_sender(from, &vote.vote)?;
+        let result = if request.pre_vote {
+            self.raft.pre_vote(vote).await
+        } else {
+            self.raft.vote(vote).await
+        };
+        let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
+        Ok(peer::VoteReply { payload: codec::encode_vote_result(&result) })
+    }
+
+    /// The leader's wish that this or another node lead.
+    pub async fn transfer_leader(
+        &self,
+        request: peer::TransferLeaderRequest,
+    ) -> Result<peer::TransferLeaderReply, Rejected> {
+        let from = self.admit(request.hello.as_ref()).await?;
+        let transfer = codec::decode_transfer(&request.payload)?;
+        check_sender(from, transfer.from_leader())?;
+        let result = self.raft.handle_transfer_leader(transfer).await;
+        let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
+        Ok(peer::TransferLeaderReply { payload: codec::encode_transfer_result(&result) })
+    }
+
+    /// Where a transfer of a snapshot must go on.
+    pub async fn snapshot_offset(
+        &self,
+        request: peer::SnapshotOffsetRequest,
+    ) -> Result<peer::SnapshotOffsetReply, Rejected> {
+        self.admit(request.hello.as_ref()).await?;
+        let id = codec::decode_snapshot_id(&request.snapshot)?;
+        Ok(peer::SnapshotOffsetReply { offset: self.inbox.offset(id).await? })
+    }
+
+    /// A snapshot, header first. Returns once it is installed, or at once with this node's vote
+    /// when that is higher than the sender's.
+    pub async fn install_snapshot<S, E>(
+        &self,
+        mut requests: S,
+    ) -> Result<peer::InstallSnapshotReply, Rejected>
+    where
+        S: Stream<Item = Result<peer::InstallSnapshotRequest, E>> + Send + Unpin,
+        E: std::fmt::Display,
+    {
+        let Some(Part::Header(Header { hello, head, offset })) =
+            self.first(&mut requests).await?.part
+        else {
+            return Err(Rejected::Malformed("a header was expected".into()));
+        };
+        let from = self.admit(hello.as_ref()).await?;
+        let head = codec::decode_snapshot_head(&head)?;
+        check_sender(from, &head.vote)?;
+        let ours = self.raft.server_metrics().borrow_watched().vote;
+        if ours > head.vote {
+            return Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&ours) });
+        }
+        let snapshot = self.inbox.receive(head.id, offset, requests).await?;
+        tracing::info!(%from, length = head.id.length, "installing a snapshot of a peer");
+        let snapshot = SnapshotOf::<TypeConfig, Snapshot> { meta: head.meta, snapshot };
+        let installed = self.raft.install_full_snapshot(head.vote, snapshot).await;
+        let installed = installed.map_err(|fatal| Rejected::Stopped(fatal.to_string()))?;
+        Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&installed.vote) })
+    }
+
+    /// An internal entry of a follower. Returns once it is applied here.
+    pub async fn propose(
+        &self,
+        request: peer::ProposeRequest,
+    ) -> Result<peer::ProposeReply, Rejected> {
+        self.admit(request.hello.as_ref()).await?;
+        let length = request.entry.len();
+        if length > PROPOSAL_BYTES_MAX {
+            return Err(Rejected::Malformed(format!(
+                "a proposal of {length} bytes, and {PROPOSAL_BYTES_MAX} are allowed"
+            )));
+        }
+        match self.raft.client_write(EntryBytes(request.entry)).await {
+            Ok(_) => Ok(peer::ProposeReply {}),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                Err(Rejected::NotLeader)
+            }
+            Err(RaftError::APIError(error)) => Err(Rejected::Failed(error.to_string())),
+            Err(RaftError::Fatal(fatal)) => Err(Rejected::Stopped(fatal.to_string())),
+        }
+    }
+
+    /// The first message of a stream.
+    async fn first<S, T, E>(&self, requests: &mut S) -> Result<T, Rejected>
+    where
+        S: Stream<Item = Result<T, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        if *self.stopped.borrow() {
+            return Err(stopping());
+        }
+        match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
+            Ok(Some(Ok(first))) => Ok(first),
+            Ok(Some(Err(error))) => Err(Rejected::Failed(error.to_string())),
+            Ok(None) => Err(Rejected::Malformed("an empty stream".into())),
+            Err(_) => Err(Rejected::Failed("the caller did not say hello in time".into())),
+        }
+    }
+
+    async fn admit(&self, hello: Option<&peer::Hello>) -> Result<NodeId, Rejected> {
+        let known = |node: NodeId| -> Option<Member> {
+            let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
+            membership.membership().get_node(&node).cloned()
+        };
+        Ok(self.local.admit(hello, known).await?)
+    }
+}
+
+fn stopping() -> Rejected {
+    Rejected::Stopped("it is shutting down".into())
+}
+
+/// A node speaks for itself only: votes of others do not come through it.
+fn check_sender(from: NodeId, vote: &RaftVote) -> Result<(), Rejected> {
+    let node = vote_from_raft(vote).node;
+    if node == from {
+        return Ok(());
+    }
+    Err(Rejected::Malformed(format!("node {from} calls with the vote of node {node}")))
+}
+
+fn decode_append(
+    from: NodeId,
+    request: peer::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Rejected> {
+    let request = codec::decode_append(request)?;
+    check_sender(from, &request.vote)?;
+    Ok(request)
+}
+
+fn append_reply(result: &StreamAppendResult<TypeConfig>) -> peer::AppendReply {
+    let payload: Bytes = codec::encode_append_result(result);
+    peer::AppendReply { payload }
+}
+
+/// Why an input ended before its peer ended it.
+#[derive(Clone, Default)]
+struct Failure(Arc<Mutex<Option<Rejected>>>);
+
+impl Failure {
+    fn set(&self, reason: Rejected) {
+        *self.0.lock().expect("nothing panics while it holds the reason") = Some(reason);
+    }
+
+    fn take(&self) -> Option<Rejected> {
+        self.0.lock().expect("nothing panics while it holds the reason").take()
+    }
+}
+
+/// The requests of a peer, decoded, until one is bad or this node stops.
+fn decoded<S, E>(
+    from: NodeId,
+    requests: S,
+    stopped: watch::Receiver<bool>,
+    failure: Failure,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static
+where
+    S: Stream<Item = Result<peer::AppendRequest, E>> + Send + Unpin + 'static,
+    E: std::fmt::Display + Send + 'static,
+{
+    futures::stream::unfold((requests, stopped), move |(mut requests, mut stopped)| {
+        let failure = failure.clone();
+        async move {
+            let request = tokio::select! {
+                request = requests.next() => request?,
+                _ = stopped.wait_for(|stopped| *stopped) => {
+                    failure.set(stopping());
+                    return None;
+                }
+            };
+            let request = request.map_err(|error| Rejected::Failed(error.to_string()));
+            match request.and_then(|request| decode_append(from, request)) {
+                Ok(request) => Some((request, (requests, stopped))),
+                Err(reason) => {
+                    failure.set(reason);
+                    None
+                }
+            }
+        }
+    })
+}

@@ -1,0 +1,304 @@
+//! Who may talk to this node: the handshake that goes before everything else.
+//!
+//! It keeps apart what addresses cannot: another cluster, another node, the same node id on
+//! another disk, another version, another engine. It authenticates nobody: the peer port belongs
+//! on a trusted network.
+//!
+//! **Invariant:** nothing of a peer reaches openraft before its hello was accepted.
+//! **Invariant:** the cluster of a node is set once.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use lockstep_proto::peer::Hello;
+
+use crate::types::{ClusterId, Incarnation, Member, NodeId};
+
+/// Version of the messages between nodes and of log entries.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Alarms that are kept at once; peers choose the node ids in their hellos.
+const ALARMS_MAX: usize = 64;
+
+/// Persists the cluster this node joins; the reason when it cannot. It may block.
+pub type Adopt = Box<dyn Fn(ClusterId) -> Result<(), String> + Send + Sync>;
+
+/// Why a peer may not talk to this node.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The message holds no hello, or one of wrong form.
+    #[error("the message does not say who sends it")]
+    Nameless,
+    /// The peer speaks another version.
+    #[error("version {theirs} of the peer protocol is spoken there, version {ours} here")]
+    Version {
+        /// The caller's.
+        theirs: u32,
+        /// This node's.
+        ours: u32,
+    },
+    /// The call was meant for another node: an address is wrong.
+    #[error("node {meant} was called, and this is node {this}: its peer address is wrong")]
+    OtherNode {
+        /// Whom the caller wanted.
+        meant: NodeId,
+        /// Whom it reached.
+        this: NodeId,
+    },
+    /// The call was meant for this node id on another disk.
+    #[error(
+        "this node's disk is not the one that joined as node {node}: it was wiped or replaced. \
+         Repair: remove node {node}, start it with a new id on an empty folder, add it"
+    )]
+    OtherDisk {
+        /// The node id.
+        node: NodeId,
+    },
+    /// The caller's node id joined with another disk.
+    #[error(
+        "the disk of node {node} is not the one that joined as node {node}: it was wiped or \
+         replaced. Repair: remove node {node}, start it with a new id on an empty folder, add it"
+    )]
+    CallersDisk {
+        /// The caller.
+        node: NodeId,
+    },
+    /// The caller is of another cluster.
+    #[error("node {node} is of cluster {theirs}, this node of cluster {ours}")]
+    OtherCluster {
+        /// The caller.
+        node: NodeId,
+        /// Its cluster.
+        theirs: ClusterId,
+        /// This node's.
+        ours: ClusterId,
+    },
+    /// This node is in no cluster yet and could not note down the caller's.
+    #[error("this node could not join cluster {cluster}: {reason}")]
+    NotAdopted {
+        /// The caller's cluster.
+        cluster: ClusterId,
+        /// What went wrong.
+        reason: String,
+    },
+    /// Replicas of the two would not stay equal.
+    #[error(
+        "the engine profile of node {node} is {theirs}, that of this node {ours}: run the same \
+         build on every node"
+    )]
+    OtherProfile {
+        /// The caller.
+        node: NodeId,
+        /// Its profile.
+        theirs: String,
+        /// This node's.
+        ours: String,
+    },
+}
+
+/// On which side of a connection a problem was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Side {
+    /// The peer called, this node refused.
+    Refused,
+    /// This node called, the peer refused.
+    RefusedBy,
+}
+
+/// This node, as far as its peers are concerned.
+pub struct Local {
+    node_id: NodeId,
+    incarnation: Incarnation,
+    profile: String,
+    cluster: OnceLock<ClusterId>,
+    adopt: Mutex<Adopt>,
+    alarms: Mutex<BTreeMap<(NodeId, Side), String>>,
+}
+
+impl Local {
+    /// `cluster` is what the identity file says, `adopt` writes it there.
+    pub fn new(
+        node_id: NodeId,
+        incarnation: Incarnation,
+        profile: String,
+        cluster: Option<ClusterId>,
+        adopt: Adopt,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            node_id,
+            incarnation,
+            profile,
+            cluster: cluster.map(OnceLock::from).unwrap_or_default(),
+            adopt: Mutex::new(adopt),
+            alarms: Mutex::default(),
+        })
+    }
+
+    /// This node's id.
+    pub fn node_id(&self) -> NodeId {
+        self.node_id
+    }
+
+    /// The cluster, once this node is in one.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster.get().copied()
+    }
+
+    /// Joins `cluster` for good, persisting it first; does nothing when it is in it already. It
+    /// blocks: call it off the async workers.
+    ///
+    /// # Errors
+    /// When the node is in another cluster or its disk fails.
+    pub fn join(&self, cluster: ClusterId) -> Result<(), String> {
+        let adopt = self.adopt.lock().expect("nothing panics while it adopts");
+        match self.cluster() {
+            Some(present) if present == cluster => Ok(()),
+            Some(present) => Err(format!("this node is in cluster {present}")),
+            None => {
+                adopt(cluster)?;
+                self.cluster.set(cluster).expect("only the holder of `adopt` sets it");
+                Ok(())
+            }
+        }
+    }
+
+    /// The hello for a node; `None` while this node is in no cluster, and so may call nobody.
+    pub(super) fn hello(&self, to: NodeId, member: &Member) -> Option<Hello> {
+        Some(Hello {
+            cluster_id: self.cluster()?.0.to_vec().into(),
+            from_node: self.node_id.0,
+            from_incarnation: self.incarnation.0.to_vec().into(),
+            to_node: to.0,
+            to_incarnation: member.incarnation.to_vec().into(),
+            protocol_version: PROTOCOL_VERSION,
+            engine_profile: self.profile.clone(),
+        })
+    }
+
+    /// Decides whether the sender of `hello` may talk to this node, and tells who it is. `known`
+    /// looks up what the membership says of a node.
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        hello: Option<&Hello>,
+        known: impl FnOnce(NodeId) -> Option<Member>,
+    ) -> Result<NodeId, Refusal> {
+        let hello = hello.ok_or(Refusal::Nameless)?;
+        let from = NodeId(hello.from_node);
+        let checked = match self.check(hello, known) {
+            Ok(cluster) => self.check_cluster(from, cluster).await,
+            Err(refusal) => Err(refusal),
+        };
+        match checked {
+            Ok(()) => {
+                self.clear(from, Side::Refused);
+                Ok(from)
+            }
+            Err(refusal) => {
+                self.raise(from, Side::Refused, refusal.to_string());
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Everything but the cluster, which it returns.
+    fn check(
+        &self,
+        hello: &Hello,
+        known: impl FnOnce(NodeId) -> Option<Member>,
+    ) -> Result<ClusterId, Refusal> {
+        let (theirs, ours) = (hello.protocol_version, PROTOCOL_VERSION);
+        if theirs != ours {
+            return Err(Refusal::Version { theirs, ours });
+        }
+        let cluster = ClusterId::from_slice(&hello.cluster_id).ok_or(Refusal::Nameless)?;
+        let (from, to) = (NodeId(hello.from_node), NodeId(hello.to_node));
+        if to != self.node_id || from == self.node_id {
+            return Err(Refusal::OtherNode { meant: to, this: self.node_id });
+        }
+        if hello.to_incarnation != self.incarnation.0.as_slice() {
+            return Err(Refusal::OtherDisk { node: to });
+        }
+        let other_disk = |member: Member| hello.from_incarnation != member.incarnation.as_slice();
+        if known(from).is_some_and(other_disk) {
+            return Err(Refusal::CallersDisk { node: from });
+        }
+        if hello.engine_profile != self.profile {
+            return Err(Refusal::OtherProfile {
+                node: from,
+                theirs: printable(&hello.engine_profile),
+                ours: self.profile.clone(),
+            });
+        }
+        Ok(cluster)
+    }
+
+    /// A node in no cluster follows whoever means it, id and disk: only a node that was told to
+    /// add it knows both.
+    async fn check_cluster(
+        self: &Arc<Self>,
+        node: NodeId,
+        theirs: ClusterId,
+    ) -> Result<(), Refusal> {
+        if self.cluster().is_none() {
+            let local = self.clone();
+            let joined = tokio::task::spawn_blocking(move || local.join(theirs)).await;
+            let joined = joined.unwrap_or_else(|error| Err(error.to_string()));
+            if self.cluster().is_none() {
+                let reason = joined.err().unwrap_or_default();
+                return Err(Refusal::NotAdopted { cluster: theirs, reason });
+            }
+            tracing::info!(cluster = %theirs, by = %node, "joined a cluster");
+        }
+        match self.cluster() {
+            Some(ours) if ours != theirs => Err(Refusal::OtherCluster { node, theirs, ours }),
+            _ => Ok(()),
+        }
+    }
+
+    /// `peer` refused a call of this node.
+    pub(super) fn refused_by(&self, peer: NodeId, reason: &str) {
+        self.raise(peer, Side::RefusedBy, printable(reason));
+    }
+
+    /// `peer` accepted a call of this node.
+    pub(super) fn accepted_by(&self, peer: NodeId) {
+        self.clear(peer, Side::RefusedBy);
+    }
+
+    /// What keeps this node and its peers from talking, a sentence each. A sentence goes when the
+    /// peer is talked to again.
+    pub fn alarms(&self) -> Vec<String> {
+        let sentence = |((peer, side), reason): (&(NodeId, Side), &String)| match side {
+            Side::Refused => format!("node {peer} is refused: {reason}"),
+            Side::RefusedBy => format!("node {peer} refuses this node: {reason}"),
+        };
+        self.locked_alarms().iter().map(sentence).collect()
+    }
+
+    /// Logs a problem when it is new, not at each of the many retries.
+    fn raise(&self, peer: NodeId, side: Side, reason: String) {
+        let mut alarms = self.locked_alarms();
+        let full = alarms.len() >= ALARMS_MAX && !alarms.contains_key(&(peer, side));
+        if full || alarms.get(&(peer, side)) == Some(&reason) {
+            return;
+        }
+        match side {
+            Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
+            Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
+        }
+        alarms.insert((peer, side), reason);
+    }
+
+    fn clear(&self, peer: NodeId, side: Side) {
+        self.locked_alarms().remove(&(peer, side));
+    }
+
+    fn locked_alarms(&self) -> MutexGuard<'_, BTreeMap<(NodeId, Side), String>> {
+        self.alarms.lock().expect("nothing panics while it holds the alarms")
+    }
+}
+
+/// A peer's text, fit for a log and a terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).take(400).collect()
+}

@@ -1,0 +1,75 @@
+//! The network of openraft over gRPC: what this node asks of its peers, and what it does when
+//! they ask.
+//!
+//! Out: [`Network`] makes a client for each peer; AppendEntries go down one stream with many in
+//! flight, heartbeats and votes have a connection of their own, snapshots another, so that none
+//! waits behind a bigger one. In: [`PeerHandler`], which `api::peer` serves. Both sides begin with
+//! the handshake of [`Local`].
+//!
+//! The messages are in proto/peer.proto, their payloads in `codec` (docs/formats.md, "Peer
+//! messages"). Nothing here keeps state that matters after a restart, and nothing is spawned that
+//! outlives the call or the stream that it serves.
+
+mod client;
+mod codec;
+mod connections;
+mod handler;
+mod hello;
+mod pipeline;
+mod receive_snapshot;
+mod send_snapshot;
+
+use std::time::Duration;
+
+pub use connections::Network;
+pub use handler::{Machine, PeerHandler};
+pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};
+
+/// Longest message between nodes, in bytes. Requests are cut to size by whoever reads the log;
+/// this only has to be above the longest single entry.
+pub const MESSAGE_BYTES_MAX: usize = 128 << 20;
+
+/// HTTP/2 flow control window of a connection between nodes, in bytes: more than a fast link
+/// holds in flight, so that appends and snapshots never wait for window updates.
+pub const WINDOW_BYTES: u32 = 16 << 20;
+
+/// An idle connection is probed this often, so that a peer that vanished is noticed.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A connection is given up when a probe is not answered for so long.
+pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest entry that a peer may propose, in bytes: internal ones are short.
+pub const PROPOSAL_BYTES_MAX: usize = 64 << 10;
+
+/// A caller that opens a stream must say hello within this.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a call of a peer was not done, named by what the peer can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// The handshake failed; trying again will not help until an operator has acted.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The message is not what a node of this version sends.
+    #[error("malformed message: {0}")]
+    Malformed(String),
+    /// The call is for the leader, and this node is not it.
+    #[error("this node is not the leader")]
+    NotLeader,
+    /// The call was overtaken by a later one of the same kind.
+    #[error("a later transfer took the place of this one")]
+    Superseded,
+    /// The disk or the stream failed under the call; it may be tried again.
+    #[error("{0}")]
+    Failed(String),
+    /// This node takes no more calls.
+    #[error("this node has stopped: {0}")]
+    Stopped(String),
+}
+
+impl From<codec::Error> for Rejected {
+    fn from(error: codec::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
+}

@@ -1,0 +1,124 @@
+//! Receives a snapshot file from a peer. Bytes that have arrived stay, so that the next attempt
+//! goes on where this one was cut; nothing of them is used before the whole is verified.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use lockstep_proto::peer::InstallSnapshotRequest;
+use lockstep_proto::peer::install_snapshot_request::{Chunk, Part};
+
+use super::Rejected;
+use crate::storage;
+use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
+
+/// A sender that sends nothing for so long is gone.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The receiving end of all transfers to this node. The newest goes on, older ones give up: a
+/// peer starts another only after it gave up the one before, or when it is a new leader.
+#[derive(Clone)]
+pub(super) struct Inbox {
+    snapshots: SnapshotDir,
+    transfers: Arc<AtomicU64>,
+}
+
+impl Inbox {
+    pub(super) fn new(snapshots: SnapshotDir) -> Self {
+        Self { snapshots, transfers: Arc::default() }
+    }
+
+    /// Bytes of the snapshot that are here.
+    pub(super) async fn offset(&self, id: SnapshotId) -> Result<u64, Rejected> {
+        let snapshots = self.snapshots.clone();
+        blocking(move || match snapshots.find(&id) {
+            Some(_) => Ok(id.length),
+            None => snapshots.receive(id).map(|incoming| incoming.offset()),
+        })
+        .await
+    }
+
+    /// Takes the chunks of snapshot `id` from `offset` on, and verifies the whole.
+    pub(super) async fn receive<S, E>(
+        &self,
+        id: SnapshotId,
+        offset: u64,
+        requests: S,
+    ) -> Result<Snapshot, Rejected>
+    where
+        S: Stream<Item = Result<InstallSnapshotRequest, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let transfer = self.transfers.fetch_add(1, Ordering::Relaxed) + 1;
+        let snapshots = self.snapshots.clone();
+        if let Some(complete) = blocking(move || Ok(snapshots.find(&id))).await? {
+            return Ok(complete);
+        }
+        let snapshots = self.snapshots.clone();
+        let incoming = blocking(move || snapshots.receive(id)).await?;
+        if incoming.offset() != offset {
+            return Err(Rejected::Failed(format!(
+                "the snapshot goes on at byte {}, not at {offset}",
+                incoming.offset()
+            )));
+        }
+        let incoming = self.fill(incoming, transfer, requests).await?;
+        blocking(move || incoming.finish()).await
+    }
+
+    async fn fill<S, E>(
+        &self,
+        mut incoming: IncomingSnapshot,
+        transfer: u64,
+        mut requests: S,
+    ) -> Result<IncomingSnapshot, Rejected>
+    where
+        S: Stream<Item = Result<InstallSnapshotRequest, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        while incoming.offset() < incoming.id().length {
+            let chunk = next_chunk(&mut requests).await?;
+            if self.transfers.load(Ordering::Relaxed) != transfer {
+                return Err(Rejected::Superseded);
+            }
+            incoming = blocking(move || {
+                incoming.append(&chunk.data)?;
+                Ok(incoming)
+            })
+            .await?;
+        }
+        Ok(incoming)
+    }
+}
+
+/// The next chunk, if it arrived unharmed.
+async fn next_chunk<S, E>(requests: &mut S) -> Result<Chunk, Rejected>
+where
+    S: Stream<Item = Result<InstallSnapshotRequest, E>> + Unpin,
+    E: std::fmt::Display,
+{
+    let request = tokio::time::timeout(IDLE_TIMEOUT, requests.next()).await;
+    let request = request.map_err(|_| Rejected::Failed("no chunk came in time".into()))?;
+    let request = request.ok_or_else(|| Rejected::Failed("the snapshot ends early".into()))?;
+    let request = request.map_err(|error| Rejected::Failed(error.to_string()))?;
+    match request.part {
+        Some(Part::Chunk(chunk)) if chunk.data.is_empty() => {
+            Err(Rejected::Malformed("an empty chunk".into()))
+        }
+        Some(Part::Chunk(chunk)) if crc32c::crc32c(&chunk.data) != chunk.crc32c => {
+            Err(Rejected::Failed("the checksum of a chunk does not match".into()))
+        }
+        Some(Part::Chunk(chunk)) => Ok(chunk),
+        _ => Err(Rejected::Malformed("a chunk was expected".into())),
+    }
+}
+
+/// Runs disk work off the async workers.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, storage::Error> + Send + 'static,
+) -> Result<T, Rejected> {
+    let done = tokio::task::spawn_blocking(work).await;
+    let done = done.map_err(|error| Rejected::Failed(error.to_string()))?;
+    done.map_err(|error| Rejected::Failed(error.to_string()))
+}

@@ -1,0 +1,242 @@
+//! Linearizable queries: one ReadIndex round for all that wait (Raft dissertation, section 6.4),
+//! then one call of each guest for all its queries.
+//!
+//! While a round is under way, later queries gather for the next one: a query may only use a
+//! round that began after the query came.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use openraft::ReadPolicy;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+
+use super::Raft;
+use super::error::Error;
+use super::replica::Answered;
+use super::type_config::EntryBytes;
+use crate::config::limits;
+use crate::machine::{
+    CallFailure, Directory, GuestHandle, Proposal, Queries, View, outcome_of, push_replies,
+};
+use crate::types::TimeMs;
+use crate::wasm::Context;
+
+type Answer = Result<Answered, Error>;
+
+/// Queries that may wait for a round.
+const QUEUE_MAX: usize = 65_536;
+/// How far the replicated time may lag before a query of a guest that uses time has the leader
+/// log a `Tick`, in milliseconds. It bounds ticks to ten a second.
+const TICK_LAG_MS: TimeMs = 100;
+
+/// A query and who waits for it.
+struct Waiting {
+    machine: String,
+    query: Bytes,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// Where linearizable queries are queued.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    queue: mpsc::Sender<Waiting>,
+}
+
+/// The task that makes rounds of queued queries.
+pub struct ReaderTask {
+    raft: Raft,
+    directory: Arc<Directory>,
+    clock: fn() -> TimeMs,
+    queue: mpsc::Receiver<Waiting>,
+}
+
+impl Reader {
+    /// A queue and the task that empties it.
+    pub fn new(raft: Raft, directory: Arc<Directory>, clock: fn() -> TimeMs) -> (Self, ReaderTask) {
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        (Self { queue: sender }, ReaderTask { raft, directory, clock, queue })
+    }
+
+    /// Asks a machine for an answer that reflects everything acknowledged before this call.
+    pub async fn query(&self, machine: String, query: Bytes) -> Answer {
+        let (answer, receiver) = oneshot::channel();
+        self.queue.try_send(Waiting { machine, query, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+        })?;
+        receiver.await.map_err(|_| Error::ShuttingDown)?
+    }
+}
+
+impl ReaderTask {
+    /// Runs until every `Reader` is gone.
+    pub async fn run(mut self) {
+        let mut answering = JoinSet::new();
+        let mut waiting = Vec::new();
+        while self.queue.recv_many(&mut waiting, limits::ENTRY_COMMANDS_MAX).await > 0 {
+            while answering.try_join_next().is_some() {}
+            match self.round(&waiting).await {
+                Ok(()) => {
+                    for batch in self.group(std::mem::take(&mut waiting)) {
+                        let (raft, directory) = (self.raft.clone(), self.directory.clone());
+                        answering.spawn(answer_and_mend(raft, directory, batch));
+                    }
+                }
+                Err(error) => fail(&error, waiting.drain(..).map(|waiting| waiting.answer)),
+            }
+        }
+        while answering.join_next().await.is_some() {}
+    }
+
+    /// Returns once this node was the leader after the round began and has applied what had been
+    /// committed by then.
+    async fn round(&self, waiting: &[Waiting]) -> Result<(), Error> {
+        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
+        confirmed.map_err(Error::from_raft_read)?;
+        self.keep_time(waiting).await
+    }
+
+    /// A guest that uses time is asked at a time that does not lag.
+    async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
+        let now = (self.clock)();
+        if now < self.directory.time_ms() + TICK_LAG_MS {
+            return Ok(());
+        }
+        let view = self.directory.view();
+        let uses_time = |waiting: &Waiting| {
+            let machine = view.machines.get(&waiting.machine);
+            machine.and_then(|machine| machine.manifest.as_ref()).is_some_and(|m| m.uses_time)
+        };
+        if !waiting.iter().any(uses_time) {
+            return Ok(());
+        }
+        let tick = Proposal::Tick { time_ms: now }.encode();
+        let ticked = self.raft.client_write(EntryBytes(tick)).await;
+        ticked.map(drop).map_err(Error::from_raft_write)
+    }
+
+    fn group(&self, waiting: Vec<Waiting>) -> Vec<QueryBatch> {
+        let view = self.directory.view();
+        let mut batches: BTreeMap<String, QueryBatch> = BTreeMap::new();
+        for Waiting { machine, query, answer } in waiting {
+            match guest_of(&view, &machine) {
+                Ok(guest) => {
+                    let batch = batches.entry(machine).or_insert_with(|| QueryBatch::new(guest));
+                    batch.push(&query, answer);
+                }
+                Err(error) => fail(&error, std::iter::once(answer)),
+            }
+        }
+        batches.into_values().collect()
+    }
+}
+
+/// Asks a machine at whatever this node has applied.
+pub async fn query_stale(
+    raft: Raft,
+    directory: Arc<Directory>,
+    machine: &str,
+    query: &Bytes,
+) -> Answer {
+    let guest = guest_of(&directory.view(), machine)?;
+    let (sender, receiver) = oneshot::channel();
+    let mut batch = QueryBatch::new(guest);
+    batch.push(query, sender);
+    answer_and_mend(raft, directory, batch).await;
+    receiver.await.map_err(|_| Error::ShuttingDown)?
+}
+
+/// The guest that answers for a machine, or why none does.
+fn guest_of(view: &View, machine: &str) -> Result<GuestHandle, Error> {
+    if let Some(reason) = &view.parked {
+        return Err(Error::Parked(reason.clone()));
+    }
+    let published =
+        view.machines.get(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))?;
+    match (&published.guest, &published.parked) {
+        (Some(guest), _) => Ok(guest.clone()),
+        (None, Some(reason)) => {
+            Err(Error::MachineParked { machine: machine.to_owned(), reason: reason.clone() })
+        }
+        (None, None) => Err(Error::NoSuchMachine(machine.to_owned())),
+    }
+}
+
+/// Queries of one guest call, and who waits for their answers.
+struct QueryBatch {
+    guest: GuestHandle,
+    queries: Queries,
+    answers: Vec<oneshot::Sender<Answer>>,
+}
+
+impl QueryBatch {
+    fn new(guest: GuestHandle) -> Self {
+        Self { guest, queries: Queries::default(), answers: Vec::new() }
+    }
+
+    fn push(&mut self, query: &[u8], answer: oneshot::Sender<Answer>) {
+        self.queries.data.extend_from_slice(query);
+        let end = u32::try_from(self.queries.data.len()).expect("rounds are bounded");
+        self.queries.ends.push(end);
+        self.answers.push(answer);
+    }
+
+    /// Asks the guest and answers everybody; true when the guest was lost in doing so.
+    async fn answer(self, directory: Arc<Directory>) -> bool {
+        let applied = directory.applied();
+        let context = Context { index: applied, time_ms: directory.time_ms(), seed: 0 };
+        let (outcomes, lost) = match self.guest.query(context, self.queries).await {
+            Ok(replies) => {
+                let mut outcomes = Vec::with_capacity(self.answers.len());
+                push_replies(&mut outcomes, replies);
+                (outcomes, false)
+            }
+            Err(CallFailure::Lost) => {
+                fail(&Error::GuestRestarting, self.answers);
+                return true;
+            }
+            Err(CallFailure::Guest(failure)) => match outcome_of(failure) {
+                Ok(outcome) => (vec![outcome; self.answers.len()], true),
+                Err(failure) => {
+                    fail(&Error::Stopped(failure.to_string()), self.answers);
+                    return false;
+                }
+            },
+        };
+        for (answer, outcome) in self.answers.into_iter().zip(outcomes) {
+            let _ = answer.send(Ok(Answered { outcome, applied }));
+        }
+        lost
+    }
+}
+
+async fn answer_and_mend(raft: Raft, directory: Arc<Directory>, batch: QueryBatch) {
+    if batch.answer(directory).await {
+        rebuild(raft).await;
+    }
+}
+
+/// Has the state machine replace a guest that was lost to a query. An error shows again, and
+/// stops the node, at the next entry.
+async fn rebuild(raft: Raft) {
+    let rebuilt = raft
+        .with_state_machine(|state_machine| {
+            Box::pin(async move {
+                if let Err(error) = state_machine.rebuild().await {
+                    tracing::error!(%error, "cannot rebuild a guest after a failed query");
+                }
+            })
+        })
+        .await;
+    if let Err(fatal) = rebuilt {
+        tracing::error!(%fatal, "the replica stopped before a guest was rebuilt");
+    }
+}
+
+fn fail(error: &Error, answers: impl IntoIterator<Item = oneshot::Sender<Answer>>) {
+    for answer in answers {
+        let _ = answer.send(Err(error.clone()));
+    }
+}

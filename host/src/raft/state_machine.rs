@@ -1,0 +1,379 @@
+//! The state machine of openraft over `machine::Machines`.
+//!
+//! The state lives in memory; what makes it durable is the log from the newest snapshot on. At
+//! start the newest snapshot is restored here, and openraft applies the log again from there up
+//! to the committed index that was saved.
+//!
+//! **Invariant:** an entry's effects, `last_applied` and the membership change together, between
+//! two awaits that nobody else can see between. **Invariant:** only a `Checkpoint` entry makes a
+//! snapshot, captured while no other entry can be applied.
+
+use std::io;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot as RaftSnapshot};
+use openraft::{EntryPayload, OptionalSend, RaftLogReader as _, RaftSnapshotBuilder};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::convert::membership_from_raft;
+use super::log_store::LogStore;
+use super::snapshots::{SharedSnapshots, meta_to_raft, restore};
+use super::type_config::{
+    Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
+};
+use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, proposal};
+use crate::storage::snapshot::Snapshot;
+use crate::types::{LogIndex, Membership};
+
+type SnapshotOf = RaftSnapshot<
+    openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
+    crate::types::NodeId,
+    crate::types::Member,
+    Snapshot,
+>;
+
+/// Entries read from the log at once while the state is rebuilt.
+const REPLAY_ENTRIES: u64 = 64;
+
+/// How far the apply path has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Last applied index.
+    pub applied: Option<LogIndex>,
+    /// Bytes of entries applied since the last checkpoint.
+    pub bytes_since_checkpoint: u64,
+    /// Entries applied since the last checkpoint.
+    pub entries_since_checkpoint: u64,
+}
+
+/// The state machine of this node.
+pub struct StateMachine {
+    environment: Environment,
+    machines: Machines,
+    log: LogStore,
+    last_applied: Option<RaftLogId>,
+    stored_membership: RaftStoredMembership,
+    membership: Membership,
+    snapshots: SharedSnapshots,
+    progress: watch::Sender<Progress>,
+    writing: Option<JoinHandle<Result<(), HostFailure>>>,
+    parked: Option<String>,
+}
+
+impl StateMachine {
+    /// Restores the newest snapshot, or begins empty.
+    pub async fn open(
+        environment: Environment,
+        log: LogStore,
+        snapshots: SharedSnapshots,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Self, HostFailure> {
+        let (meta, machines) = newest_state(&environment, &snapshots).await?;
+        let mut state_machine = Self {
+            environment,
+            machines,
+            log,
+            last_applied: None,
+            stored_membership: RaftStoredMembership::default(),
+            membership: Membership::default(),
+            snapshots,
+            progress,
+            writing: None,
+            parked: None,
+        };
+        state_machine.stand_at(&meta);
+        Ok(state_machine)
+    }
+
+    /// Takes the position of a snapshot whose state is in place.
+    fn stand_at(&mut self, meta: &RaftSnapshotMeta) {
+        self.last_applied = meta.last_log_id;
+        self.stored_membership = meta.last_membership.clone();
+        self.membership = membership_from_raft(meta.last_membership.membership());
+        let applied = meta.last_log_id.map(|id| id.index());
+        if let Some(index) = applied {
+            self.machines.advance(index);
+        }
+        self.progress.send_replace(Progress { applied, ..Progress::default() });
+    }
+
+    async fn apply_entry(&mut self, entry: &Entry) -> Result<Response, HostFailure> {
+        let log_id = entry.log_id;
+        let in_order = self.last_applied.is_none_or(|last| log_id.index() == last.index() + 1);
+        assert!(in_order, "entry {log_id} follows {:?}", self.last_applied);
+        let (response, bytes) = match &entry.payload {
+            EntryPayload::Blank => (Response::Nothing, 0),
+            EntryPayload::Normal(EntryBytes(bytes)) => {
+                (self.apply_bytes(&log_id, bytes).await?, bytes.len())
+            }
+            EntryPayload::Membership(membership) => {
+                let now = membership_from_raft(membership);
+                self.machines.change_membership(&self.membership, &now);
+                self.membership = now;
+                self.stored_membership =
+                    RaftStoredMembership::new(Some(log_id), membership.clone());
+                (Response::Nothing, 0)
+            }
+        };
+        self.last_applied = Some(log_id);
+        self.machines.advance(log_id.index());
+        self.count(log_id.index(), bytes);
+        Ok(response)
+    }
+
+    async fn apply_bytes(
+        &mut self,
+        log_id: &RaftLogId,
+        bytes: &bytes::Bytes,
+    ) -> Result<Response, HostFailure> {
+        if let Some(reason) = &self.parked {
+            return Ok(Response::NodeParked(reason.clone()));
+        }
+        let index = log_id.index();
+        let decode = || Proposal::decode(bytes);
+        let proposal = match decode() {
+            Ok(proposal) => proposal,
+            Err(error @ proposal::Error::Unknown { .. }) => {
+                return Ok(self.park(format!("{error}, at log index {index}")));
+            }
+            Err(error) => return Err(damaged(index, &error)),
+        };
+        let is_checkpoint = proposal == Proposal::Checkpoint;
+        let mut applied = self.machines.apply(index, proposal, &self.membership).await;
+        if applied == Err(HostFailure::GuestLost) {
+            self.rebuild().await?;
+            let proposal = decode().map_err(|error| damaged(index, &error))?;
+            applied = self.machines.apply(index, proposal, &self.membership).await;
+        }
+        if is_checkpoint {
+            self.checkpoint(log_id).await?;
+        }
+        applied
+    }
+
+    /// Builds the state as of `last_applied` again, from the newest snapshot and the log. A guest
+    /// was lost to a query that trapped; replaying the same entries in the same batches gives the
+    /// same state.
+    pub async fn rebuild(&mut self) -> Result<(), HostFailure> {
+        let Some(target) = self.last_applied else { return Ok(()) };
+        if !self.machines.any_guest_lost().await {
+            return Ok(());
+        }
+        tracing::warn!(index = target.index(), "rebuilding the machines after a failed query");
+        self.finish_writing().await?;
+        let (meta, machines) = newest_state(&self.environment, &self.snapshots).await?;
+        self.machines = machines;
+        self.membership = membership_from_raft(meta.last_membership.membership());
+        let mut next = meta.last_log_id.map_or(0, |id| id.index() + 1);
+        while next <= target.index() {
+            let end = (next + REPLAY_ENTRIES).min(target.index() + 1);
+            let entries = self.log.try_get_log_entries(next..end).await;
+            let entries = entries.map_err(|error| HostFailure::Stop(error.to_string()))?;
+            for entry in &entries {
+                self.replay(entry).await?;
+            }
+            next = end;
+        }
+        self.machines.advance(target.index());
+        Ok(())
+    }
+
+    /// Applies an entry that was applied before. A checkpoint exports into nothing, because an
+    /// export that fails parks its machine.
+    async fn replay(&mut self, entry: &Entry) -> Result<(), HostFailure> {
+        let index = entry.log_id.index();
+        match &entry.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Membership(membership) => {
+                let now = membership_from_raft(membership);
+                self.machines.change_membership(&self.membership, &now);
+                self.membership = now;
+            }
+            EntryPayload::Normal(EntryBytes(bytes)) => {
+                let proposal = Proposal::decode(bytes).map_err(|error| damaged(index, &error))?;
+                let is_checkpoint = proposal == Proposal::Checkpoint;
+                self.machines.apply(index, proposal, &self.membership).await?;
+                if is_checkpoint {
+                    self.capture_into_nothing(index).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn capture_into_nothing(&mut self, index: LogIndex) -> Result<(), HostFailure> {
+        let (pieces, mut receiver) = mpsc::channel(1);
+        let drain = async { while receiver.recv().await.is_some() {} };
+        let capture = async {
+            let captured = self.machines.capture(index, &pieces).await;
+            drop(pieces);
+            captured
+        };
+        let (captured, ()) = tokio::join!(capture, drain);
+        captured
+    }
+
+    /// From here on this node keeps the log and applies nothing.
+    fn park(&mut self, reason: String) -> Response {
+        tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
+        self.machines.park_node(&reason);
+        self.parked = Some(reason.clone());
+        Response::NodeParked(reason)
+    }
+
+    /// Captures the state as of this entry; the file is written in the background.
+    async fn checkpoint(&mut self, log_id: &RaftLogId) -> Result<(), HostFailure> {
+        self.finish_writing().await?;
+        self.progress.send_modify(|progress| {
+            progress.bytes_since_checkpoint = 0;
+            progress.entries_since_checkpoint = 0;
+        });
+        if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {
+            return Ok(());
+        }
+        self.rebuild().await?;
+        let capture = self.snapshots.begin(log_id, &self.stored_membership);
+        let captured = self.machines.capture(log_id.index(), &capture.pieces).await;
+        drop(capture.pieces);
+        let writing = tokio::spawn(finish(Arc::clone(&self.snapshots), capture.written));
+        match captured {
+            Ok(()) => {
+                self.writing = Some(writing);
+                Ok(())
+            }
+            // A writer that stopped has the real error, or an alarm that is none of ours.
+            Err(failure) => match writing.await {
+                Ok(Ok(())) if self.snapshots.alarm().is_some() => Ok(()),
+                Ok(Ok(())) => Err(failure),
+                Ok(Err(cause)) => Err(cause),
+                Err(error) => {
+                    Err(HostFailure::Stop(format!("writing a snapshot panicked: {error}")))
+                }
+            },
+        }
+    }
+
+    /// Waits for a snapshot that is still being written.
+    async fn finish_writing(&mut self) -> Result<(), HostFailure> {
+        match self.writing.take() {
+            None => Ok(()),
+            Some(writing) => writing.await.map_err(|error| {
+                HostFailure::Stop(format!("writing a snapshot panicked: {error}"))
+            })?,
+        }
+    }
+
+    fn count(&self, index: LogIndex, bytes: usize) {
+        self.progress.send_modify(|progress| {
+            progress.applied = Some(index);
+            progress.bytes_since_checkpoint += u64::try_from(bytes).expect("a length fits");
+            progress.entries_since_checkpoint += 1;
+        });
+    }
+}
+
+fn damaged(index: LogIndex, error: &proposal::Error) -> HostFailure {
+    HostFailure::Stop(format!("the entry at log index {index} cannot be applied: {error}"))
+}
+
+/// The newest snapshot's state and place, or the beginning.
+async fn newest_state(
+    environment: &Environment,
+    snapshots: &SharedSnapshots,
+) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
+    match snapshots.restore_newest(environment).await? {
+        Some((snapshot, machines)) => Ok((meta_to_raft(&snapshot)?, machines)),
+        None => Ok((RaftSnapshotMeta::default(), Machines::empty(environment.clone()))),
+    }
+}
+
+/// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
+/// all, and the next checkpoint tries again.
+async fn finish(
+    snapshots: SharedSnapshots,
+    written: JoinHandle<Result<Snapshot, crate::storage::Error>>,
+) -> Result<(), HostFailure> {
+    let written = written
+        .await
+        .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
+    let error = match written {
+        Ok(snapshot) => {
+            return snapshots
+                .adopt(&snapshot)
+                .map_err(|error| HostFailure::Stop(error.to_string()));
+        }
+        Err(error) => error.into_io(),
+    };
+    if error.kind() == io::ErrorKind::StorageFull {
+        snapshots.refused(format!("no room for a snapshot: {error}"));
+        return Ok(());
+    }
+    Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Snapshot;
+    type SnapshotBuilder = CurrentSnapshot;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<RaftLogId>, RaftStoredMembership), io::Error> {
+        Ok((self.last_applied, self.stored_membership.clone()))
+    }
+
+    async fn apply<Entries>(&mut self, mut entries: Entries) -> Result<(), io::Error>
+    where
+        Entries:
+            Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let response = self.apply_entry(&entry).await.map_err(io::Error::other)?;
+            if let Some(responder) = responder {
+                responder.send(response);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CurrentSnapshot {
+        CurrentSnapshot(Arc::clone(&self.snapshots))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &RaftSnapshotMeta,
+        snapshot: Snapshot,
+    ) -> Result<(), io::Error> {
+        self.finish_writing().await.map_err(io::Error::other)?;
+        let machines =
+            restore(self.environment.clone(), &snapshot).await.map_err(io::Error::other)?;
+        self.machines = machines;
+        self.parked = None;
+        self.stand_at(meta);
+        self.snapshots.adopt(&snapshot).map_err(crate::storage::Error::into_io)
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
+        current(&self.snapshots)
+    }
+}
+
+/// "Builds" a snapshot for openraft by handing out the newest one: checkpoints make them.
+pub struct CurrentSnapshot(SharedSnapshots);
+
+impl RaftSnapshotBuilder<TypeConfig> for CurrentSnapshot {
+    type SnapshotData = Snapshot;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
+        current(&self.0)?.ok_or_else(|| io::Error::other("no checkpoint has been taken yet"))
+    }
+}
+
+fn current(snapshots: &SharedSnapshots) -> Result<Option<SnapshotOf>, io::Error> {
+    let Some(snapshot) = snapshots.newest() else { return Ok(None) };
+    let meta = meta_to_raft(&snapshot).map_err(io::Error::other)?;
+    Ok(Some(RaftSnapshot { meta, snapshot }))
+}

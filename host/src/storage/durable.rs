@@ -1,0 +1,63 @@
+//! The steps by which a file becomes visible: written beside its place, synced, renamed, and the
+//! folder synced (the rename alone is not durable on ext4 or XFS).
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use super::Error;
+
+/// Prefix of every file that is still being written; such files are removed at the next start.
+pub(crate) const TEMPORARY_PREFIX: &str = "temporary-";
+
+/// Makes the names in `folder` durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|file| file.sync_all()).map_err(|error| Error::io(folder, error))
+}
+
+/// Creates `folder` if it is not there, and makes its name durable.
+pub(crate) fn create_folder(folder: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_folder(parent),
+        _ => sync_folder(Path::new(".")),
+    }
+}
+
+/// A file in `folder` that disappears on drop unless `publish` takes it.
+pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
+    tempfile::Builder::new()
+        .prefix(TEMPORARY_PREFIX)
+        .tempfile_in(folder)
+        .map_err(|error| Error::io(folder, error))
+}
+
+/// Syncs a whole temporary file and gives it its name, in place of what had that name before.
+pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Error> {
+    temporary.as_file().sync_all().map_err(|error| Error::io(temporary.path(), error))?;
+    let file = temporary.persist(path).map_err(|failed| Error::io(path, failed.error))?;
+    sync_folder(path.parent().expect("a published file lies in a folder"))?;
+    Ok(file)
+}
+
+/// Writes `bytes` as the file `path`, whole or not at all.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let folder = path.parent().expect("a published file lies in a folder");
+    let mut temporary = temporary_in(folder)?;
+    temporary.write_all(bytes).map_err(|error| Error::io(temporary.path(), error))?;
+    publish(temporary, path).map(drop)
+}
+
+/// Removes what an earlier process left half written in `folder`.
+pub(crate) fn remove_temporaries(folder: &Path) -> Result<(), Error> {
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+            let path = entry.path();
+            std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+        }
+    }
+    Ok(())
+}

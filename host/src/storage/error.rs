@@ -1,0 +1,110 @@
+//! What can go wrong on disk, named by what the operator or the caller can do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::types::{ClusterId, NodeId};
+
+/// Why storage could not do what it was asked. Nothing is ever acknowledged after one.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The system refused a file operation.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said; shared, because the first error is kept for every later call.
+        source: Arc<io::Error>,
+    },
+    /// A file is not what was written: the node must not vote, serve or acknowledge from it.
+    #[error("{file} is damaged at byte {offset}: {reason}", file = file.display())]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// Where in the file, in bytes from its start.
+        offset: u64,
+        /// What does not hold there.
+        reason: String,
+    },
+    /// Another process holds the data folder.
+    #[error("data folder already in use: {path} is locked by {holder}", path = path.display())]
+    Locked {
+        /// The data folder.
+        path: PathBuf,
+        /// The process that holds it, as far as it says so.
+        holder: String,
+    },
+    /// The data folder belongs to another node.
+    #[error(
+        "{path} belongs to node {found}, and this is node {asked}: start with --node-id {found}, \
+         or give node {asked} a data folder of its own",
+        path = path.display()
+    )]
+    WrongNode {
+        /// The data folder.
+        path: PathBuf,
+        /// The node that owns it.
+        found: NodeId,
+        /// The node that wants to start on it.
+        asked: NodeId,
+    },
+    /// The data folder belongs to another cluster.
+    #[error(
+        "{path} belongs to cluster {found}, and this is cluster {asked}: to move the node, remove \
+         it from the old cluster and start it on an empty data folder",
+        path = path.display()
+    )]
+    WrongCluster {
+        /// The data folder.
+        path: PathBuf,
+        /// The cluster that owns it.
+        found: ClusterId,
+        /// The cluster that it was asked to join.
+        asked: ClusterId,
+    },
+    /// The folder has an identity and its log is gone: the node has forgotten what it promised.
+    #[error(
+        "{path} is missing or empty although the node took part in a cluster: it must not vote \
+         again from a forgotten log. Repair: `lockstep cluster remove` this node on the leader, \
+         empty its data folder, and `lockstep cluster add` it again",
+        path = path.display()
+    )]
+    LogMissing {
+        /// The folder of the log.
+        path: PathBuf,
+    },
+    /// An earlier call failed. Its error stays until restart, since after it nobody knows what
+    /// the disk holds.
+    #[error("the log failed earlier and stays closed until restart: {first}")]
+    Latched {
+        /// The first error.
+        first: String,
+    },
+    /// The caller asked for what storage does not hold, or handed over what it may not.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    /// An I/O error on `path`.
+    pub(crate) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// Damage at `offset` of `file`.
+    pub(crate) fn damaged(file: &Path, offset: u64, reason: impl Into<String>) -> Self {
+        Self::Damaged { file: file.to_owned(), offset, reason: reason.into() }
+    }
+
+    /// The same as an I/O error, for interfaces that carry no other.
+    pub fn into_io(self) -> io::Error {
+        let kind = match &self {
+            Self::Io { source, .. } => source.kind(),
+            Self::Damaged { .. } => io::ErrorKind::InvalidData,
+            Self::Refused(_) => io::ErrorKind::InvalidInput,
+            _ => io::ErrorKind::Other,
+        };
+        io::Error::new(kind, self)
+    }
+}

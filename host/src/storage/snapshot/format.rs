@@ -1,0 +1,199 @@
+//! Byte layout of a snapshot file (docs/formats.md, "Snapshot"): header, blocks, footer.
+//!
+//! Pure encoding and decoding plus positioned reads of both ends; no state. All integers are
+//! little endian.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use bytes::{Buf as _, BufMut as _, Bytes};
+
+use crate::storage::Error;
+use crate::types::{LogId, NodeId};
+
+/// Longest chunk that a section may hold, in bytes before compression: the most memory that one
+/// block needs on either side.
+pub const CHUNK_BYTES_MAX: usize = 64 << 20;
+
+const HEADER_MAGIC: &[u8; 8] = b"LSSNAPSH";
+const FOOTER_MAGIC: &[u8; 8] = b"LSSNAPEN";
+const VERSION: u16 = 1;
+const META_BYTES_MAX: usize = 16 << 20;
+
+/// Fixed part of the header: magic, version, whether there is a log id, term, node, index,
+/// length of the description, checksum.
+const HEADER_BYTES: usize = 8 + 2 + 1 + 1 + 24 + 4 + 4;
+/// Magic, file length, checksum of all before the footer, checksum of the footer.
+const FOOTER: usize = 8 + 8 + 4 + 4;
+/// Length of the footer.
+pub(super) const FOOTER_BYTES: u64 = 24;
+/// Tag, section kind, encoding, reserved, stored length, plain length, checksum.
+pub(super) const BLOCK_HEADER_BYTES: usize = 4 + 4 + 4 + 4;
+
+pub(super) struct Header {
+    pub(super) last: Option<LogId>,
+    pub(super) meta: Bytes,
+}
+
+/// Length of the header that carries a description of `meta_bytes` bytes.
+pub(super) fn header_bytes(meta_bytes: usize) -> usize {
+    HEADER_BYTES + meta_bytes + 4
+}
+
+pub(super) fn encode_header(last: Option<LogId>, meta: &[u8]) -> Result<Vec<u8>, Error> {
+    let meta_length = u32::try_from(meta.len()).ok().filter(|_| meta.len() <= META_BYTES_MAX);
+    let meta_length = meta_length.ok_or_else(|| {
+        Error::Refused(format!("a snapshot description of {} bytes is too long", meta.len()))
+    })?;
+    let id = last.unwrap_or(LogId { term: 0, node: NodeId(0), index: 0 });
+    let mut bytes = Vec::with_capacity(header_bytes(meta.len()));
+    bytes.put_slice(HEADER_MAGIC);
+    bytes.put_u16_le(VERSION);
+    bytes.put_u8(u8::from(last.is_some()));
+    bytes.put_u8(0);
+    bytes.put_u64_le(id.term);
+    bytes.put_u64_le(id.node.0);
+    bytes.put_u64_le(id.index);
+    bytes.put_u32_le(meta_length);
+    bytes.put_u32_le(crc32c::crc32c(&bytes));
+    bytes.put_slice(meta);
+    bytes.put_u32_le(crc32c::crc32c(meta));
+    Ok(bytes)
+}
+
+pub(super) fn read_header(file: &File, path: &Path, length: u64) -> Result<Header, Error> {
+    let mut fixed = [0; HEADER_BYTES];
+    read_at(file, path, &mut fixed, 0)?;
+    let (mut fields, mut checksum) = fixed.split_at(HEADER_BYTES - 4);
+    if !fields.starts_with(HEADER_MAGIC) {
+        return Err(Error::damaged(path, 0, "not a snapshot: wrong magic"));
+    }
+    if checksum.get_u32_le() != crc32c::crc32c(fields) {
+        return Err(Error::damaged(path, 0, "checksum of the header differs"));
+    }
+    fields.advance(HEADER_MAGIC.len());
+    let version = fields.get_u16_le();
+    if version != VERSION {
+        return Err(Error::Refused(format!(
+            "{}: snapshot format {version} is not known to this version, which knows {VERSION}",
+            path.display()
+        )));
+    }
+    let has_last = fields.get_u8() == 1;
+    fields.advance(1);
+    let (term, node, index) = (fields.get_u64_le(), fields.get_u64_le(), fields.get_u64_le());
+    let last = has_last.then_some(LogId { term, node: NodeId(node), index });
+    let meta_bytes = usize::try_from(fields.get_u32_le()).expect("a usize has 32 bits or more");
+    let ends = u64::try_from(header_bytes(meta_bytes)).expect("a usize fits") + FOOTER_BYTES;
+    if ends > length {
+        return Err(Error::damaged(path, length, "the file ends inside its header"));
+    }
+    Ok(Header { last, meta: read_meta(file, path, meta_bytes)? })
+}
+
+fn read_meta(file: &File, path: &Path, meta_bytes: usize) -> Result<Bytes, Error> {
+    let mut meta = vec![0; meta_bytes + 4];
+    let offset = u64::try_from(HEADER_BYTES).expect("a usize fits");
+    read_at(file, path, &mut meta, offset)?;
+    let mut checksum = &meta[meta_bytes..];
+    if checksum.get_u32_le() != crc32c::crc32c(&meta[..meta_bytes]) {
+        return Err(Error::damaged(path, offset, "checksum of the description differs"));
+    }
+    Ok(Bytes::from(meta).slice(..meta_bytes))
+}
+
+pub(super) fn encode_footer(body_bytes: u64, file_crc32c: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.put_slice(FOOTER_MAGIC);
+    bytes.put_u64_le(body_bytes + FOOTER_BYTES);
+    bytes.put_u32_le(file_crc32c);
+    bytes.put_u32_le(crc32c::crc32c(&bytes));
+    bytes
+}
+
+/// Checks the footer, and returns the checksum that it holds of all before it.
+pub(super) fn read_footer(file: &File, path: &Path, length: u64) -> Result<u32, Error> {
+    let offset = length.saturating_sub(FOOTER_BYTES);
+    let mut footer = [0; FOOTER];
+    read_at(file, path, &mut footer, offset)?;
+    let (mut fields, mut checksum) = footer.split_at(footer.len() - 4);
+    if !fields.starts_with(FOOTER_MAGIC) || checksum.get_u32_le() != crc32c::crc32c(fields) {
+        return Err(Error::damaged(path, offset, "no whole footer: cut short or overwritten"));
+    }
+    fields.advance(FOOTER_MAGIC.len());
+    if fields.get_u64_le() != length {
+        return Err(Error::damaged(path, offset, "the footer says another length"));
+    }
+    Ok(fields.get_u32_le())
+}
+
+fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+    file.read_exact_at(buffer, offset).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof {
+            return Error::damaged(path, offset, "the file ends early");
+        }
+        Error::io(path, error)
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tag {
+    Section = 1,
+    Chunk = 2,
+}
+
+/// What stands before the bytes of a chunk, or alone where a section begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BlockHeader {
+    pub(super) tag: Tag,
+    /// Kind of the section.
+    pub(super) kind: u8,
+    pub(super) compressed: bool,
+    pub(super) stored_bytes: u32,
+    pub(super) plain_bytes: u32,
+}
+
+impl BlockHeader {
+    /// The header's bytes; the checksum covers them and `stored`.
+    pub(super) fn encode(&self, stored: &[u8]) -> [u8; BLOCK_HEADER_BYTES] {
+        let mut bytes = [0; BLOCK_HEADER_BYTES];
+        let mut fields = &mut bytes[..];
+        fields.put_u8(self.tag as u8);
+        fields.put_u8(self.kind);
+        fields.put_u8(u8::from(self.compressed));
+        fields.put_u8(0);
+        fields.put_u32_le(self.stored_bytes);
+        fields.put_u32_le(self.plain_bytes);
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), stored);
+        bytes[12..].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// The header, its checksum still to be compared with [`BlockHeader::encode`]; the reason
+    /// when it cannot be one, so that its lengths can be trusted with memory.
+    pub(super) fn decode(bytes: &[u8; BLOCK_HEADER_BYTES]) -> Result<Self, &'static str> {
+        let mut fields = &bytes[..];
+        let tag = match fields.get_u8() {
+            1 => Tag::Section,
+            2 => Tag::Chunk,
+            _ => return Err("no block starts here"),
+        };
+        let kind = fields.get_u8();
+        let compressed = match fields.get_u8() {
+            0 => false,
+            1 => true,
+            _ => return Err("unknown encoding of a block"),
+        };
+        if fields.get_u8() != 0 {
+            return Err("a reserved byte of a block is not zero");
+        }
+        let (stored_bytes, plain_bytes) = (fields.get_u32_le(), fields.get_u32_le());
+        let too_long =
+            |bytes: u32| usize::try_from(bytes).map_or(true, |bytes| bytes > CHUNK_BYTES_MAX);
+        if too_long(stored_bytes) || too_long(plain_bytes) {
+            return Err("a block is longer than any that is written");
+        }
+        Ok(Self { tag, kind, compressed, stored_bytes, plain_bytes })
+    }
+}

@@ -1,0 +1,127 @@
+//! A snapshot that arrives from a peer, as raw bytes, and may arrive in several attempts.
+//!
+//! What has arrived stays in a temporary file named by the snapshot's id, until the next start of
+//! the daemon. Nothing of it is trusted before `finish` has read the whole file back.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+
+use tempfile::{NamedTempFile, TempPath};
+
+use super::{Snapshot, SnapshotDir, SnapshotId};
+use crate::storage::durable::TEMPORARY_PREFIX;
+use crate::storage::{Error, durable};
+
+const INCOMING: &str = "incoming-";
+
+/// A transfer under way. Dropped, it keeps what has arrived, for [`SnapshotDir::receive`] of the
+/// same id to go on from.
+#[derive(Debug)]
+pub struct IncomingSnapshot {
+    dir: SnapshotDir,
+    id: SnapshotId,
+    file: File,
+    path: PathBuf,
+    offset: u64,
+}
+
+impl IncomingSnapshot {
+    pub(super) fn start(dir: SnapshotDir, id: SnapshotId) -> Result<Self, Error> {
+        let path = dir.folder.join(file_name(&id));
+        remove_others(&dir, &path)?;
+        // The bytes of an id are the same whoever sends them, so an attempt that is still
+        // running beside this one can only write what this one would.
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(|error| Error::io(&path, error))?;
+        let offset = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        Ok(Self { dir, id, file, path, offset })
+    }
+
+    /// The snapshot that it will be.
+    pub fn id(&self) -> &SnapshotId {
+        &self.id
+    }
+
+    /// Bytes that have arrived: where the sender must go on.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Stores the bytes that follow [`IncomingSnapshot::offset`].
+    ///
+    /// # Errors
+    /// `Refused` when they reach past the announced length.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        let end = self.offset + u64::try_from(bytes.len()).expect("a usize fits");
+        if end > self.id.length {
+            return Err(Error::Refused(format!(
+                "{end} bytes arrived for a snapshot of {}",
+                self.id.length
+            )));
+        }
+        let written = self.file.write_all_at(bytes, self.offset);
+        written.map_err(|error| Error::io(&self.path, error))?;
+        self.offset = end;
+        Ok(())
+    }
+
+    /// Verifies the whole file against the id, and makes it visible and durable, in place of one
+    /// with the same log id.
+    ///
+    /// # Errors
+    /// `Refused` when bytes are missing: the transfer can go on later. `Damaged` when the file is
+    /// not the one announced: it is removed, and a new transfer starts from nothing.
+    pub fn finish(self) -> Result<Snapshot, Error> {
+        if self.offset != self.id.length {
+            return Err(Error::Refused(format!(
+                "only {} of {} bytes have arrived",
+                self.offset, self.id.length
+            )));
+        }
+        let temporary =
+            TempPath::try_from_path(&self.path).map_err(|error| Error::io(&self.path, error))?;
+        let temporary = NamedTempFile::from_parts(self.file, temporary);
+        let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
+        let arrived = Snapshot::load(file, self.path.clone())?;
+        if arrived.id() != &self.id {
+            return Err(Error::damaged(&self.path, 0, "another snapshot than the one announced"));
+        }
+        arrived.verify()?;
+        self.dir.admit(temporary, true)
+    }
+
+    /// Gives up the transfer and removes what has arrived.
+    pub fn discard(self) -> Result<(), Error> {
+        std::fs::remove_file(&self.path).map_err(|error| Error::io(&self.path, error))
+    }
+}
+
+fn file_name(id: &SnapshotId) -> String {
+    let last = match id.last {
+        Some(last) => format!("{}-{}-{}", last.index, last.term, last.node),
+        None => "empty".to_owned(),
+    };
+    format!("{TEMPORARY_PREFIX}{INCOMING}{last}-{:08x}-{}", id.file_crc32c, id.length)
+}
+
+/// Removes the parts of every other transfer: the sender has moved on to a newer snapshot.
+fn remove_others(dir: &SnapshotDir, keep: &std::path::Path) -> Result<(), Error> {
+    let folder = &dir.folder;
+    let prefix = format!("{TEMPORARY_PREFIX}{INCOMING}");
+    let mut removed = false;
+    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(&prefix) && path != keep {
+            std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
+            removed = true;
+        }
+    }
+    if removed { durable::sync_folder(folder) } else { Ok(()) }
+}

@@ -1,0 +1,255 @@
+//! Snapshot files: what is written comes back, half of it is never visible, damage is named.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::io::Read as _;
+use std::path::Path;
+
+use lockstep_host::storage::Error;
+use lockstep_host::storage::snapshot::{Snapshot, SnapshotDir, SnapshotId};
+use lockstep_host::types::{LogId, NodeId};
+
+fn log_id(index: u64) -> LogId {
+    LogId { term: 3, node: NodeId(7), index }
+}
+
+/// Chunks of two sections, one of which is empty, with text that compresses and bytes that don't.
+fn sections() -> Vec<(u8, Vec<Vec<u8>>)> {
+    let mut seed = 1u32;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        seed.to_be_bytes()[0]
+    })
+    .take(5000)
+    .collect();
+    vec![
+        (1, vec![b"lockstep ".repeat(3000), noise, vec![], b"end".to_vec()]),
+        (9, vec![]),
+        (1, vec![vec![0; 100_000]]),
+    ]
+}
+
+fn write(dir: &SnapshotDir, last: Option<LogId>) -> Snapshot {
+    let mut writer = dir.begin(last, b"membership").unwrap();
+    for (kind, chunks) in sections() {
+        writer.section(kind).unwrap();
+        chunks.iter().for_each(|chunk| writer.chunk(chunk).unwrap());
+    }
+    writer.finish().unwrap()
+}
+
+fn read(snapshot: &Snapshot) -> Result<Vec<(u8, Vec<Vec<u8>>)>, Error> {
+    let mut reader = snapshot.open();
+    let mut sections = Vec::new();
+    while let Some(kind) = reader.next_section()? {
+        let mut chunks = Vec::new();
+        while let Some(chunk) = reader.next_chunk()? {
+            chunks.push(chunk.to_vec());
+        }
+        sections.push((kind, chunks));
+    }
+    Ok(sections)
+}
+
+fn file_names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What is written comes back after a reopen: log id, description, sections and chunk boundaries.
+#[test]
+fn a_snapshot_survives_a_reopen() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = *write(&SnapshotDir::open(folder.path()).unwrap(), Some(log_id(41))).id();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let snapshot = dir.newest().unwrap();
+    assert_eq!(*snapshot.id(), id);
+    assert_eq!(snapshot.id().last, Some(log_id(41)));
+    assert_eq!(snapshot.meta().as_ref(), b"membership");
+    assert_eq!(read(&snapshot).unwrap(), sections());
+    assert_eq!(dir.find(&id).unwrap().path(), snapshot.path());
+}
+
+/// Sections that the caller skips are verified all the same.
+#[test]
+fn a_reader_may_skip_chunks() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = write(&SnapshotDir::open(folder.path()).unwrap(), None);
+    let mut reader = snapshot.open();
+    let mut kinds = Vec::new();
+    while let Some(kind) = reader.next_section().unwrap() {
+        kinds.push(kind);
+    }
+    assert_eq!(kinds, [1, 9, 1]);
+    assert_eq!(snapshot.id().last, None);
+}
+
+/// A writer that is dropped leaves nothing, and a start removes what a crash left.
+#[test]
+fn a_half_written_snapshot_is_never_visible() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(Some(log_id(1)), b"").unwrap();
+    writer.section(1).unwrap();
+    writer.chunk(&[1; 3000]).unwrap();
+    assert_eq!(dir.newest().map(|snapshot| *snapshot.id()), None);
+    drop(writer);
+    assert_eq!(file_names(folder.path()), Vec::<String>::new());
+
+    let writer = dir.begin(Some(log_id(1)), b"").unwrap();
+    std::mem::forget(writer);
+    assert_eq!(file_names(folder.path()).len(), 1);
+    assert!(SnapshotDir::open(folder.path()).unwrap().newest().is_none());
+    assert_eq!(file_names(folder.path()), Vec::<String>::new());
+}
+
+/// A chunk needs a section, and has a limit.
+#[test]
+fn a_chunk_out_of_place_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(None, b"").unwrap();
+    assert!(matches!(writer.chunk(b"x"), Err(Error::Refused(_))));
+    writer.section(1).unwrap();
+    let too_long = vec![0; lockstep_host::storage::snapshot::CHUNK_BYTES_MAX + 1];
+    assert!(matches!(writer.chunk(&too_long), Err(Error::Refused(_))));
+}
+
+/// A late build never replaces a newer snapshot, and a second build of one keeps the first.
+#[test]
+fn newest_goes_by_log_id() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    write(&dir, Some(log_id(100)));
+    write(&dir, Some(log_id(99)));
+    assert_eq!(dir.newest().unwrap().id().last, Some(log_id(100)));
+
+    let mut writer = dir.begin(Some(log_id(100)), b"another").unwrap();
+    writer.section(1).unwrap();
+    assert_eq!(writer.finish().unwrap().meta().as_ref(), b"membership");
+    assert_eq!(dir.list().len(), 2);
+}
+
+/// Retention keeps the newest, and breaks no read that is under way.
+#[test]
+fn retention_leaves_open_handles_readable() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let oldest = write(&dir, Some(log_id(1)));
+    for index in 2..6 {
+        write(&dir, Some(log_id(index)));
+    }
+    dir.retain(2).unwrap();
+    let kept: Vec<_> = dir.list().iter().map(|snapshot| snapshot.id().last).collect();
+    assert_eq!(kept, [Some(log_id(4)), Some(log_id(5))]);
+    assert_eq!(file_names(folder.path()).len(), 2);
+    assert_eq!(read(&oldest).unwrap(), sections());
+}
+
+fn raw_bytes(snapshot: &Snapshot, offset: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    snapshot.raw_reader(offset).read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+/// A transfer goes on where it broke, and the copy equals the original byte for byte.
+#[test]
+fn a_broken_transfer_is_resumed() {
+    let source = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let original = write(&SnapshotDir::open(source.path()).unwrap(), Some(log_id(8)));
+    let dir = SnapshotDir::open(target.path()).unwrap();
+
+    let mut incoming = dir.receive(*original.id()).unwrap();
+    assert_eq!(incoming.offset(), 0);
+    incoming.append(&raw_bytes(&original, 0)[..1000]).unwrap();
+    drop(incoming);
+
+    let mut incoming = dir.receive(*original.id()).unwrap();
+    assert_eq!(incoming.offset(), 1000);
+    for chunk in raw_bytes(&original, incoming.offset()).chunks(777) {
+        incoming.append(chunk).unwrap();
+    }
+    let copy = incoming.finish().unwrap();
+    assert_eq!(copy.id(), original.id());
+    assert_eq!(read(&copy).unwrap(), sections());
+    assert_eq!(file_names(target.path()).len(), 1);
+    assert_eq!(SnapshotDir::open(target.path()).unwrap().list().len(), 1);
+}
+
+/// A transfer that is short can go on; one of another file is refused and forgotten; one that
+/// another replaces leaves nothing.
+#[test]
+fn a_wrong_transfer_is_refused() {
+    let source = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let original = write(&SnapshotDir::open(source.path()).unwrap(), Some(log_id(8)));
+    let bytes = raw_bytes(&original, 0);
+    let dir = SnapshotDir::open(target.path()).unwrap();
+
+    let mut incoming = dir.receive(*original.id()).unwrap();
+    incoming.append(&bytes[..bytes.len() - 1]).unwrap();
+    assert!(matches!(incoming.append(&[0, 0]), Err(Error::Refused(_))));
+    assert!(matches!(incoming.finish(), Err(Error::Refused(_))));
+    assert_eq!(dir.receive(*original.id()).unwrap().offset(), original.id().length - 1);
+
+    let other = SnapshotId { file_crc32c: original.id().file_crc32c ^ 1, ..*original.id() };
+    let mut incoming = dir.receive(other).unwrap();
+    assert_eq!(incoming.offset(), 0);
+    incoming.append(&bytes).unwrap();
+    assert!(matches!(incoming.finish(), Err(Error::Damaged { .. })));
+    assert_eq!(file_names(target.path()), Vec::<String>::new());
+
+    let mut damaged = bytes;
+    damaged[500] ^= 4;
+    let mut incoming = dir.receive(*original.id()).unwrap();
+    incoming.append(&damaged).unwrap();
+    assert!(matches!(incoming.finish(), Err(Error::Damaged { .. })));
+    assert!(dir.newest().is_none());
+}
+
+/// A flipped bit is found wherever it is, and so is a file that was cut. Every byte of the ends
+/// is tried, where the fields are, and a sample of the chunks between.
+#[test]
+fn damage_is_found_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let path = write(&dir, Some(log_id(8))).path().to_owned();
+    let whole = std::fs::read(&path).unwrap();
+    let attempt = || -> Result<(), Error> {
+        SnapshotDir::open(folder.path())?.newest().expect("it keeps its name").verify()
+    };
+    let ends = |position: &usize| *position < 200 || position % 7 == 0;
+    let footer = whole.len() - 30..whole.len();
+    for position in (0..footer.start).filter(ends).chain(footer) {
+        let mut damaged = whole.clone();
+        damaged[position] ^= 1 << (position % 8);
+        std::fs::write(&path, &damaged).unwrap();
+        let error = attempt().expect_err(&format!("flip at {position} was not seen"));
+        assert!(matches!(&error, Error::Damaged { file, .. } if *file == path), "{error}");
+    }
+    for length in (0..whole.len()).step_by(13) {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        assert!(matches!(attempt(), Err(Error::Damaged { .. })), "cut to {length} was not seen");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    attempt().unwrap();
+}
+
+/// A version that this one does not know is refused as such, not called damaged.
+#[test]
+fn an_unknown_version_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let path = write(&dir, Some(log_id(8))).path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[8] = 9;
+    let checksum = crc32c::crc32c(&bytes[..40]);
+    bytes[40..44].copy_from_slice(&checksum.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = SnapshotDir::open(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("format 9"), "{error}");
+}

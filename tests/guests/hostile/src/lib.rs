@@ -1,0 +1,124 @@
+//! A guest that breaks the contract on request: the first command of a batch says how.
+//!
+//! It goes below the SDK, which would not let it.
+
+use std::hint::black_box;
+
+use lockstep_guest_sdk::bindings::exports::lockstep::guest::machine as wit;
+use lockstep_guest_sdk::{Batch, Level, bindings, log};
+
+struct Hostile;
+
+impl wit::Guest for Hostile {
+    fn describe() -> wit::Manifest {
+        wit::Manifest {
+            name: "hostile".to_owned(),
+            schema_version: 1,
+            importable_schemas: vec![1],
+            read_only: Vec::new(),
+            uses_time: false,
+        }
+    }
+
+    fn apply(_: wit::Context, batch: wit::Batch) -> wit::Replies {
+        let requests = Batch::new(&batch.data, &batch.ends).expect("the host sends whole batches");
+        let first = requests.requests().next().expect("a batch has a request");
+        match first {
+            b"panic" => panic!("as it was told to"),
+            b"unreachable" => trap(),
+            b"spin" => spin(),
+            b"recurse" => one_reply(recurse(u64::MAX).to_string().into_bytes()),
+            b"long reply" => one_reply(vec![b'x'; (1 << 20) + 1]),
+            b"flood" => one_reply(vec![b'x'; 200 << 20]),
+            b"no replies" => replies(Vec::new(), Vec::new(), Vec::new()),
+            b"falling ends" => replies(b"abc".to_vec(), vec![3, 2], Vec::new()),
+            b"end too far" => replies(b"abc".to_vec(), vec![4], Vec::new()),
+            b"rejects another" => replies(b"abc".to_vec(), vec![3], vec![1]),
+            b"rejects twice" => replies(b"abc".to_vec(), vec![3], vec![0, 0]),
+            b"eat memory" => eat_memory(),
+            b"grow too far" => one_reply(grow_too_far().to_string().into_bytes()),
+            b"chatter" => chatter(),
+            _ => wit::Replies { data: batch.data, ends: batch.ends, rejected: Vec::new() },
+        }
+    }
+
+    fn query(context: wit::Context, batch: wit::Batch) -> wit::Replies {
+        Self::apply(context, batch)
+    }
+
+    fn export_begin() {}
+
+    /// Never ends, and is longer than it may be.
+    fn export_next(max: u32) -> Vec<u8> {
+        vec![0; usize::try_from(max).expect("usize is at least 32 bits") + 1]
+    }
+
+    fn import_chunk(_: u32, _: Vec<u8>, _: bool) -> Result<(), String> {
+        Err("it takes nothing in".to_owned())
+    }
+}
+
+fn replies(data: Vec<u8>, ends: Vec<u32>, rejected: Vec<u32>) -> wit::Replies {
+    wit::Replies { data, ends, rejected }
+}
+
+fn one_reply(data: Vec<u8>) -> wit::Replies {
+    let end = u32::try_from(data.len()).expect("replies here are short enough");
+    replies(data, vec![end], Vec::new())
+}
+
+fn trap() -> wit::Replies {
+    #[cfg(target_family = "wasm")]
+    core::arch::wasm32::unreachable();
+    #[cfg(not(target_family = "wasm"))]
+    unreachable!("only a component is asked to")
+}
+
+fn spin() -> wit::Replies {
+    let mut turns = 0_u64;
+    while black_box(true) {
+        turns = black_box(turns.wrapping_add(1));
+    }
+    one_reply(turns.to_string().into_bytes())
+}
+
+/// Recurses without an end, with something in each frame.
+#[inline(never)]
+fn recurse(depth: u64) -> u64 {
+    let frame = black_box([depth; 8]);
+    if black_box(depth == 0) { 0 } else { recurse(depth - 1) ^ frame[3] }
+}
+
+/// Takes memory until there is no more, and answers how many MiB it got.
+fn eat_memory() -> wit::Replies {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let mut block = Vec::new();
+        if block.try_reserve_exact(1 << 20).is_err() {
+            let count = taken.len();
+            drop(taken);
+            return one_reply(count.to_string().into_bytes());
+        }
+        taken.push(block);
+    }
+}
+
+/// Grows memory by one page, then past what 32 bits can address; answers what the second gave.
+fn grow_too_far() -> usize {
+    #[cfg(target_family = "wasm")]
+    {
+        core::arch::wasm32::memory_grow::<0>(1);
+        core::arch::wasm32::memory_grow::<0>(65535)
+    }
+    #[cfg(not(target_family = "wasm"))]
+    usize::MAX
+}
+
+fn chatter() -> wit::Replies {
+    for _ in 0..100_000 {
+        log(Level::Info, &"x".repeat(10_000));
+    }
+    one_reply(b"heard".to_vec())
+}
+
+bindings::export!(Hostile with_types_in bindings);

@@ -1,0 +1,348 @@
+//! Nodes that belong together: how they are set up, found, restarted, and shown on failure.
+//!
+//! A cluster lives in one temporary folder on the real disk. When its test fails, the seed, the
+//! command that replays it and the logs are printed, and the folder is kept; `LOCKSTEP_KEEP`
+//! keeps it always. Few clusters run at once, however many threads the tests have.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use fastrand::Rng;
+use lockstep_client::Client;
+use lockstep_proto::v1::StatusReply;
+use lockstep_proto::v1::status_reply::Role;
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::link::Link;
+use crate::node::{Node, summary};
+use crate::wait::until;
+use crate::{kv, ports, program, seed};
+
+/// Clusters that run at once, so that elections don't fail for want of a processor.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
+/// How long a healthy cluster may take for anything that is not about bulk data.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// What a cluster is like, before it is started.
+#[derive(Clone, Default)]
+pub struct Plan {
+    nodes: u64,
+    config: String,
+    linked: bool,
+    flags: Vec<String>,
+}
+
+impl Plan {
+    /// So many nodes, with the settings that an operator would find.
+    pub fn new(nodes: u64) -> Self {
+        Self { nodes, ..Self::default() }
+    }
+
+    /// With these lines in every configuration file.
+    pub fn config(mut self, lines: &str) -> Self {
+        writeln!(self.config, "{lines}").expect("text grows");
+        self
+    }
+
+    /// With links between the nodes that can be cut.
+    pub fn linked(mut self) -> Self {
+        self.linked = true;
+        self
+    }
+
+    /// With this flag on the command line of every node.
+    pub fn flag(mut self, flag: &str) -> Self {
+        self.flags.push(flag.to_owned());
+        self
+    }
+
+    /// Starts the nodes; none of them is in a cluster.
+    pub async fn start_bare(self) -> Cluster {
+        let mut cluster = Cluster::new(self).await;
+        for _ in 0..cluster.plan.nodes {
+            cluster.prepare_another().await;
+        }
+        cluster.start_all().await;
+        cluster
+    }
+
+    /// Starts the nodes, makes them one cluster of voters, and creates the machine `kv`.
+    pub async fn start(self) -> Cluster {
+        let cluster = self.start_bare().await;
+        let first = cluster.node(1).client_addr.clone();
+        program::run(["cluster", "init", "--endpoint", &first]).await.ok();
+        for id in 2..=cluster.plan.nodes {
+            cluster.add(id, &[]).await.ok();
+        }
+        cluster.leader().await;
+        let guest = program::guest("guest-kv");
+        cluster.create_machine(kv::MACHINE, &guest).await.ok();
+        cluster
+    }
+}
+
+/// The nodes of one test.
+pub struct Cluster {
+    /// Every node that was ever started, in the order of their ids from 1.
+    pub nodes: Vec<Node>,
+    /// For every random choice of the test.
+    pub random: Rng,
+    plan: Plan,
+    links: Vec<Link>,
+    seed: u64,
+    directory: Option<TempDir>,
+    _turn: SemaphorePermit<'static>,
+}
+
+impl Cluster {
+    async fn new(plan: Plan) -> Self {
+        let turn = TURNS.acquire().await.expect("it is never closed");
+        let seed = seed::choose();
+        let directory = tempfile::Builder::new().prefix("lockstep-test-").tempdir_in(disk());
+        Self {
+            nodes: Vec::new(),
+            random: Rng::with_seed(seed),
+            plan,
+            links: Vec::new(),
+            seed,
+            directory: Some(directory.expect("a folder for the test can be made")),
+            _turn: turn,
+        }
+    }
+
+    /// The folder of the test.
+    pub fn directory(&self) -> &std::path::Path {
+        self.directory.as_ref().expect("it is there until the end").path()
+    }
+
+    /// Prepares one more node, the next id, without starting it.
+    pub async fn prepare_another(&mut self) -> u64 {
+        let id = u64::try_from(self.nodes.len()).expect("few nodes") + 1;
+        let mut node = Node::new(id, self.directory(), ports::address(), ports::address());
+        node.flags.clone_from(&self.plan.flags);
+        if self.plan.linked {
+            for other in &self.nodes {
+                let there = Link::open(other.id, id, node.peer_addr.clone()).await;
+                let back = Link::open(id, other.id, other.peer_addr.clone()).await;
+                self.links.extend([there, back]);
+            }
+        }
+        self.nodes.push(node);
+        self.nodes.iter().for_each(|node| node.configure(&self.config_of(node.id)));
+        id
+    }
+
+    /// Starts one more node, the next id, in no cluster.
+    ///
+    /// # Panics
+    /// Where there are links: the nodes that run do not know the one to the new node.
+    pub async fn start_another(&mut self) -> u64 {
+        assert!(!self.plan.linked, "plan all nodes of a cluster with links");
+        let id = self.prepare_another().await;
+        self.node_mut(id).start().await;
+        id
+    }
+
+    /// The configuration file of a node: the lines of the plan, and the ways to the others.
+    fn config_of(&self, id: u64) -> String {
+        let mut text = format!("{}\n[peer_reach]\n", self.plan.config);
+        for link in self.links.iter().filter(|link| link.from == id) {
+            writeln!(text, "{} = \"{}\"", link.to, link.address()).expect("text grows");
+        }
+        text
+    }
+
+    /// Gives every node other lines in its configuration file, from its next start on.
+    pub fn reconfigure(&mut self, lines: &str) {
+        self.plan.config = format!("{lines}\n");
+        self.nodes.iter().for_each(|node| node.configure(&self.config_of(node.id)));
+    }
+
+    /// A node by its id.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn node(&self, id: u64) -> &Node {
+        self.nodes.iter().find(|node| node.id == id).expect("there is such a node")
+    }
+
+    /// A node by its id, to be changed.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn node_mut(&mut self, id: u64) -> &mut Node {
+        self.nodes.iter_mut().find(|node| node.id == id).expect("there is such a node")
+    }
+
+    /// Every id, in order.
+    pub fn ids(&self) -> Vec<u64> {
+        self.nodes.iter().map(|node| node.id).collect()
+    }
+
+    /// Every client address, as `--endpoint` takes them.
+    pub fn endpoints(&self) -> String {
+        let all: Vec<&str> = self.nodes.iter().map(|node| node.client_addr.as_str()).collect();
+        all.join(",")
+    }
+
+    /// A client that knows every node.
+    ///
+    /// # Panics
+    /// When an address is none.
+    pub fn client(&self) -> Client {
+        let endpoints = self.nodes.iter().map(|node| node.client_addr.clone());
+        Client::connect(endpoints).expect("addresses are endpoints")
+    }
+
+    /// Calls `lockstep cluster add` for a node that runs, at the cluster that node 1 is in or was.
+    pub async fn add(&self, id: u64, flags: &[&str]) -> program::Ran {
+        let there = self.node(id).client_addr.clone();
+        let others: Vec<&str> = self
+            .nodes
+            .iter()
+            .filter(|node| node.id != id)
+            .map(|node| node.client_addr.as_str())
+            .collect();
+        let endpoints = others.join(",");
+        let call = ["cluster", "add", &there, "--endpoint", &endpoints];
+        program::run(call.iter().chain(flags)).await
+    }
+
+    /// Calls `lockstep machine create`.
+    pub async fn create_machine(&self, name: &str, file: &std::path::Path) -> program::Ran {
+        let (file, endpoints) = (file.display().to_string(), self.endpoints());
+        program::run(["machine", "create", name, &file, "--endpoint", &endpoints]).await
+    }
+
+    /// Calls the command line with `--endpoint` of all nodes.
+    pub async fn run(&self, arguments: &[&str]) -> program::Ran {
+        let endpoints = self.endpoints();
+        program::run(arguments.iter().copied().chain(["--endpoint", &endpoints])).await
+    }
+
+    /// Calls `lockstep kv` with the words of a line: `kv("SET k v")`.
+    pub async fn kv(&self, line: &str) -> program::Ran {
+        let endpoints = self.endpoints();
+        let words = line.split(' ');
+        program::run(["kv", "--endpoint", &endpoints].into_iter().chain(words)).await
+    }
+
+    /// Cuts or heals every link that `chosen` picks by its ends.
+    pub fn set_cut(&self, cut: bool, chosen: impl Fn(u64, u64) -> bool) {
+        let links = self.links.iter().filter(|link| chosen(link.from, link.to));
+        links.for_each(|link| link.set_cut(cut));
+    }
+
+    /// Cuts one node off from all others, both ways.
+    pub fn isolate(&self, id: u64) {
+        self.set_cut(true, |from, to| from == id || to == id);
+    }
+
+    /// Heals every link.
+    pub fn heal(&self) {
+        self.set_cut(false, |_, _| true);
+    }
+
+    /// Waits for a leader that a majority of the nodes follows, itself among them.
+    ///
+    /// # Panics
+    /// When there is none soon.
+    pub async fn leader(&self) -> u64 {
+        self.leader_that(|_| true).await
+    }
+
+    /// Waits for such a leader that is none of `not`.
+    ///
+    /// # Panics
+    /// When there is none soon.
+    pub async fn leader_other_than(&self, not: u64) -> u64 {
+        self.leader_that(|id| id != not).await
+    }
+
+    async fn leader_that(&self, fits: impl Fn(u64) -> bool) -> u64 {
+        until("a leader", SOON, async || {
+            let statuses = self.statuses().await;
+            let said = || statuses.iter().map(summary).collect::<Vec<_>>().join("\n    ");
+            let leads = |status: &&StatusReply| {
+                let backers = statuses
+                    .iter()
+                    .filter(|other| other.leader_id == status.node_id && other.term == status.term);
+                let voters = status.nodes.iter().filter(|node| node.voter).count();
+                status.role() == Role::Leader
+                    && fits(status.node_id)
+                    && 2 * backers.count() > voters
+            };
+            statuses.iter().find(leads).map(|status| status.node_id).ok_or_else(said)
+        })
+        .await
+    }
+
+    /// What the nodes that answer say of themselves.
+    pub async fn statuses(&self) -> Vec<StatusReply> {
+        let all = futures::future::join_all(self.nodes.iter().map(Node::status)).await;
+        all.into_iter().flatten().collect()
+    }
+
+    /// Waits until the nodes named have applied everything that any of them holds committed.
+    ///
+    /// # Panics
+    /// When they have not within `limit`.
+    pub async fn level(&self, ids: &[u64], limit: Duration) {
+        until("the nodes to be level", limit, async || {
+            let mut statuses = Vec::new();
+            for id in ids {
+                statuses.push(self.node(*id).status().await?);
+            }
+            let committed = statuses.iter().map(|status| status.committed_index).max();
+            let behind = statuses.iter().find(|status| Some(status.applied_index) != committed);
+            behind.map_or(Ok(()), |status| Err(summary(status)))
+        })
+        .await;
+    }
+
+    /// Kills every node at once, then starts all of them again.
+    pub async fn crash_all(&mut self) {
+        for node in &mut self.nodes {
+            node.kill().await;
+        }
+        self.start_all().await;
+    }
+
+    /// Starts every node that does not run, all at once, and waits until all of them answer.
+    pub async fn start_all(&mut self) {
+        for node in &mut self.nodes {
+            if !node.runs() {
+                node.spawn();
+            }
+        }
+        for node in &mut self.nodes {
+            node.answers().await;
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let failed = std::thread::panicking();
+        self.nodes.iter_mut().for_each(Node::end);
+        if failed {
+            eprintln!("seed {}; replay: {}", self.seed, seed::replay(self.seed));
+            self.nodes.iter().for_each(Node::show_log);
+        }
+        if (failed || std::env::var_os("LOCKSTEP_KEEP").is_some())
+            && let Some(directory) = self.directory.take()
+        {
+            eprintln!("its files are kept in {}", directory.keep().display());
+        }
+    }
+}
+
+/// Where data folders of tests lie: below what cargo builds, which is a real disk also where the
+/// system's temporary folder is memory.
+fn disk() -> std::path::PathBuf {
+    let folder = program::built().join("test-data");
+    std::fs::create_dir_all(&folder).expect("the build folder can be written");
+    folder
+}

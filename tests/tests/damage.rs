@@ -1,0 +1,154 @@
+//! Data folders that were damaged while the node did not run. What a crash can leave behind is
+//! repaired with a warning; anything else is refused, naming file and offset, and never served.
+
+use std::path::{Path, PathBuf};
+
+use lockstep_client::Consistency;
+use lockstep_tests::cluster::{Cluster, Plan};
+use lockstep_tests::{files, load};
+
+/// A lone node that wrote `value-0` to `value-(count-1)`, one after the other, and was killed.
+async fn killed_after(count: u64) -> Cluster {
+    let mut cluster = Plan::new(1).start().await;
+    let client = cluster.client();
+    for number in 0..count {
+        load::write(&client, &format!("key-{number}"), &format!("value-{number};")).await;
+    }
+    cluster.node_mut(1).kill().await;
+    cluster
+}
+
+fn log_folder(cluster: &Cluster) -> PathBuf {
+    cluster.node(1).data_dir.join("log")
+}
+
+/// The file of the log that holds these bytes, and where.
+fn in_log(cluster: &Cluster, wanted: &str) -> (PathBuf, u64) {
+    let holds = |file: &PathBuf| {
+        let bytes = std::fs::read(file).expect("the log can be read");
+        bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes())
+    };
+    let file = files::list(&log_folder(cluster)).into_iter().find(holds);
+    let file = file.unwrap_or_else(|| panic!("{wanted:?} is nowhere in the log"));
+    let offset = files::find_last(&file, wanted.as_bytes());
+    (file, offset)
+}
+
+fn name(file: &Path) -> &str {
+    file.file_name().and_then(|name| name.to_str()).expect("log files have plain names")
+}
+
+/// A damaged log is refused, naming file and offset, whether the damage lies in the middle or in
+/// the last entry; nothing is changed, so that the undamaged file works again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_log_is_refused() {
+    let mut cluster = killed_after(40).await;
+    for wanted in ["value-3;", "value-20;", "value-39;"] {
+        let (file, offset) = in_log(&cluster, wanted);
+        files::flip_bit(&file, offset);
+        let before = files::snapshot(&log_folder(&cluster));
+        let complaint = cluster.node_mut(1).refuses_to_start(&[name(&file), "offset"]).await;
+        assert_eq!(files::snapshot(&log_folder(&cluster)), before, "{wanted}: {complaint}");
+        files::flip_bit(&file, offset);
+    }
+    cluster.node_mut(1).start().await;
+    cluster.leader().await;
+    for number in 0..40 {
+        let key = format!("key-{number}");
+        let value = load::read(&cluster.client(), &key, Consistency::Linearizable).await;
+        assert_eq!(value, Some(format!("value-{number};")));
+    }
+}
+
+/// A torn tail is cut, with a warning, and the node goes on from what is left: the last record cut
+/// short by any length, and zeros where a write had not arrived.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_torn_tail_is_cut() {
+    let mut cluster = killed_after(40).await;
+    let log = log_folder(&cluster);
+    let damages: [(&str, fn(&Path)); 5] = [
+        ("one byte short", |file| files::cut_off(file, 1)),
+        ("seven bytes short", |file| files::cut_off(file, 7)),
+        ("a few zeros after it", |file| files::append(file, &[0; 13])),
+        ("a page of zeros after it", |file| files::append(file, &[0; 4096])),
+        ("the head of a record after it", |file| files::append(file, &[0, 0, 0, 3])),
+    ];
+    for (what, damage) in damages {
+        damage(&files::last(&log));
+        let before = cluster.node(1).log_text().len();
+        cluster.node_mut(1).start().await;
+        cluster.leader().await;
+        let said = cluster.node(1).log_text().split_off(before);
+        lockstep_tests::program::assert_holds(what, &said, &["WARN", "torn"]);
+        let client = cluster.client();
+        for number in 0..39 {
+            let key = format!("key-{number}");
+            let value = load::read(&client, &key, Consistency::Linearizable).await;
+            assert_eq!(value, Some(format!("value-{number};")), "{what}");
+        }
+        load::write(&client, "key-39", "value-39;").await;
+        cluster.node_mut(1).kill().await;
+    }
+}
+
+/// A log that is gone under an identity that is there is refused with the repair: the node must
+/// not vote as if it had never voted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_log_is_refused() {
+    let mut cluster = killed_after(3).await;
+    std::fs::remove_dir_all(log_folder(&cluster)).expect("the log can be removed");
+    cluster.node_mut(1).refuses_to_start(&["log", "remove"]).await;
+}
+
+/// A damaged identity, snapshot or module is refused, naming the file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_identity_or_snapshot_is_refused() {
+    let mut cluster = Plan::new(1).start().await;
+    load::fill(&cluster.client(), "key", 200).await;
+    cluster.run(&["snapshot"]).await.ok();
+    cluster.node_mut(1).kill().await;
+    let data = cluster.node(1).data_dir.clone();
+    let damaged = [data.join("identity"), files::last(&data.join("snapshots"))];
+    for file in damaged {
+        let middle = files::length(&file) / 2;
+        files::flip_bit(&file, middle);
+        cluster.node_mut(1).refuses_to_start(&[name(&file)]).await;
+        files::flip_bit(&file, middle);
+    }
+    cluster.node_mut(1).start().await;
+    cluster.leader().await;
+    let found = load::count(&cluster.client(), "key", 200, Consistency::Linearizable).await;
+    assert_eq!(found, 200);
+}
+
+/// A folder is that of one node: another id on it is refused, naming both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_nodes_folder_is_refused() {
+    let mut cluster = killed_after(3).await;
+    let folder = cluster.node(1).data_dir.clone();
+    let id = cluster.prepare_another().await;
+    let before = files::snapshot(&folder);
+    cluster.node_mut(id).data_dir.clone_from(&folder);
+    cluster.node_mut(id).refuses_to_start(&["node 1", "node 2"]).await;
+    assert_eq!(files::snapshot(&folder), before, "nothing was changed");
+}
+
+/// What a crash leaves of a snapshot that was being written is removed, and never taken for one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_written_snapshot_is_never_used() {
+    let mut cluster = killed_after(20).await;
+    let snapshots = cluster.node(1).data_dir.join("snapshots");
+    std::fs::create_dir_all(&snapshots).expect("the folder can be made");
+    cluster.node_mut(1).start().await;
+    cluster.leader().await;
+    cluster.run(&["snapshot"]).await.ok();
+    cluster.node_mut(1).kill().await;
+    let whole = std::fs::read(files::last(&snapshots)).expect("the snapshot can be read");
+    let half = snapshots.join("half.tmp");
+    std::fs::write(&half, &whole[..whole.len() / 2]).expect("a file can be written");
+    cluster.node_mut(1).start().await;
+    cluster.leader().await;
+    assert!(!half.exists(), "the temporary file is gone");
+    let value = load::read(&cluster.client(), "key-7", Consistency::Linearizable).await;
+    assert_eq!(value.as_deref(), Some("value-7;"));
+}

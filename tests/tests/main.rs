@@ -1,0 +1,14 @@
+//! Whole clusters, from outside. Each test begins with the sentence that it claims. One binary
+//! for all of them: it links once, and bounds how many clusters run together.
+
+mod agreement;
+mod commands;
+mod crashes;
+mod daemon;
+mod damage;
+mod deploy;
+mod limits;
+mod membership;
+mod reads;
+mod refusals;
+mod restarts;
