@@ -24,7 +24,7 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// A peer that is stopped, or cut off without a reset, is noticed after interval plus timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// Calls that may wait for a connection to take them. tonic's buffer is a queue of its own; this
 /// keeps it from being the limit.
 const CALL_BUFFER: usize = 4096;
