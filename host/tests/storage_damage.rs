@@ -173,6 +173,24 @@ fn a_flipped_bit_in_a_closed_chunk_is_refused() {
     }
 }
 
+/// Records of other kinds are not long enough for what a flipped type or option would make of
+/// them; that is not taken for an end of the file within a record.
+#[test]
+fn a_record_flipped_into_a_longer_one_is_refused() {
+    let truncate = |log: &Log, done| log.truncate_after(None, done).unwrap();
+    let purge = |log: &Log, done| log.purge(log_id(0), done).unwrap();
+    let script = || Script::new().vote(1).append(0, &[10]);
+    for files in [script().files(), script().step(truncate).files(), script().step(purge).files()] {
+        let start = files.ends[files.ends.len() - 2];
+        let (name, whole) = files.last();
+        for bit in (start * 8..whole.len() * 8).filter(|bit| *bit < (start + 6) * 8) {
+            let mut damaged = files.clone();
+            damaged.last_mut()[bit / 8] ^= 1 << (bit % 8);
+            damaged.assert_refused(name, bit / 8, &format!("bit {bit}"));
+        }
+    }
+}
+
 /// A vote that is damaged stops the start: it is never taken for no vote, nor for the one before.
 #[test]
 fn a_damaged_vote_is_refused() {

@@ -239,6 +239,48 @@ fn damage_is_found_wherever_it_is() {
     attempt().unwrap();
 }
 
+/// A chunk is checked before it is given out, so that nothing is ever made of a damaged one.
+#[test]
+fn a_damaged_chunk_is_not_given_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(Some(log_id(8)), b"").unwrap();
+    writer.section(1).unwrap();
+    writer.chunk(b"first").unwrap();
+    writer.chunk(b"second").unwrap();
+    let path = writer.finish().unwrap().path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let position = bytes.windows(6).position(|window| window == b"second").unwrap();
+    bytes[position] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+
+    let mut reader = SnapshotDir::open(folder.path()).unwrap().newest().unwrap().open();
+    assert_eq!(reader.next_section().unwrap(), Some(1));
+    assert_eq!(reader.next_chunk().unwrap().unwrap().as_ref(), b"first");
+    let error = reader.next_chunk().unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+}
+
+/// Blocks that are whole but out of place are found at the end of the file.
+#[test]
+fn exchanged_chunks_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(Some(log_id(8)), b"").unwrap();
+    writer.section(1).unwrap();
+    writer.chunk(b"chunk a").unwrap();
+    writer.chunk(b"chunk b").unwrap();
+    let path = writer.finish().unwrap().path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (footer, block) = (24, 16 + 7);
+    let end = bytes.len() - footer;
+    let (first, second) = bytes[end - 2 * block..end].split_at_mut(block);
+    first.swap_with_slice(second);
+    std::fs::write(&path, bytes).unwrap();
+    let error = SnapshotDir::open(folder.path()).unwrap().newest().unwrap().verify().unwrap_err();
+    assert!(error.to_string().contains("whole file"), "{error}");
+}
+
 /// A version that this one does not know is refused as such, not called damaged.
 #[test]
 fn an_unknown_version_is_named() {
