@@ -13,8 +13,11 @@ fn log_id(index: u64) -> LogId {
     LogId { term: 3, node: NodeId(7), index }
 }
 
+/// Kinds of sections, each with its chunks.
+type Sections = Vec<(u8, Vec<Vec<u8>>)>;
+
 /// Chunks of two sections, one of which is empty, with text that compresses and bytes that don't.
-fn sections() -> Vec<(u8, Vec<Vec<u8>>)> {
+fn sections() -> Sections {
     let mut seed = 1u32;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -38,7 +41,7 @@ fn write(dir: &SnapshotDir, last: Option<LogId>) -> Snapshot {
     writer.finish().unwrap()
 }
 
-fn read(snapshot: &Snapshot) -> Result<Vec<(u8, Vec<Vec<u8>>)>, Error> {
+fn read(snapshot: &Snapshot) -> Result<Sections, Error> {
     let mut reader = snapshot.open();
     let mut sections = Vec::new();
     while let Some(kind) = reader.next_section()? {
@@ -222,7 +225,7 @@ fn damage_is_found_wherever_it_is() {
     let attempt = || -> Result<(), Error> {
         SnapshotDir::open(folder.path())?.newest().expect("it keeps its name").verify()
     };
-    let ends = |position: &usize| *position < 200 || position % 7 == 0;
+    let ends = |position: &usize| *position < 200 || position.is_multiple_of(7);
     let footer = whole.len() - 30..whole.len();
     for position in (0..footer.start).filter(ends).chain(footer) {
         let mut damaged = whole.clone();
