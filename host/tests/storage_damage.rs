@@ -319,8 +319,10 @@ fn a_lost_beginning_is_refused() {
     zeros.last_mut().fill(0);
     zeros.assert_refused(name, 0, "all zeros");
     let mut empty = Script::new().files();
-    for length in [0, 7] {
+    empty.last_mut().fill(0);
+    for length in [18, 7, 0] {
         empty.last_mut().truncate(length);
+        assert_eq!(empty.last().1.len(), length);
         assert_eq!(empty.open().unwrap().0, LogState::default(), "a log that was never used");
     }
 }

@@ -30,6 +30,7 @@ pub use flush::FlushDone;
 use flush::{Flushed, Progress};
 use record::{LogTypes, RecordLogId, RecordPayload, RecordVote, SyncedMark};
 pub use record::{PAYLOAD_BYTES_MAX, Payload};
+pub(super) use recovery::FIRST_RECORD_BYTES;
 
 /// Replay reads a chunk through a buffer of this size.
 const REPLAY_BUFFER_BYTES: usize = 1 << 20;
