@@ -183,6 +183,41 @@ fn a_broken_transfer_is_resumed() {
     assert_eq!(SnapshotDir::open(target.path()).unwrap().list().len(), 1);
 }
 
+/// A snapshot that is far longer than what is buffered or synced at once comes through whole.
+#[test]
+fn a_long_snapshot_comes_through() {
+    let source = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let mut writer = SnapshotDir::open(source.path()).unwrap().begin(None, b"").unwrap();
+    writer.section(1).unwrap();
+    let chunk = |number: u64| -> Vec<u8> {
+        let words =
+            (0..131_072).map(|word: u64| (word + number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        words.flat_map(u64::to_be_bytes).collect()
+    };
+    (0..20).for_each(|number| writer.chunk(&chunk(number)).unwrap());
+    assert!(writer.written_bytes() > 10 << 20, "it did not compress away");
+    let original = writer.finish().unwrap();
+
+    let mut incoming = SnapshotDir::open(target.path()).unwrap().receive(*original.id()).unwrap();
+    let mut reader = original.raw_reader(0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let count = reader.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        incoming.append(&buffer[..count]).unwrap();
+    }
+    let copy = incoming.finish().unwrap();
+    let mut reader = copy.open();
+    assert_eq!(reader.next_section().unwrap(), Some(1));
+    for number in 0..20 {
+        assert!(reader.next_chunk().unwrap().unwrap() == chunk(number), "chunk {number}");
+    }
+    assert_eq!(reader.next_chunk().unwrap(), None);
+}
+
 /// A transfer that is short can go on; one of another file is refused and forgotten; one that
 /// another replaces leaves nothing.
 #[test]
