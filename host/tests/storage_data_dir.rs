@@ -4,8 +4,9 @@
 
 use std::path::Path;
 
+use lockstep_host::config::FileConfig;
 use lockstep_host::storage::modules::ModuleStore;
-use lockstep_host::storage::{DataDir, Error, space};
+use lockstep_host::storage::{DataDir, Error, Log, LogConfig, space};
 use lockstep_host::types::{ClusterId, ModuleDigest, NodeId};
 
 const NODE: NodeId = NodeId(7);
@@ -19,8 +20,7 @@ fn the_identity_survives_a_restart() {
     let first = DataDir::open(&path, NODE).unwrap();
     let created = first.identity();
     assert_eq!((created.node_id, created.cluster), (NODE, None));
-    std::fs::create_dir(first.log()).unwrap();
-    std::fs::write(first.log().join("r-0.wal"), b"x").unwrap();
+    drop(Log::open(&first.log(), &LogConfig::from(&FileConfig::default())).unwrap());
     first.join_cluster(CLUSTER).unwrap();
     drop(first);
 
@@ -85,7 +85,10 @@ fn a_wiped_log_is_refused() {
     std::fs::create_dir(&log).unwrap();
     std::fs::write(log.join("LOCK"), b"").unwrap();
     refused("no chunk");
-    std::fs::write(log.join("r-0.wal"), b"x").unwrap();
+    std::fs::write(log.join("r-0.wal"), [0; 17]).unwrap();
+    refused("a chunk without its first record");
+    std::fs::remove_dir_all(&log).unwrap();
+    drop(Log::open(&log, &LogConfig::from(&FileConfig::default())).unwrap());
     DataDir::open(folder.path(), NODE).unwrap();
 }
 
@@ -164,10 +167,14 @@ fn only_module(folder: &Path) -> std::path::PathBuf {
     paths.into_iter().find(|path| stem(path) == 64).unwrap()
 }
 
-/// Free space is that of the disk under the folder, and an error names the folder.
+/// Free space is that of the disk under the folder, less than the reserve is an error, and errors
+/// name the folder.
 #[test]
 fn free_space_is_known() {
     assert!(space::free_bytes(Path::new("/")).unwrap() > 0);
+    space::check_reserve(Path::new("/"), 1).unwrap();
+    let error = space::check_reserve(Path::new("/"), u64::MAX).unwrap_err();
+    assert!(matches!(error, Error::Full { reserve_bytes: u64::MAX, .. }), "{error}");
     let error = space::free_bytes(Path::new("/no/such/folder")).unwrap_err();
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
 }

@@ -13,8 +13,11 @@ fn log_id(index: u64) -> LogId {
     LogId { term: 3, node: NodeId(7), index }
 }
 
+/// Kinds of sections, each with its chunks.
+type Sections = Vec<(u8, Vec<Vec<u8>>)>;
+
 /// Chunks of two sections, one of which is empty, with text that compresses and bytes that don't.
-fn sections() -> Vec<(u8, Vec<Vec<u8>>)> {
+fn sections() -> Sections {
     let mut seed = 1u32;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
         seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -38,7 +41,7 @@ fn write(dir: &SnapshotDir, last: Option<LogId>) -> Snapshot {
     writer.finish().unwrap()
 }
 
-fn read(snapshot: &Snapshot) -> Result<Vec<(u8, Vec<Vec<u8>>)>, Error> {
+fn read(snapshot: &Snapshot) -> Result<Sections, Error> {
     let mut reader = snapshot.open();
     let mut sections = Vec::new();
     while let Some(kind) = reader.next_section()? {
@@ -180,6 +183,41 @@ fn a_broken_transfer_is_resumed() {
     assert_eq!(SnapshotDir::open(target.path()).unwrap().list().len(), 1);
 }
 
+/// A snapshot that is far longer than what is buffered or synced at once comes through whole.
+#[test]
+fn a_long_snapshot_comes_through() {
+    let source = tempfile::tempdir().unwrap();
+    let target = tempfile::tempdir().unwrap();
+    let mut writer = SnapshotDir::open(source.path()).unwrap().begin(None, b"").unwrap();
+    writer.section(1).unwrap();
+    let chunk = |number: u64| -> Vec<u8> {
+        let words =
+            (0..131_072).map(|word: u64| (word + number).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        words.flat_map(u64::to_be_bytes).collect()
+    };
+    (0..20).for_each(|number| writer.chunk(&chunk(number)).unwrap());
+    assert!(writer.written_bytes() > 10 << 20, "it did not compress away");
+    let original = writer.finish().unwrap();
+
+    let mut incoming = SnapshotDir::open(target.path()).unwrap().receive(*original.id()).unwrap();
+    let mut reader = original.raw_reader(0);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let count = reader.read(&mut buffer).unwrap();
+        if count == 0 {
+            break;
+        }
+        incoming.append(&buffer[..count]).unwrap();
+    }
+    let copy = incoming.finish().unwrap();
+    let mut reader = copy.open();
+    assert_eq!(reader.next_section().unwrap(), Some(1));
+    for number in 0..20 {
+        assert!(reader.next_chunk().unwrap().unwrap() == chunk(number), "chunk {number}");
+    }
+    assert_eq!(reader.next_chunk().unwrap(), None);
+}
+
 /// A transfer that is short can go on; one of another file is refused and forgotten; one that
 /// another replaces leaves nothing.
 #[test]
@@ -222,7 +260,7 @@ fn damage_is_found_wherever_it_is() {
     let attempt = || -> Result<(), Error> {
         SnapshotDir::open(folder.path())?.newest().expect("it keeps its name").verify()
     };
-    let ends = |position: &usize| *position < 200 || position % 7 == 0;
+    let ends = |position: &usize| *position < 200 || position.is_multiple_of(7);
     let footer = whole.len() - 30..whole.len();
     for position in (0..footer.start).filter(ends).chain(footer) {
         let mut damaged = whole.clone();
@@ -237,6 +275,48 @@ fn damage_is_found_wherever_it_is() {
     }
     std::fs::write(&path, &whole).unwrap();
     attempt().unwrap();
+}
+
+/// A chunk is checked before it is given out, so that nothing is ever made of a damaged one.
+#[test]
+fn a_damaged_chunk_is_not_given_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(Some(log_id(8)), b"").unwrap();
+    writer.section(1).unwrap();
+    writer.chunk(b"first").unwrap();
+    writer.chunk(b"second").unwrap();
+    let path = writer.finish().unwrap().path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let position = bytes.windows(6).position(|window| window == b"second").unwrap();
+    bytes[position] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+
+    let mut reader = SnapshotDir::open(folder.path()).unwrap().newest().unwrap().open();
+    assert_eq!(reader.next_section().unwrap(), Some(1));
+    assert_eq!(reader.next_chunk().unwrap().unwrap().as_ref(), b"first");
+    let error = reader.next_chunk().unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
+}
+
+/// Blocks that are whole but out of place are found at the end of the file.
+#[test]
+fn exchanged_chunks_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let mut writer = dir.begin(Some(log_id(8)), b"").unwrap();
+    writer.section(1).unwrap();
+    writer.chunk(b"chunk a").unwrap();
+    writer.chunk(b"chunk b").unwrap();
+    let path = writer.finish().unwrap().path().to_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (footer, block) = (24, 16 + 7);
+    let end = bytes.len() - footer;
+    let (first, second) = bytes[end - 2 * block..end].split_at_mut(block);
+    first.swap_with_slice(second);
+    std::fs::write(&path, bytes).unwrap();
+    let error = SnapshotDir::open(folder.path()).unwrap().newest().unwrap().verify().unwrap_err();
+    assert!(error.to_string().contains("whole file"), "{error}");
 }
 
 /// A version that this one does not know is refused as such, not called damaged.

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 
 use super::identity::Identity;
 use super::lock::Lock;
+use super::log::FIRST_RECORD_BYTES;
 use super::{Error, durable};
 use crate::types::{ClusterId, NodeId};
 
@@ -43,7 +44,8 @@ impl DataDir {
         }
         let data_dir = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
         let log = data_dir.log();
-        if identity.cluster.is_some() && !holds_files(&log, ".wal")? {
+        let log_bytes = longest_file(&log)?.unwrap_or(0);
+        if identity.cluster.is_some() && log_bytes < FIRST_RECORD_BYTES {
             return Err(Error::LogMissing { path: log });
         }
         Ok(data_dir)
@@ -99,7 +101,8 @@ impl DataDir {
 /// Writes the identity of an empty folder. One that holds data has lost its identity, and must
 /// not get another: its peers know it by the old one.
 fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity, Error> {
-    if holds_files(&path.join("log"), "")? || holds_files(&path.join("snapshots"), "")? {
+    let log = longest_file(&path.join("log"))?;
+    if log.or(longest_file(&path.join("snapshots"))?).is_some() {
         return Err(Error::damaged(identity, 0, "it is missing, although the folder holds data"));
     }
     let created = Identity::create(node_id).map_err(|error| Error::io(identity, error))?;
@@ -107,18 +110,17 @@ fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity
     Ok(created)
 }
 
-/// Whether a folder is there and holds files whose names end with `suffix`.
-fn holds_files(folder: &Path, suffix: &str) -> Result<bool, Error> {
+/// Length of the longest file of a folder; `None` when it has no file or is not there.
+fn longest_file(folder: &Path) -> Result<Option<u64>, Error> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io(folder, error)),
     };
+    let mut longest = None;
     for entry in entries {
-        let entry = entry.map_err(|error| Error::io(folder, error))?;
-        if entry.file_name().to_string_lossy().ends_with(suffix) {
-            return Ok(true);
-        }
+        let length = entry.and_then(|entry| entry.metadata()).map(|metadata| metadata.len());
+        longest = longest.max(Some(length.map_err(|error| Error::io(folder, error))?));
     }
-    Ok(false)
+    Ok(longest)
 }

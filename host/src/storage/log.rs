@@ -30,6 +30,7 @@ pub use flush::FlushDone;
 use flush::{Flushed, Progress};
 use record::{LogTypes, RecordLogId, RecordPayload, RecordVote, SyncedMark};
 pub use record::{PAYLOAD_BYTES_MAX, Payload};
+pub(super) use recovery::FIRST_RECORD_BYTES;
 
 /// Replay reads a chunk through a buffer of this size.
 const REPLAY_BUFFER_BYTES: usize = 1 << 20;
@@ -39,8 +40,8 @@ const READ_SECTION_BYTES: usize = 256 << 10;
 /// How the log is kept.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// How long the writer waits for more to share one sync. Zero means a sync for each write,
-    /// however many wait.
+    /// How long the writer waits for more to share one sync. What is queued already shares it
+    /// at any value but zero, which means a sync for each write, however many are queued.
     pub flush_wait: Duration,
     /// Size at which a chunk is closed, in bytes. The log is freed by whole chunks.
     pub chunk_bytes: u64,
@@ -104,7 +105,7 @@ impl Log {
         check_front(folder, &raft_log)?;
         let log = Self {
             raft_log: Arc::new(RwLock::new(raft_log)),
-            progress: Arc::default(),
+            progress: Arc::new(Progress::new(folder)),
             folder: folder.into(),
         };
         // After a crash of the process alone, what was read may be in memory only.

@@ -32,6 +32,9 @@ pub use reader::SnapshotReader;
 pub use writer::SnapshotWriter;
 
 const EXTENSION: &str = "snapshot";
+/// A file is synced each time it has grown by this much. One sync of all of it at the end
+/// would hold up the syncs of the log, which share the file system's journal with it.
+const SYNC_BYTES: u64 = 8 << 20;
 
 /// What identifies a snapshot file, byte for byte, between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +135,8 @@ impl SnapshotDir {
         let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
         let last = Snapshot::load(file, temporary.path().to_owned())?.id().last;
         let path = self.folder.join(file_name(last));
+        // The long sync comes before the lock, for which readers of the list wait.
+        temporary.as_file().sync_all().map_err(|error| Error::io(&path, error))?;
         let mut list = self.locked();
         if let Some(present) = list.get(&place(last)).filter(|_| !replace) {
             return Ok(present.clone());

@@ -6,6 +6,7 @@
 //! call clean), and every later call fails with it.
 
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -16,13 +17,19 @@ use crate::storage::Error;
 pub type FlushDone = Box<dyn FnOnce(Result<(), io::Error>) + Send>;
 
 /// What the log and its callbacks share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Progress {
+    folder: PathBuf,
     first_error: OnceLock<Error>,
     synced_upto: AtomicU64,
 }
 
 impl Progress {
+    pub(super) fn new(folder: &Path) -> Self {
+        let (first_error, synced_upto) = Default::default();
+        Self { folder: folder.to_owned(), first_error, synced_upto }
+    }
+
     /// Fails when anything failed before.
     pub(super) fn check(&self) -> Result<(), Error> {
         match self.first_error.get() {
@@ -68,7 +75,7 @@ impl Flushed {
             Ok(()) => self.progress.set_synced_upto(self.upto),
             Err(error) => {
                 let error = io::Error::new(error.kind(), error.to_string());
-                self.progress.latch(Error::Io { path: "log".into(), source: Arc::new(error) });
+                self.progress.latch(Error::io(&self.progress.folder, error));
             }
         }
         done(result);
@@ -106,7 +113,7 @@ mod tests {
     /// A callback that raft-log forgets reports an error all the same, and latches it.
     #[test]
     fn a_forgotten_callback_reports_an_error() {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(Path::new("log")));
         let (flushed, receiver) = guard(&progress);
         drop(flushed);
         let error = receiver.recv().unwrap().unwrap_err();
@@ -118,7 +125,7 @@ mod tests {
     /// A callback is called once, whatever happens to its guard afterwards.
     #[test]
     fn a_callback_is_called_once() {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(Path::new("log")));
         let (flushed, receiver) = guard(&progress);
         flushed.send(Ok(()));
         receiver.recv().unwrap().unwrap();
@@ -130,7 +137,7 @@ mod tests {
     /// The first error stays the first.
     #[test]
     fn the_first_error_is_kept() {
-        let progress = Arc::new(Progress::default());
+        let progress = Arc::new(Progress::new(Path::new("log")));
         guard(&progress).0.send(Err(io::Error::other("first")));
         guard(&progress).0.send(Err(io::Error::other("second")));
         let error = progress.check().unwrap_err().to_string();

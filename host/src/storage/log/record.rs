@@ -27,6 +27,10 @@ const SYNCED_TAG: u8 = b'S';
 
 /// Tag, term, node, index, checksum.
 pub(super) const LOG_ID_BYTES: usize = 1 + 24 + 4;
+/// Tag, term, node, whether it is granted, synced_upto, checksum.
+const VOTE_BYTES: usize = 1 + 16 + 1 + 8 + 4;
+/// Tag, synced_upto, checksum.
+const MARK_BYTES: usize = 1 + 8 + 4;
 /// Tag, kind, length, synced_upto, checksum of the bytes, checksum of the header.
 pub(super) const PAYLOAD_HEADER_BYTES: usize = 1 + 1 + 4 + 8 + 4 + 4;
 
@@ -67,11 +71,11 @@ pub(super) struct RecordLogId(pub(super) LogId);
 
 impl Encode for RecordLogId {
     fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = Vec::with_capacity(LOG_ID_BYTES);
-        bytes.put_u8(LOG_ID_TAG);
-        bytes.put_u64_le(self.0.term);
-        bytes.put_u64_le(self.0.node.0);
-        bytes.put_u64_le(self.0.index);
+        let mut bytes = [LOG_ID_TAG; LOG_ID_BYTES];
+        let mut fields = &mut bytes[1..];
+        fields.put_u64_le(self.0.term);
+        fields.put_u64_le(self.0.node.0);
+        fields.put_u64_le(self.0.index);
         write_checked(writer, bytes)
     }
 }
@@ -114,12 +118,12 @@ impl PartialOrd for RecordVote {
 
 impl Encode for RecordVote {
     fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = Vec::with_capacity(30);
-        bytes.put_u8(VOTE_TAG);
-        bytes.put_u64_le(self.vote.term);
-        bytes.put_u64_le(self.vote.node.0);
-        bytes.put_u8(u8::from(self.vote.committed));
-        bytes.put_u64_le(self.synced_upto);
+        let mut bytes = [VOTE_TAG; VOTE_BYTES];
+        let mut fields = &mut bytes[1..];
+        fields.put_u64_le(self.vote.term);
+        fields.put_u64_le(self.vote.node.0);
+        fields.put_u8(u8::from(self.vote.committed));
+        fields.put_u64_le(self.synced_upto);
         write_checked(writer, bytes)
     }
 }
@@ -148,12 +152,12 @@ impl Encode for RecordPayload {
         if bytes.len() > PAYLOAD_BYTES_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a payload is too long"));
         }
-        let mut header = Vec::with_capacity(PAYLOAD_HEADER_BYTES);
-        header.put_u8(PAYLOAD_TAG);
-        header.put_u8(self.payload.kind);
-        header.put_u32_le(u32::try_from(bytes.len()).map_err(io::Error::other)?);
-        header.put_u64_le(self.synced_upto);
-        header.put_u32_le(crc32c::crc32c(bytes));
+        let mut header = [PAYLOAD_TAG; PAYLOAD_HEADER_BYTES];
+        let mut fields = &mut header[1..];
+        fields.put_u8(self.payload.kind);
+        fields.put_u32_le(u32::try_from(bytes.len()).map_err(io::Error::other)?);
+        fields.put_u64_le(self.synced_upto);
+        fields.put_u32_le(crc32c::crc32c(bytes));
         let header_bytes = write_checked(&mut writer, header)?;
         writer.write_all(bytes)?;
         Ok(header_bytes + bytes.len())
@@ -201,9 +205,8 @@ pub(super) struct SyncedMark(pub(super) u64);
 
 impl Encode for SyncedMark {
     fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = Vec::with_capacity(13);
-        bytes.put_u8(SYNCED_TAG);
-        bytes.put_u64_le(self.0);
+        let mut bytes = [SYNCED_TAG; MARK_BYTES];
+        bytes[1..9].copy_from_slice(&self.0.to_le_bytes());
         write_checked(writer, bytes)
     }
 }
@@ -226,12 +229,15 @@ pub(super) fn synced_upto(record: &Record) -> u64 {
     }
 }
 
-/// Writes an item that begins with its tag, and a checksum over all of it.
-fn write_checked<W: Write>(mut writer: W, mut bytes: Vec<u8>) -> io::Result<usize> {
-    let checksum = crc32c::crc32c(&bytes);
-    bytes.put_u32_le(checksum);
+/// Writes an item that begins with its tag; its last four bytes become the checksum of the rest.
+fn write_checked<const BYTES: usize, W: Write>(
+    mut writer: W,
+    mut bytes: [u8; BYTES],
+) -> io::Result<usize> {
+    let (fields, checksum) = bytes.split_at_mut(BYTES - 4);
+    checksum.copy_from_slice(&crc32c::crc32c(fields).to_le_bytes());
     writer.write_all(&bytes)?;
-    Ok(bytes.len())
+    Ok(BYTES)
 }
 
 /// Reads the fields of an item; the tag is checked before anything else is read.

@@ -25,8 +25,8 @@ const SECTOR_BYTES: usize = 512;
 const SHORT_RECORD_BYTES: usize = 192;
 /// Type of a record and the tag that follows: in what was written, five bytes are never all zero.
 const RECORD_START_BYTES: usize = 5;
-/// The first record of a new log. A chunk that is no longer was never acknowledged.
-const FIRST_RECORD_BYTES: u64 = 18;
+/// The first record of a new log. It is synced before the log is used.
+pub(in crate::storage) const FIRST_RECORD_BYTES: u64 = 18;
 const LOCK_FILE: &str = "LOCK";
 
 /// A file of the log; `start` is the byte of the log that it begins with.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use tempfile::{NamedTempFile, TempPath};
 
-use super::{Snapshot, SnapshotDir, SnapshotId};
+use super::{SYNC_BYTES, Snapshot, SnapshotDir, SnapshotId};
 use crate::storage::durable::TEMPORARY_PREFIX;
 use crate::storage::{Error, durable};
 
@@ -24,6 +24,7 @@ pub struct IncomingSnapshot {
     file: File,
     path: PathBuf,
     offset: u64,
+    synced: u64,
 }
 
 impl IncomingSnapshot {
@@ -40,7 +41,7 @@ impl IncomingSnapshot {
             .open(&path)
             .map_err(|error| Error::io(&path, error))?;
         let offset = file.metadata().map_err(|error| Error::io(&path, error))?.len();
-        Ok(Self { dir, id, file, path, offset })
+        Ok(Self { dir, id, file, path, offset, synced: 0 })
     }
 
     /// The snapshot that it will be.
@@ -68,6 +69,10 @@ impl IncomingSnapshot {
         let written = self.file.write_all_at(bytes, self.offset);
         written.map_err(|error| Error::io(&self.path, error))?;
         self.offset = end;
+        if end - self.synced >= SYNC_BYTES {
+            self.file.sync_data().map_err(|error| Error::io(&self.path, error))?;
+            self.synced = end;
+        }
         Ok(())
     }
 

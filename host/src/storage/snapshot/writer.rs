@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write as _};
 use tempfile::NamedTempFile;
 
 use super::format::{self, BlockHeader, CHUNK_BYTES_MAX, Tag};
-use super::{Snapshot, SnapshotDir};
+use super::{SYNC_BYTES, Snapshot, SnapshotDir};
 use crate::storage::{Error, durable};
 use crate::types::LogId;
 
@@ -22,6 +22,7 @@ pub struct SnapshotWriter {
     /// Kind of the section that chunks go to.
     kind: Option<u8>,
     written_bytes: u64,
+    synced_bytes: u64,
     file_crc32c: u32,
 }
 
@@ -38,6 +39,7 @@ impl SnapshotWriter {
             scratch: Vec::new(),
             kind: None,
             written_bytes: 0,
+            synced_bytes: 0,
             file_crc32c: 0,
         };
         writer.write(&header)?;
@@ -89,6 +91,9 @@ impl SnapshotWriter {
         self.write(&header.encode(stored))?;
         self.write(stored)?;
         self.scratch = scratch;
+        if self.written_bytes - self.synced_bytes >= SYNC_BYTES {
+            self.sync()?;
+        }
         Ok(())
     }
 
@@ -106,6 +111,13 @@ impl SnapshotWriter {
         let temporary =
             self.out.into_inner().map_err(|error| Error::io(&path, error.into_error()))?;
         self.dir.admit(temporary, false)
+    }
+
+    fn sync(&mut self) -> Result<(), Error> {
+        let synced = self.out.flush().and_then(|()| self.out.get_ref().as_file().sync_data());
+        synced.map_err(|error| Error::io(self.out.get_ref().path(), error))?;
+        self.synced_bytes = self.written_bytes;
+        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
