@@ -7,8 +7,17 @@
 //! **Invariant:** a file becomes visible under its name only when it is whole and synced.
 //! **Invariant:** nothing read back is trusted before its checksum is.
 
+mod data_dir;
 mod durable;
 mod error;
+mod identity;
+mod lock;
+pub mod log;
+pub mod modules;
 pub mod snapshot;
+pub mod space;
 
+pub use data_dir::DataDir;
 pub use error::Error;
+pub use identity::Identity;
+pub use log::{FlushDone, Log, LogConfig, LogState, Payload};

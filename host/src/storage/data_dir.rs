@@ -1,0 +1,124 @@
+//! The data folder: its layout, its lock and its identity (docs/formats.md, "Data folder").
+//!
+//! **Invariant:** while a `DataDir` is open, no other process has the folder, and the folder
+//! belongs to the node that opened it.
+//! **Invariant:** a node that took part in a cluster never starts on an empty log: it would vote
+//! again in terms in which it has voted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use super::identity::Identity;
+use super::lock::Lock;
+use super::{Error, durable};
+use crate::types::{ClusterId, NodeId};
+
+/// A data folder that is this process's alone.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    identity: Mutex<Identity>,
+    _lock: Lock,
+}
+
+impl DataDir {
+    /// Takes the folder at `path` for `node_id`, creating it at the first start.
+    ///
+    /// # Errors
+    /// `Locked` when another process has it, `WrongNode` when it belongs to another node,
+    /// `LogMissing` when it has joined a cluster and its log is gone, `Damaged` when its identity
+    /// is unreadable or gone.
+    pub fn open(path: &Path, node_id: NodeId) -> Result<Self, Error> {
+        durable::create_folder(path)?;
+        let lock = Lock::take(path)?;
+        durable::remove_temporaries(path)?;
+        let identity_path = path.join("identity");
+        let identity = match Identity::load(&identity_path)? {
+            Some(identity) => identity,
+            None => first_start(path, &identity_path, node_id)?,
+        };
+        if identity.node_id != node_id {
+            let (found, asked) = (identity.node_id, node_id);
+            return Err(Error::WrongNode { path: path.to_owned(), found, asked });
+        }
+        let data_dir = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
+        let log = data_dir.log();
+        if identity.cluster.is_some() && !holds_files(&log, ".wal")? {
+            return Err(Error::LogMissing { path: log });
+        }
+        Ok(data_dir)
+    }
+
+    /// Who this folder is.
+    pub fn identity(&self) -> Identity {
+        *self.identity.lock().expect("nothing panics while it holds the identity")
+    }
+
+    /// Binds the folder to `cluster`, durably, once. Again with the same cluster does nothing.
+    /// The log must be open by then: from here on its absence is an error.
+    ///
+    /// # Errors
+    /// `WrongCluster` when the folder belongs to another cluster.
+    pub fn join_cluster(&self, cluster: ClusterId) -> Result<(), Error> {
+        let mut identity = self.identity.lock().expect("nothing panics while it holds it");
+        match identity.cluster {
+            Some(found) if found == cluster => Ok(()),
+            Some(found) => {
+                Err(Error::WrongCluster { path: self.path.clone(), found, asked: cluster })
+            }
+            None => {
+                let joined = Identity { cluster: Some(cluster), ..*identity };
+                joined.store(&self.path.join("identity"))?;
+                *identity = joined;
+                Ok(())
+            }
+        }
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Folder of the log and the vote, for [`super::Log::open`].
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Folder of the snapshots, for [`super::snapshot::SnapshotDir::open`].
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
+    /// Folder of the modules, for [`super::modules::ModuleStore::open`].
+    pub fn modules(&self) -> PathBuf {
+        self.path.join("modules")
+    }
+}
+
+/// Writes the identity of an empty folder. One that holds data has lost its identity, and must
+/// not get another: its peers know it by the old one.
+fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity, Error> {
+    if holds_files(&path.join("log"), "")? || holds_files(&path.join("snapshots"), "")? {
+        return Err(Error::damaged(identity, 0, "it is missing, although the folder holds data"));
+    }
+    let created = Identity::create(node_id).map_err(|error| Error::io(identity, error))?;
+    created.store(identity)?;
+    Ok(created)
+}
+
+/// Whether a folder is there and holds files whose names end with `suffix`.
+fn holds_files(folder: &Path, suffix: &str) -> Result<bool, Error> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io(folder, error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::io(folder, error))?;
+        if entry.file_name().to_string_lossy().ends_with(suffix) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,294 @@
+//! The log as its callers see it: what is written is read back, in order, bounded, after restarts
+//! and after failures.
+
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
+use std::io;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_host::storage::{Error, FlushDone, Log, LogConfig, Payload};
+use lockstep_host::types::{LogId, NodeId, Vote};
+
+fn config(chunk_bytes: u64, cache_bytes: usize) -> LogConfig {
+    LogConfig { flush_wait: Duration::from_micros(50), chunk_bytes, cache_bytes }
+}
+
+fn open(folder: &Path) -> Log {
+    Log::open(folder, &config(1 << 20, 1 << 20)).unwrap()
+}
+
+fn log_id(term: u64, index: u64) -> LogId {
+    LogId { term, node: NodeId(1), index }
+}
+
+fn entry(index: u64, bytes: usize) -> (LogId, Payload) {
+    let fill = u8::try_from(index % 251).unwrap();
+    (log_id(1, index), Payload { kind: 3, bytes: Bytes::from(vec![fill; bytes]) })
+}
+
+/// A callback, and where its result arrives.
+fn flushed() -> (FlushDone, mpsc::Receiver<io::Result<()>>) {
+    let (sender, receiver) = mpsc::channel();
+    (Box::new(move |result| sender.send(result).unwrap_or(())), receiver)
+}
+
+fn append(log: &Log, entries: impl IntoIterator<Item = (LogId, Payload)>) {
+    let (done, receiver) = flushed();
+    log.append(entries, done).unwrap();
+    receiver.recv().unwrap().unwrap();
+}
+
+/// What was written is there after a reopen: entries, vote, committed, purged.
+#[test]
+fn a_reopened_log_is_what_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    assert_eq!(log.state().unwrap(), Default::default());
+    append(&log, (0..50).map(|index| entry(index, 100)));
+    let vote = Vote { term: 7, node: NodeId(2), committed: true };
+    let (done, receiver) = flushed();
+    log.save_vote(vote, done).unwrap();
+    receiver.recv().unwrap().unwrap();
+    log.save_committed(Some(log_id(1, 40))).unwrap();
+    let (done, receiver) = flushed();
+    log.purge(log_id(1, 9), done).unwrap();
+    receiver.recv().unwrap().unwrap();
+    let state = log.state().unwrap();
+    drop(log);
+
+    let log = open(folder.path());
+    assert_eq!(log.state().unwrap(), state);
+    assert_eq!(state.vote, Some(vote));
+    assert_eq!(state.purged, Some(log_id(1, 9)));
+    assert_eq!(state.last, Some(log_id(1, 49)));
+    assert_eq!(state.committed, Some(log_id(1, 40)));
+    let expected: Vec<_> = (10..50).map(|index| entry(index, 100)).collect();
+    assert_eq!(log.read(0..u64::MAX).unwrap(), expected);
+}
+
+/// A vote that was synced is never less afterwards, and a lesser one is refused.
+#[test]
+fn a_vote_never_goes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let granted = Vote { term: 7, node: NodeId(2), committed: true };
+    log.save_vote(granted, flushed().0).unwrap();
+    let (done, receiver) = flushed();
+    let lesser = Vote { committed: false, ..granted };
+    assert!(log.save_vote(lesser, done).is_err());
+    assert!(receiver.recv().unwrap().is_err());
+    drop(log);
+    assert_eq!(open(folder.path()).state().unwrap().vote, Some(granted));
+}
+
+/// A committed log id that the log does not reach yet, and one that is older, change nothing.
+#[test]
+fn committed_stays_within_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..5).map(|index| entry(index, 10)));
+    for (saved, expected) in [(3, 3), (9, 3), (2, 3), (4, 4)] {
+        log.save_committed(Some(log_id(1, saved))).unwrap();
+        assert_eq!(log.state().unwrap().committed, Some(log_id(1, expected)));
+    }
+    log.save_committed(None).unwrap();
+    log.sync().unwrap();
+    drop(log);
+    assert_eq!(open(folder.path()).state().unwrap().committed, Some(log_id(1, 4)));
+}
+
+/// Truncation removes the end, also over a reopen, and the log goes on with another term.
+#[test]
+fn a_truncated_end_stays_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..20).map(|index| entry(index, 100)));
+    log.truncate_after(Some(log_id(1, 30)), flushed().0).unwrap();
+    assert_eq!(log.state().unwrap().last, Some(log_id(1, 19)));
+    log.truncate_after(Some(log_id(1, 4)), flushed().0).unwrap();
+    let next = (log_id(2, 5), Payload { kind: 0, bytes: Bytes::new() });
+    append(&log, [next.clone()]);
+    drop(log);
+    let log = open(folder.path());
+    let expected: Vec<_> = (0..5).map(|index| entry(index, 100)).chain([next]).collect();
+    assert_eq!(log.read(0..100).unwrap(), expected);
+    log.truncate_after(None, flushed().0).unwrap();
+    assert_eq!(log.state().unwrap().last, None);
+}
+
+/// A purge beyond the end, as after an installed snapshot, moves the log there.
+#[test]
+fn a_purge_beyond_the_end_moves_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..5).map(|index| entry(index, 10)));
+    log.purge(log_id(3, 99), flushed().0).unwrap();
+    let state = log.state().unwrap();
+    assert_eq!((state.purged, state.last), (Some(log_id(3, 99)), Some(log_id(3, 99))));
+    append(&log, [(log_id(3, 100), entry(100, 10).1)]);
+    drop(log);
+    let log = open(folder.path());
+    assert_eq!(log.read(0..u64::MAX).unwrap(), [(log_id(3, 100), entry(100, 10).1)]);
+}
+
+/// Purged chunks are removed from disk, and the rest can still be opened.
+#[test]
+fn a_purge_frees_chunks() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    for index in 0..100 {
+        append(&log, [entry(index, 500)]);
+    }
+    let before = log.bytes_on_disk().unwrap();
+    let (done, receiver) = flushed();
+    log.purge(log_id(1, 89), done).unwrap();
+    receiver.recv().unwrap().unwrap();
+    log.sync().unwrap();
+    assert!(log.bytes_on_disk().unwrap() < before / 5);
+    drop(log);
+    let files = std::fs::read_dir(folder.path()).unwrap().count();
+    assert!(files < 6, "{files} files are left");
+    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    assert_eq!(log.read(0..u64::MAX).unwrap().len(), 10);
+}
+
+/// A bounded read gives at least one entry, no more than fit, and from disk the same as from
+/// memory; it says when it had to read from disk.
+#[test]
+fn reads_are_bounded() {
+    for (cache_bytes, is_cached) in [(1 << 20, true), (0, false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let log = Log::open(folder.path(), &config(4096, cache_bytes)).unwrap();
+        append(&log, (0..100).map(|index| entry(index, 1000)));
+        log.sync().unwrap();
+        append(&log, [entry(100, 1000)]);
+        let indexes = |range, bytes_max| {
+            let entries = log.read_limited(range, bytes_max).unwrap();
+            entries.iter().map(|(id, _)| id.index).collect::<Vec<_>>()
+        };
+        assert_eq!(indexes(10..20, 1), [10]);
+        assert_eq!(indexes(10..20, 3000), [10, 11, 12]);
+        assert_eq!(indexes(10..12, 1 << 20), [10, 11]);
+        assert_eq!(indexes(12..12, 1 << 20), Vec::<u64>::new());
+        assert_eq!(indexes(200..300, 1 << 20), Vec::<u64>::new());
+        assert_eq!(indexes(0..1000, 1 << 30).len(), 101);
+
+        let step = log.read_cached(0..50, 5000).unwrap();
+        assert_eq!(step.from_disk, !is_cached);
+        assert_eq!(step.entries.len(), if is_cached { 5 } else { 1 });
+        assert_eq!(step.entries[0], entry(0, 1000));
+        let newest = log.read_cached(100..101, 5000).unwrap();
+        assert!(!newest.from_disk, "the newest entry is always in memory");
+    }
+}
+
+/// Payloads of every size come back as they were; one over the limit is refused.
+#[test]
+fn payloads_of_any_size_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    let sizes = [0, 1, 511, 512, 513, 100_000, 3 << 20];
+    let entries: Vec<_> = (0..).zip(sizes).map(|(index, size)| entry(index, size)).collect();
+    append(&log, entries.clone());
+    drop(log);
+    let log = open(folder.path());
+    assert_eq!(log.read(0..100).unwrap(), entries);
+    let (done, receiver) = flushed();
+    let too_long = entry(7, lockstep_host::storage::log::PAYLOAD_BYTES_MAX + 1);
+    assert!(log.append([too_long], done).is_err());
+    assert!(receiver.recv().unwrap().is_err());
+    drop(log);
+    assert_eq!(open(folder.path()).read(0..100).unwrap(), entries);
+}
+
+/// After the first error every call fails with it, until the log is opened again.
+#[test]
+fn the_first_error_closes_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..3).map(|index| entry(index, 10)));
+    let gap = log.append([entry(9, 10)], flushed().0).unwrap_err();
+    assert!(matches!(gap, Error::Io { .. }), "{gap}");
+    let latched = |result: Result<(), Error>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Latched { .. }), "{error}");
+        assert!(error.to_string().contains("not consecutive"), "{error}");
+    };
+    let (done, receiver) = flushed();
+    latched(log.append([entry(3, 10)], done));
+    assert!(receiver.recv().unwrap().is_err());
+    latched(log.save_committed(Some(log_id(1, 1))));
+    latched(log.state().map(drop));
+    latched(log.read(0..3).map(drop));
+    latched(log.sync());
+    drop(log);
+    assert_eq!(open(folder.path()).state().unwrap().last, Some(log_id(1, 2)));
+}
+
+/// Two logs never share a folder.
+#[test]
+fn an_open_log_cannot_be_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, [entry(0, 10)]);
+    let error = Log::open(folder.path(), &config(1 << 20, 0)).unwrap_err();
+    assert!(error.to_string().contains("locked"), "{error}");
+}
+
+const FULL_DISK_FOLDER: &str = "LOCKSTEP_TEST_FULL_DISK_FOLDER";
+
+/// On a disk that is full every callback is called, with an error from the first one on; the log
+/// is closed; and what was acknowledged before is there after a restart.
+///
+/// The disk is a process whose files may not grow past a limit, because there the system refuses
+/// writes half way, as it does on a full disk.
+#[test]
+fn a_full_disk_loses_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "trap '' XFSZ; ulimit -f 300; exec \"$0\" --exact full_disk_child --nocapture";
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(script)
+        .arg(std::env::current_exe().unwrap())
+        .env(FULL_DISK_FOLDER, folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let acknowledged = text.lines().find_map(|line| line.strip_prefix("acknowledged "));
+    let acknowledged: usize = acknowledged.expect("the child says so").parse().unwrap();
+
+    let log = open(folder.path());
+    let entries = log.read(0..u64::MAX).unwrap();
+    assert!(entries.len() >= acknowledged, "{} < {acknowledged}", entries.len());
+    let count = u64::try_from(entries.len()).unwrap();
+    assert_eq!(entries, (0..count).map(|index| entry(index, 3000)).collect::<Vec<_>>());
+    append(&log, [entry(count, 10)]);
+}
+
+/// The process with the full disk; does nothing unless it was started as that.
+#[test]
+fn full_disk_child() {
+    let Some(folder) = std::env::var_os(FULL_DISK_FOLDER) else { return };
+    let log = open(Path::new(&folder));
+    append(&log, (0..20).map(|index| entry(index, 3000)));
+    let mut results = Vec::new();
+    for index in 20..500 {
+        let (done, receiver) = flushed();
+        let appended = log.append([entry(index, 3000)], done);
+        results.push(receiver);
+        if appended.is_err() {
+            break;
+        }
+    }
+    let results: Vec<_> = results.into_iter().map(|receiver| receiver.recv().unwrap()).collect();
+    let acknowledged = results.iter().take_while(|result| result.is_ok()).count();
+    assert!(acknowledged < results.len(), "the disk was never full");
+    assert!(results[acknowledged..].iter().all(Result::is_err), "one was acknowledged after");
+    assert!(matches!(log.state(), Err(Error::Latched { .. })));
+    println!("\nacknowledged {}", 20 + acknowledged);
+}
