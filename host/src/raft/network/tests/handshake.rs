@@ -49,7 +49,7 @@ async fn a_wrong_hello_is_refused() {
             "this node's disk is not the one that joined as node 2: it was wiped or replaced. \
              Repair: remove node 2, start it with a new id on an empty folder, add it",
         ),
-        (|hello| hello.from_node = 2, "its peer address is wrong"),
+        (|hello| hello.from_node = 2, "the caller is node 2 too"),
         (|hello| hello.engine_profile = "other".into(), "the engine profile of node 1 is other"),
     ];
     let mut client = connect(&node).await;
@@ -138,6 +138,19 @@ fn a_node_joins_one_cluster() {
     node.join(CLUSTER).unwrap();
     assert!(node.join(ClusterId([8; 16])).unwrap_err().contains("is in cluster 0707"));
     assert_eq!(*adopted.lock().unwrap(), [CLUSTER]);
+}
+
+/// Callers choose the ids that they give, and still cannot raise alarms without bounds.
+#[tokio::test]
+async fn alarms_are_bounded() {
+    let (node, _) = local(2, Some(CLUSTER));
+    let (caller, _) = local(1, Some(CLUSTER));
+    let hello = caller.hello(NodeId(3), &member(3, "127.0.0.1:1".parse().unwrap())).unwrap();
+    for from_node in 10..1000 {
+        let hello = Hello { from_node, ..hello.clone() };
+        node.admit(Some(&hello), |_| None).await.unwrap_err();
+    }
+    assert_eq!(node.alarms().len(), 64);
 }
 
 /// A node in no cluster has no hello, and so calls nobody.

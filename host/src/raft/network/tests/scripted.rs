@@ -25,16 +25,51 @@ use crate::types::{LogId, NodeId, Vote};
 
 type Results = Vec<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
 
-/// Reads `held` requests before it answers the first, then gives `replies` and ends.
-struct Scripted {
-    held: usize,
-    replies: Vec<StreamAppendResult<TypeConfig>>,
-    silent_after: bool,
+enum Script {
+    /// Reads `held` requests before it gives the first of `replies`, then ends, or stays silent.
+    Fixed { held: usize, replies: Vec<StreamAppendResult<TypeConfig>>, then_silent: bool },
+    /// Answers each request with success.
+    Agree,
+}
+
+fn fixed(held: usize, replies: Vec<StreamAppendResult<TypeConfig>>) -> Script {
+    Script::Fixed { held, replies, then_silent: false }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+
+impl Script {
+    fn play(&self, mut requests: Streaming<peer::AppendRequest>) -> Replies {
+        match self {
+            Self::Fixed { held, replies, then_silent } => {
+                let (held, replies) = (*held, replies.clone());
+                let held = async move {
+                    for _ in 0..held {
+                        requests.next().await.unwrap().unwrap();
+                    }
+                    futures::stream::iter(replies.into_iter().map(reply))
+                };
+                let replies = futures::stream::once(held).flatten();
+                if *then_silent {
+                    return Box::pin(replies.chain(futures::stream::pending()));
+                }
+                Box::pin(replies)
+            }
+            Self::Agree => Box::pin(requests.map(|request| {
+                let request = codec::decode_append(request?).unwrap();
+                reply(Ok(request.entries.last().map(|entry| entry.log_id)))
+            })),
+        }
+    }
+}
+
+fn reply(result: StreamAppendResult<TypeConfig>) -> Result<peer::AppendReply, Status> {
+    Ok(peer::AppendReply { payload: codec::encode_append_result(&result) })
 }
 
 #[tonic::async_trait]
-impl Peer for Scripted {
-    type AppendStream = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+impl Peer for Script {
+    type AppendStream = Replies;
 
     async fn append(
         &self,
@@ -42,21 +77,7 @@ impl Peer for Scripted {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let mut requests = request.into_inner();
         assert!(requests.next().await.unwrap()?.hello.is_some());
-        let (held, replies) = (self.held, self.replies.clone());
-        let held = async move {
-            for _ in 0..held {
-                let request = requests.next().await.unwrap().unwrap();
-                codec::decode_append(request).unwrap();
-            }
-            futures::stream::iter(replies.into_iter().map(|reply| {
-                Ok(peer::AppendReply { payload: codec::encode_append_result(&reply) })
-            }))
-        };
-        let replies = futures::stream::once(held).flatten();
-        if self.silent_after {
-            return Ok(Response::new(Box::pin(replies.chain(futures::stream::pending()))));
-        }
-        Ok(Response::new(Box::pin(replies)))
+        Ok(Response::new(self.play(requests)))
     }
 
     async fn append_one(
@@ -103,7 +124,7 @@ impl Peer for Scripted {
 }
 
 /// A client of a scripted peer.
-async fn client(script: Scripted) -> (Client, AbortOnDrop) {
+async fn client(script: Script) -> (Client, AbortOnDrop) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder()
@@ -138,7 +159,7 @@ fn option() -> RPCOption {
 }
 
 /// Sends `count` requests and gathers everything that the stream yields.
-async fn run(script: Scripted, count: usize) -> Results {
+async fn run(script: Script, count: usize) -> Results {
     let (mut client, _server) = client(script).await;
     let input = futures::stream::iter(requests(count));
     let output = client.stream_append(input, option()).await.unwrap();
@@ -155,24 +176,19 @@ fn matched(indices: std::ops::RangeInclusive<usize>) -> Vec<StreamAppendResult<T
 async fn many_requests_are_in_flight_at_once() {
     let count = pipeline::REQUESTS_MAX;
     let replies = matched(1..=count);
-    let results =
-        run(Scripted { held: count, replies: replies.clone(), silent_after: false }, count).await;
+    let results = run(fixed(count, replies.clone()), count).await;
     let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
     assert_eq!(results, replies);
 }
 
-/// The stream ends with the input and yields one result for each request, also when there are
-/// more than fit in flight.
+/// The stream yields one result for each request, in order, also when there are more than fit in
+/// flight, and ends after the input.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_ends_after_its_input() {
-    let count = 5 * pipeline::REQUESTS_MAX;
-    let replies = matched(1..=count);
-    let script = Scripted { held: 0, replies: replies.clone(), silent_after: true };
-    let results = run(script, count).await;
-    // The peer answered early, which a real one cannot: at most the rest is refused as nonsense.
-    assert!(results.len() <= count);
-    let results = run(Scripted { held: 1, replies: matched(1..=1), silent_after: true }, 1).await;
-    assert_eq!(results.len(), 1);
+    let count = 20 * pipeline::REQUESTS_MAX;
+    let results = run(Script::Agree, count).await;
+    let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
+    assert_eq!(results, matched(1..=count));
 }
 
 /// A conflict or a higher vote is passed on and is the last result.
@@ -182,8 +198,7 @@ async fn the_first_failure_is_the_last_result() {
     for error in [StreamAppendError::Conflict(id(2)), StreamAppendError::HigherVote(higher)] {
         let mut replies = matched(1..=2);
         replies.push(Err(error));
-        let script = Scripted { held: 4, replies: replies.clone(), silent_after: false };
-        let results = run(script, 4).await;
+        let results = run(fixed(4, replies.clone()), 4).await;
         let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
         assert_eq!(results, replies);
     }
@@ -192,7 +207,7 @@ async fn the_first_failure_is_the_last_result() {
 /// A peer that hangs up with requests unanswered is an error, so that openraft sends them again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_that_ends_early_is_an_error() {
-    let results = run(Scripted { held: 2, replies: matched(1..=1), silent_after: false }, 2).await;
+    let results = run(fixed(2, matched(1..=1)), 2).await;
     assert!(matches!(results[..], [Ok(Ok(_)), Err(RPCError::Network(_))]), "{results:?}");
 }
 
@@ -201,7 +216,7 @@ async fn a_stream_that_ends_early_is_an_error() {
 async fn a_false_acknowledgement_is_refused() {
     let false_conflict = vec![Err(StreamAppendError::Conflict(id(5)))];
     for replies in [matched(2..=2), matched(0..=0), vec![Ok(None)], false_conflict] {
-        let results = run(Scripted { held: 1, replies, silent_after: false }, 1).await;
+        let results = run(fixed(1, replies), 1).await;
         assert!(matches!(results[..], [Err(RPCError::Unreachable(_))]), "{results:?}");
     }
 }
@@ -222,7 +237,7 @@ async fn the_input_is_dropped_with_the_stream() {
     let input = endless.inspect(move |_| {
         let _ = &flag;
     });
-    let script = Scripted { held: 1, replies: matched(1..=1), silent_after: true };
+    let script = Script::Fixed { held: 1, replies: matched(1..=1), then_silent: true };
     let (mut client, _server) = client(script).await;
     let mut output = client.stream_append(input, option()).await.unwrap();
     assert!(output.next().await.unwrap().unwrap().is_ok());

@@ -238,3 +238,21 @@ async fn a_snapshot_without_a_hello_is_refused() {
     let error = send_parts(&node, vec![Part::Header(header)]).await.unwrap_err();
     assert_eq!(error.code(), Code::FailedPrecondition);
 }
+
+/// A snapshot that this node cannot read is its own fault, and not the peer's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_snapshot_is_an_error_of_storage() {
+    let folder = tempfile::tempdir().unwrap();
+    let leader = SnapshotDir::open(folder.path()).unwrap();
+    let node = Node::start(2, Some(CLUSTER)).await;
+    let snapshot = build(&leader, 100);
+    let file = std::fs::OpenOptions::new().write(true).open(snapshot.snapshot.path()).unwrap();
+    file.set_len(10).unwrap();
+    let (caller, _) = local(1, Some(CLUSTER));
+    let mut network = Network::new(caller, &Default::default());
+    let mut client = network.new_snapshot_client(NodeId(2), &member(2, node.address)).await;
+    let (never, option) = (std::future::pending(), RPCOption::new(DEADLINE));
+    let sent = client.full_snapshot(leader_vote(), snapshot, never, option).await;
+    assert!(matches!(sent, Err(StreamingError::StorageError(_))), "{sent:?}");
+    assert!(node.machine.locked().installed.is_none());
+}
