@@ -66,8 +66,8 @@ impl Network {
     /// leader has applied it.
     ///
     /// # Errors
-    /// `NotLeader` when `leader` no longer leads. After any error but that and `Refused` the
-    /// entry may be committed still: it must be one that does no harm twice.
+    /// `NotLeader` when `leader` no longer leads. After any other the entry may be committed
+    /// still, so it must be one that does no harm twice.
     pub async fn propose(
         &self,
         leader: NodeId,

@@ -9,8 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use lockstep_proto::peer::Hello;
+use tokio::time::Instant;
 
 use crate::types::{ClusterId, Incarnation, Member, NodeId};
 
@@ -19,6 +21,10 @@ pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Alarms that are kept at once; peers choose the node ids in their hellos.
 const ALARMS_MAX: usize = 64;
+
+/// An alarm that is not raised again for so long is over: the peer was removed, or is down. One
+/// that lasts is raised at each retry, many times a second.
+const ALARM_DURATION: Duration = Duration::from_secs(30);
 
 /// Persists the cluster this node joins; the reason when it cannot. It may block.
 pub type Adopt = Box<dyn Fn(ClusterId) -> Result<(), String> + Send + Sync>;
@@ -44,6 +50,15 @@ pub enum Refusal {
         meant: NodeId,
         /// Whom it reached.
         this: NodeId,
+    },
+    /// The caller claims this node's own id.
+    #[error(
+        "the caller is node {node} too: an address leads a node back to itself, or two nodes were \
+         started with one id"
+    )]
+    Namesake {
+        /// The id.
+        node: NodeId,
     },
     /// The call was meant for this node id on another disk.
     #[error(
@@ -96,6 +111,18 @@ pub enum Refusal {
     },
 }
 
+/// What keeps this node and a peer from talking.
+struct Alarm {
+    reason: String,
+    raised: Instant,
+}
+
+impl Alarm {
+    fn is_over(&self) -> bool {
+        self.raised.elapsed() > ALARM_DURATION
+    }
+}
+
 /// On which side of a connection a problem was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
@@ -112,7 +139,7 @@ pub struct Local {
     profile: String,
     cluster: OnceLock<ClusterId>,
     adopt: Mutex<Adopt>,
-    alarms: Mutex<BTreeMap<(NodeId, Side), String>>,
+    alarms: Mutex<BTreeMap<(NodeId, Side), Alarm>>,
 }
 
 impl Local {
@@ -212,7 +239,10 @@ impl Local {
         }
         let cluster = ClusterId::from_slice(&hello.cluster_id).ok_or(Refusal::Nameless)?;
         let (from, to) = (NodeId(hello.from_node), NodeId(hello.to_node));
-        if to != self.node_id || from == self.node_id {
+        if from == self.node_id {
+            return Err(Refusal::Namesake { node: from });
+        }
+        if to != self.node_id {
             return Err(Refusal::OtherNode { meant: to, this: self.node_id });
         }
         if hello.to_incarnation != self.incarnation.0.as_slice() {
@@ -266,34 +296,39 @@ impl Local {
     }
 
     /// What keeps this node and its peers from talking, a sentence each. A sentence goes when the
-    /// peer is talked to again.
+    /// peer is talked to again, or when nobody has tried for a while.
     pub fn alarms(&self) -> Vec<String> {
-        let sentence = |((peer, side), reason): (&(NodeId, Side), &String)| match side {
-            Side::Refused => format!("node {peer} is refused: {reason}"),
-            Side::RefusedBy => format!("node {peer} refuses this node: {reason}"),
+        let mut alarms = self.locked_alarms();
+        alarms.retain(|_, alarm| !alarm.is_over());
+        let sentence = |((peer, side), alarm): (&(NodeId, Side), &Alarm)| match side {
+            Side::Refused => format!("node {peer} is refused: {}", alarm.reason),
+            Side::RefusedBy => format!("node {peer} refuses this node: {}", alarm.reason),
         };
-        self.locked_alarms().iter().map(sentence).collect()
+        alarms.iter().map(sentence).collect()
     }
 
     /// Logs a problem when it is new, not at each of the many retries.
     fn raise(&self, peer: NodeId, side: Side, reason: String) {
         let mut alarms = self.locked_alarms();
-        let full = alarms.len() >= ALARMS_MAX && !alarms.contains_key(&(peer, side));
-        if full || alarms.get(&(peer, side)) == Some(&reason) {
+        alarms.retain(|_, alarm| !alarm.is_over());
+        let known = alarms.get(&(peer, side));
+        if known.is_none() && alarms.len() >= ALARMS_MAX {
             return;
         }
-        match side {
-            Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
-            Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
+        if known.is_none_or(|known| known.reason != reason) {
+            match side {
+                Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
+                Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
+            }
         }
-        alarms.insert((peer, side), reason);
+        alarms.insert((peer, side), Alarm { reason, raised: Instant::now() });
     }
 
     fn clear(&self, peer: NodeId, side: Side) {
         self.locked_alarms().remove(&(peer, side));
     }
 
-    fn locked_alarms(&self) -> MutexGuard<'_, BTreeMap<(NodeId, Side), String>> {
+    fn locked_alarms(&self) -> MutexGuard<'_, BTreeMap<(NodeId, Side), Alarm>> {
         self.alarms.lock().expect("nothing panics while it holds the alarms")
     }
 }

@@ -19,6 +19,9 @@ mod pipeline;
 mod receive_snapshot;
 mod send_snapshot;
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 pub use connections::Network;

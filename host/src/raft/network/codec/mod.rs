@@ -12,6 +12,9 @@ mod bytes_io;
 mod election;
 mod snapshot;
 
+#[cfg(test)]
+mod tests;
+
 pub(super) use append::{decode_append, decode_append_result, encode_append, encode_append_result};
 pub(super) use election::{
     decode_transfer, decode_transfer_result, decode_vote_request, decode_vote_result,

@@ -1,0 +1,8 @@
+//! The network on loopback: against a scripted peer, and between real nodes of openraft.
+
+mod cluster;
+mod handshake;
+mod memory;
+mod node;
+mod scripted;
+mod snapshots;

@@ -1,0 +1,169 @@
+//! A node for tests: real openraft on memory, the real handler behind a real gRPC server.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use openraft::{Config, Raft, SnapshotPolicy};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_stream::wrappers::TcpListenerStream;
+
+use super::memory::{MemoryLog, MemoryMachine};
+use crate::api;
+use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::type_config::TypeConfig;
+use crate::storage::snapshot::SnapshotDir;
+use crate::types::{ClusterId, Incarnation, Member, NodeId};
+
+/// Waiting for longer than this is a failure, not a slow machine.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+
+pub(super) const CLUSTER: ClusterId = ClusterId([7; 16]);
+
+pub(super) const PROFILE: &str = "profile";
+
+pub(super) fn incarnation(node: u64) -> Incarnation {
+    Incarnation([u8::try_from(node).unwrap(); 16])
+}
+
+pub(super) fn member(node: u64, address: SocketAddr) -> Member {
+    Member {
+        peer_addr: address.to_string(),
+        client_addr: String::new(),
+        incarnation: incarnation(node).0,
+    }
+}
+
+/// A node as its peers see it, which notes what it adopts.
+pub(super) fn local(
+    node: u64,
+    cluster: Option<ClusterId>,
+) -> (Arc<Local>, Arc<Mutex<Vec<ClusterId>>>) {
+    let adopted = Arc::new(Mutex::new(Vec::new()));
+    let note = adopted.clone();
+    let adopt = Box::new(move |cluster| {
+        note.lock().unwrap().push(cluster);
+        Ok(())
+    });
+    (Local::new(NodeId(node), incarnation(node), PROFILE.into(), cluster, adopt), adopted)
+}
+
+pub(super) struct Node {
+    pub(super) raft: Raft<TypeConfig, MemoryMachine>,
+    pub(super) machine: MemoryMachine,
+    pub(super) network: Network,
+    pub(super) local: Arc<Local>,
+    pub(super) adopted: Arc<Mutex<Vec<ClusterId>>>,
+    pub(super) snapshots: SnapshotDir,
+    pub(super) handler: Arc<PeerHandler<MemoryMachine>>,
+    pub(super) address: SocketAddr,
+    /// Ends with the node.
+    _server: AbortOnDrop,
+    _folder: TempDir,
+}
+
+pub(super) struct AbortOnDrop(pub(super) JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Node {
+    pub(super) async fn start(node: u64, cluster: Option<ClusterId>) -> Self {
+        Self::start_reaching(node, cluster, &BTreeMap::new()).await
+    }
+
+    pub(super) async fn start_reaching(
+        node: u64,
+        cluster: Option<ClusterId>,
+        reach: &BTreeMap<String, String>,
+    ) -> Self {
+        let (local, adopted) = local(node, cluster);
+        let folder = tempfile::tempdir().unwrap();
+        let snapshots = SnapshotDir::open(folder.path()).unwrap();
+        let machine = MemoryMachine::default();
+        let network = Network::new(local.clone(), reach);
+        let log = MemoryLog::default();
+        let raft =
+            Raft::new(NodeId(node), config(), network.clone(), log, machine.clone()).await.unwrap();
+        let handler = Arc::new(PeerHandler::new(raft.clone(), local.clone(), snapshots.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = api::peer::service(handler.clone());
+        let server = api::peer::server()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
+        Self {
+            raft,
+            machine,
+            network,
+            local,
+            adopted,
+            snapshots,
+            handler,
+            address,
+            _server: server,
+            _folder: folder,
+        }
+    }
+
+    /// Waits until this node has applied the log up to `index`.
+    pub(super) async fn wait_applied(&self, index: u64) {
+        let wait = self.raft.wait(Some(DEADLINE));
+        wait.applied_index_at_least(Some(index), "the log arrives").await.unwrap();
+    }
+}
+
+fn config() -> Arc<Config> {
+    let config = Config {
+        heartbeat_interval: 150,
+        election_timeout_min: 900,
+        election_timeout_max: 1800,
+        snapshot_policy: SnapshotPolicy::Never,
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    };
+    Arc::new(config.validate().unwrap())
+}
+
+/// A way to a node that can be cut, every connection at once, and mended.
+pub(super) struct Proxy {
+    pub(super) address: SocketAddr,
+    target: SocketAddr,
+    running: Option<AbortOnDrop>,
+}
+
+impl Proxy {
+    pub(super) async fn start(target: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let running = Some(AbortOnDrop(tokio::spawn(forward(listener, target))));
+        Self { address, target, running }
+    }
+
+    pub(super) fn cut(&mut self) {
+        self.running = None;
+    }
+
+    pub(super) async fn mend(&mut self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        self.running = Some(AbortOnDrop(tokio::spawn(forward(listener, self.target))));
+    }
+}
+
+async fn forward(listener: TcpListener, target: SocketAddr) {
+    let mut connections = JoinSet::new();
+    loop {
+        let (mut near, _) = listener.accept().await.unwrap();
+        connections.spawn(async move {
+            let mut far = TcpStream::connect(target).await?;
+            tokio::io::copy_bidirectional(&mut near, &mut far).await
+        });
+    }
+}

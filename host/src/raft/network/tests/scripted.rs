@@ -1,0 +1,264 @@
+//! The append stream against a peer that answers as a script says.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use lockstep_proto::peer;
+use lockstep_proto::peer::peer_server::{Peer, PeerServer};
+use openraft::errors::RPCError;
+use openraft::network::{RPCOption, RaftNetworkV2 as _};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use openraft::{EntryPayload, RaftNetworkFactory as _};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::node::{AbortOnDrop, CLUSTER, local, member};
+use crate::raft::convert::{log_id_to_raft, vote_to_raft};
+use crate::raft::network::client::Client;
+use crate::raft::network::{Network, codec, pipeline};
+use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, TypeConfig};
+use crate::types::{LogId, NodeId, Vote};
+
+type Results = Vec<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+enum Script {
+    /// Reads `held` requests before it gives the first of `replies`, then ends, or stays silent.
+    Fixed { held: usize, replies: Vec<StreamAppendResult<TypeConfig>>, then_silent: bool },
+    /// Answers each request with success.
+    Agree,
+}
+
+fn fixed(held: usize, replies: Vec<StreamAppendResult<TypeConfig>>) -> Script {
+    Script::Fixed { held, replies, then_silent: false }
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
+
+impl Script {
+    fn play(&self, mut requests: Streaming<peer::AppendRequest>) -> Replies {
+        match self {
+            Self::Fixed { held, replies, then_silent } => {
+                let (held, replies) = (*held, replies.clone());
+                let held = async move {
+                    for _ in 0..held {
+                        requests.next().await.unwrap().unwrap();
+                    }
+                    futures::stream::iter(replies.into_iter().map(reply))
+                };
+                let replies = futures::stream::once(held).flatten();
+                if *then_silent {
+                    return Box::pin(replies.chain(futures::stream::pending()));
+                }
+                Box::pin(replies)
+            }
+            Self::Agree => Box::pin(requests.map(|request| {
+                let request = codec::decode_append(request?).unwrap();
+                reply(Ok(request.entries.last().map(|entry| entry.log_id)))
+            })),
+        }
+    }
+}
+
+fn reply(result: StreamAppendResult<TypeConfig>) -> Result<peer::AppendReply, Status> {
+    Ok(peer::AppendReply { payload: codec::encode_append_result(&result) })
+}
+
+#[tonic::async_trait]
+impl Peer for Script {
+    type AppendStream = Replies;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<peer::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let mut requests = request.into_inner();
+        assert!(requests.next().await.unwrap()?.hello.is_some());
+        Ok(Response::new(self.play(requests)))
+    }
+
+    async fn append_one(
+        &self,
+        _: Request<peer::AppendRequest>,
+    ) -> Result<Response<peer::AppendReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn vote(
+        &self,
+        _: Request<peer::VoteRequest>,
+    ) -> Result<Response<peer::VoteReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<peer::TransferLeaderRequest>,
+    ) -> Result<Response<peer::TransferLeaderReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn snapshot_offset(
+        &self,
+        _: Request<peer::SnapshotOffsetRequest>,
+    ) -> Result<Response<peer::SnapshotOffsetReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn install_snapshot(
+        &self,
+        _: Request<Streaming<peer::InstallSnapshotRequest>>,
+    ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn propose(
+        &self,
+        _: Request<peer::ProposeRequest>,
+    ) -> Result<Response<peer::ProposeReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}
+
+/// A client of a scripted peer.
+async fn client(script: Script) -> (Client, AbortOnDrop) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tonic::transport::Server::builder()
+        .add_service(PeerServer::new(script))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
+    let (local, _) = local(1, Some(CLUSTER));
+    let mut network = Network::new(local, &Default::default());
+    (network.new_client(NodeId(2), &member(2, address)).await, server)
+}
+
+fn id(index: usize) -> RaftLogId {
+    let index = u64::try_from(index).unwrap();
+    log_id_to_raft(LogId { term: 1, node: NodeId(1), index })
+}
+
+/// Request `n` holds the one entry with index `n + 1`.
+fn requests(count: usize) -> impl Iterator<Item = AppendEntriesRequest<TypeConfig>> {
+    (0..count).map(|index| AppendEntriesRequest {
+        vote: vote_to_raft(Vote { term: 1, node: NodeId(1), committed: true }),
+        prev_log_id: Some(id(index)),
+        entries: vec![Entry {
+            log_id: id(index + 1),
+            payload: EntryPayload::Normal(EntryBytes(b"entry".as_slice().into())),
+        }],
+        leader_commit: None,
+    })
+}
+
+fn option() -> RPCOption {
+    RPCOption::new(Duration::from_millis(100))
+}
+
+/// Sends `count` requests and gathers everything that the stream yields.
+async fn run(script: Script, count: usize) -> Results {
+    let (mut client, _server) = client(script).await;
+    let input = futures::stream::iter(requests(count));
+    let output = client.stream_append(input, option()).await.unwrap();
+    output.collect().await
+}
+
+fn matched(indices: std::ops::RangeInclusive<usize>) -> Vec<StreamAppendResult<TypeConfig>> {
+    indices.map(|index| Ok(Some(id(index)))).collect()
+}
+
+/// All requests that may be in flight are sent before the first reply comes: a stream that waited
+/// for each reply would never end here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_requests_are_in_flight_at_once() {
+    let count = pipeline::REQUESTS_MAX;
+    let replies = matched(1..=count);
+    let results = run(fixed(count, replies.clone()), count).await;
+    let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
+    assert_eq!(results, replies);
+}
+
+/// The stream yields one result for each request, in order, also when there are more than fit in
+/// flight, and ends after the input.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_stream_ends_after_its_input() {
+    let count = 20 * pipeline::REQUESTS_MAX;
+    let results = run(Script::Agree, count).await;
+    let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
+    assert_eq!(results, matched(1..=count));
+}
+
+/// A conflict or a higher vote is passed on and is the last result.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_failure_is_the_last_result() {
+    let higher = vote_to_raft(Vote { term: 9, node: NodeId(3), committed: false });
+    for error in [StreamAppendError::Conflict(id(2)), StreamAppendError::HigherVote(higher)] {
+        let mut replies = matched(1..=2);
+        replies.push(Err(error));
+        let results = run(fixed(4, replies.clone()), 4).await;
+        let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
+        assert_eq!(results, replies);
+    }
+}
+
+/// A peer that hangs up with requests unanswered is an error, so that openraft sends them again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_ends_early_is_an_error() {
+    let results = run(fixed(2, matched(1..=1)), 2).await;
+    assert!(matches!(results[..], [Ok(Ok(_)), Err(RPCError::Network(_))]), "{results:?}");
+}
+
+/// An acknowledgement of what was not asked would count towards a quorum, so it is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_false_acknowledgement_is_refused() {
+    let false_conflict = vec![Err(StreamAppendError::Conflict(id(5)))];
+    for replies in [matched(2..=2), matched(0..=0), vec![Ok(None)], false_conflict] {
+        let results = run(fixed(1, replies), 1).await;
+        assert!(matches!(results[..], [Err(RPCError::Unreachable(_))]), "{results:?}");
+    }
+}
+
+/// Dropping the stream drops its input at that moment: openraft's next stream needs a lock that
+/// the input holds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_input_is_dropped_with_the_stream() {
+    struct Flag(Arc<AtomicBool>);
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let dropped = Arc::new(AtomicBool::new(false));
+    let flag = Flag(dropped.clone());
+    let endless = futures::stream::iter(requests(1)).chain(futures::stream::pending());
+    let input = endless.inspect(move |_| {
+        let _ = &flag;
+    });
+    let script = Script::Fixed { held: 1, replies: matched(1..=1), then_silent: true };
+    let (mut client, _server) = client(script).await;
+    let mut output = client.stream_append(input, option()).await.unwrap();
+    assert!(output.next().await.unwrap().unwrap().is_ok());
+    drop(output);
+    assert!(dropped.load(Ordering::SeqCst));
+}
+
+/// Nobody there: openraft is told to wait before it tries again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_is_not_there_is_unreachable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let (local, _) = local(1, Some(CLUSTER));
+    let mut network = Network::new(local, &Default::default());
+    for address in [address.to_string(), "no address".to_owned()] {
+        let mut peer = member(2, "127.0.0.1:1".parse().unwrap());
+        peer.peer_addr = address;
+        let mut client = network.new_client(NodeId(2), &peer).await;
+        let input = futures::stream::iter(requests(1));
+        let error = client.stream_append(input, option()).await.err().unwrap();
+        assert!(matches!(error, RPCError::Unreachable(_)), "{error:?}");
+    }
+}
