@@ -1,1 +1,23 @@
-//! wasm
+//! The sandbox: runs guests, and is the only module that knows wasmtime.
+//!
+//! It knows neither the log nor the disk nor machines: [`Engine`] turns bytes into a [`Module`],
+//! and [`Guest`] is one live instance of it that answers calls.
+//!
+//! Invariants:
+//! - What a call comes to, its failure and the text of it included, is a function of the module,
+//!   the calls before it on that instance, and the engine profile. Nothing of the host shows.
+//! - What the host fails at is [`Failure::Host`] and never an answer.
+//! - A guest has no import but `log`, and `log` returns nothing.
+
+mod admission;
+mod bindings;
+mod engine;
+mod guest;
+mod limits;
+#[cfg(test)]
+mod tests;
+
+pub use admission::Error;
+pub use engine::{Engine, Manifest, Module};
+pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Guest, Replies};
+pub use limits::{Limits, THREAD_STACK_BYTES};

@@ -1,0 +1,210 @@
+//! The one constructor of the engine, and modules compiled by it.
+//!
+//! Invariant: two nodes whose [`Engine::profile`] is equal run a module to the same answers, the
+//! same failures and the same use of fuel, on any machine of that architecture.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Config, OperatorCost, OptLevel, Strategy};
+
+use super::admission::{self, Error};
+use super::bindings::{self, Prepared};
+use super::guest::{Failure, Guest};
+use super::limits::{Limits, Room, THREAD_STACK_BYTES};
+use crate::config::limits;
+
+/// Version of our own rules for applying an entry: what is called when, with what, and what its
+/// result comes to. A change that could make replicas differ raises it.
+const APPLY_VERSION: u32 = 1;
+
+/// The processor that code is made for: the baseline of its architecture, never the features of
+/// the machine it happens to run on.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+const TARGET: &str = "aarch64-apple-darwin";
+
+/// Addresses set aside for a guest's memory: all that 32 bits reach, so that it never moves and
+/// no access needs a check.
+const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
+
+/// Compiles modules. Clones share one engine.
+#[derive(Clone)]
+pub struct Engine(Arc<Shared>);
+
+struct Shared {
+    engine: wasmtime::Engine,
+    linker: Linker<Room>,
+    profile: String,
+}
+
+/// A compiled module and what it says of itself. Clones share the code.
+#[derive(Clone)]
+pub struct Module {
+    prepared: Prepared<Room>,
+    manifest: Arc<Manifest>,
+}
+
+/// What a guest says of itself; see `manifest` in `wit/guest.wit`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Its name, 1 to 64 bytes.
+    pub name: String,
+    /// Version of the state that it exports.
+    pub schema_version: u32,
+    /// Versions that it imports, its own among them.
+    pub importable_schemas: Vec<u32>,
+    /// Its answers depend on the time.
+    pub uses_time: bool,
+    /// Names of the requests that its `query` answers, for people and tools.
+    pub read_only: Vec<String>,
+}
+
+impl Engine {
+    /// Sets the engine up.
+    ///
+    /// # Errors
+    /// [`Error::Engine`] when this machine can't run it.
+    pub fn new() -> Result<Self, Error> {
+        let refused = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
+        let engine = config().and_then(|config| wasmtime::Engine::new(&config)).map_err(refused)?;
+        let mut linker = Linker::new(&engine);
+        bindings::add_log(&mut linker).map_err(refused)?;
+        let profile = profile(&engine);
+        Ok(Self(Arc::new(Shared { engine, linker, profile })))
+    }
+
+    /// Hash of all that decides what a guest does: compiler and its version, settings,
+    /// architecture, limits, and our own rules. Lower-case hexadecimal.
+    pub fn profile(&self) -> &str {
+        &self.0.profile
+    }
+
+    /// Admits and compiles a module, and asks it to describe itself. It takes from milliseconds
+    /// to seconds: call it where blocking is fine. Any thread will do.
+    ///
+    /// # Errors
+    /// Why the bytes can't be a guest.
+    pub fn compile(&self, bytes: &[u8]) -> Result<Module, Error> {
+        admission::inspect(bytes, &Limits::default())?;
+        // Both the compiler and `describe` may recurse deeper than the caller's stack.
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("wasm-compile".to_owned())
+                .stack_size(THREAD_STACK_BYTES)
+                .spawn_scoped(scope, || self.compile_here(bytes))
+                .map_err(|error| Error::Engine(format!("no thread to compile on: {error}")))?
+                .join()
+                .unwrap_or_else(|_| Err(Error::Compile("the compiler gave up".to_owned())))
+        })
+    }
+
+    fn compile_here(&self, bytes: &[u8]) -> Result<Module, Error> {
+        let component = Component::from_binary(&self.0.engine, bytes)
+            .map_err(|error| Error::Compile(format!("{error:#}")))?;
+        let contract = |error: wasmtime::Error| Error::Contract(format!("{error:#}"));
+        let linked = self.0.linker.instantiate_pre(&component).map_err(contract)?;
+        let prepared = Prepared::new(linked).map_err(contract)?;
+        let manifest = Guest::describe(&self.0.engine, &prepared)?;
+        manifest.check()?;
+        Ok(Module { prepared, manifest: Arc::new(manifest) })
+    }
+
+    pub(super) fn inner(&self) -> &wasmtime::Engine {
+        &self.0.engine
+    }
+}
+
+impl Module {
+    /// What the guest says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    pub(super) fn prepared(&self) -> &Prepared<Room> {
+        &self.prepared
+    }
+}
+
+impl Manifest {
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Manifest(text));
+        if self.name.is_empty() || self.name.len() > 64 {
+            return wrong(format!("the name has {} bytes, not 1 to 64", self.name.len()));
+        }
+        if self.name.contains(char::is_control) {
+            return wrong("the name has control characters".to_owned());
+        }
+        if !self.importable_schemas.contains(&self.schema_version) {
+            let version = self.schema_version;
+            return wrong(format!("it cannot import schema {version}, which it exports"));
+        }
+        if self.importable_schemas.len() > 1024 || self.read_only.len() > 1024 {
+            return wrong("it lists more than 1024 schemas or requests".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Host(reason) => Self::Engine(reason),
+            failure => Self::Describe(failure),
+        }
+    }
+}
+
+fn config() -> wasmtime::Result<Config> {
+    let mut config = Config::new();
+    config
+        .strategy(Strategy::Cranelift)
+        .cranelift_opt_level(OptLevel::Speed)
+        .cranelift_nan_canonicalization(true)
+        .target(TARGET)?
+        // Results must be equal, or not be at all.
+        .wasm_relaxed_simd(false)
+        .relaxed_simd_deterministic(true)
+        .wasm_multi_memory(false)
+        .wasm_memory64(false)
+        .wasm_component_model(true)
+        .concurrency_support(false)
+        .consume_fuel(true)
+        .operator_cost(OperatorCost::new())
+        .max_wasm_stack(limits::GUEST_STACK_BYTES)
+        .memory_reservation(MEMORY_RESERVATION_BYTES)
+        .memory_may_move(false)
+        .memory_init_cow(false)
+        // The text of a trap is replicated, and a backtrace is no part of it.
+        .wasm_backtrace_max_frames(None);
+    Ok(config)
+}
+
+fn profile(engine: &wasmtime::Engine) -> String {
+    let mut hasher = ProfileHasher(Sha256::new());
+    // Wasmtime's own: its version, the target, the compiler's flags, features and fuel costs.
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    APPLY_VERSION.hash(&mut hasher);
+    std::env::consts::ARCH.hash(&mut hasher);
+    limits::GUEST_STACK_BYTES.hash(&mut hasher);
+    format!("{:?}", Limits::default()).hash(&mut hasher);
+    hasher.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Lets a `Hash` feed a hash that is the same in every build, as std's default needn't be.
+struct ProfileHasher(Sha256);
+
+impl Hasher for ProfileHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        unreachable!("the profile is taken from the inner hash")
+    }
+}
