@@ -45,14 +45,6 @@ pub mod limits {
     pub const EXPORT_CHUNK_BYTES: u32 = 256 << 10;
     /// Native stack of a guest thread reserved for wasm, in bytes.
     pub const GUEST_STACK_BYTES: usize = 8 << 20;
-    /// Native stack that a guest thread has beside it for the host, in bytes.
-    pub const HOST_STACK_BYTES: usize = 1 << 20;
-    /// Core instances within one component.
-    pub const GUEST_CORE_INSTANCES_MAX: usize = 32;
-    /// Tables of one guest.
-    pub const GUEST_TABLES_MAX: usize = 16;
-    /// Length of the name in a guest's manifest, in bytes.
-    pub const GUEST_NAME_BYTES_MAX: usize = 64;
 }
 
 /// What can be set for one node. Defaults suit three nodes in one data centre.

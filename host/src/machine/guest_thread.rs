@@ -13,8 +13,7 @@ use std::sync::mpsc;
 use tokio::sync::oneshot;
 
 use super::batch::Batch;
-use crate::config::limits;
-use crate::wasm::{self, Context, Failure, Guest, Replies};
+use crate::wasm::{self, Context, ExportError, ExportStopped, Failure, Guest, Replies};
 
 /// Receives the chunks of an export; false asks to stop.
 pub type ChunkSink = Box<dyn FnMut(Vec<u8>) -> bool + Send>;
@@ -85,7 +84,7 @@ impl GuestHandle {
         let gauge = Arc::clone(&memory_bytes);
         std::thread::Builder::new()
             .name(format!("guest-{name}"))
-            .stack_size(limits::GUEST_STACK_BYTES + limits::HOST_STACK_BYTES)
+            .stack_size(wasm::THREAD_STACK_BYTES)
             .spawn(move || run(&engine, &module, started, receiver, &gauge))
             .map_err(|error| Failure::Host(format!("cannot start a guest thread: {error}")))?;
         start.await.map_err(|_| gone())??;
@@ -176,7 +175,7 @@ impl Instance {
                 let _ = done.send(result);
             }
             Request::Export(mut sink, done) => {
-                let result = self.enter(|guest| guest.export(&mut *sink));
+                let result = self.enter(|guest| export(guest, &mut *sink));
                 let _ = done.send(self.fail_on_error(result));
             }
             Request::IsLost(done) => {
@@ -213,6 +212,18 @@ impl Instance {
         match self {
             Self::Live(guest) => u64::try_from(guest.memory_bytes()).unwrap_or(u64::MAX),
             Self::Failed(_) | Self::Lost => 0,
+        }
+    }
+}
+
+/// Exports the state into `sink`. A sink that wants no more is the host's doing, not the guest's.
+fn export(guest: &mut Guest, sink: &mut dyn FnMut(Vec<u8>) -> bool) -> Result<(), Failure> {
+    let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
+    match guest.export(&mut emit) {
+        Ok(_) => Ok(()),
+        Err(ExportError::Guest(failure)) => Err(failure),
+        Err(ExportError::Stopped) => {
+            Err(Failure::Host("nobody takes the export of a guest".to_owned()))
         }
     }
 }

@@ -1,120 +1,154 @@
-//! Which modules are let in. Checked before anything of a module is compiled, staged or run, by
-//! the same code on every node; a refusal names what and where.
+//! What a module must be before it is compiled: a component of our world, with one memory.
+//!
+//! It reads structure and names only. Types are checked where the component is linked, by the
+//! engine, and behaviour where it is asked to describe itself.
 
 use wasmparser::{Encoding, Parser, Payload};
-use wasmtime::component::Component;
-use wasmtime::component::types::ComponentItem;
 
-use crate::config::limits;
+use super::bindings::{LOG, MACHINE};
+use super::guest::Failure;
+use super::limits::Limits;
+use crate::config::limits::MODULE_BYTES_MAX;
 
-/// The only interface a guest may import.
-const LOG_INTERFACE: &str = "lockstep:guest/log@0.1.0";
-/// The interface a guest must export.
-const MACHINE_INTERFACE: &str = "lockstep:guest/machine@0.1.0";
-/// What that interface must hold.
-const MACHINE_FUNCTIONS: [&str; 6] =
-    ["describe", "apply", "query", "export-begin", "export-next", "import-chunk"];
-
-/// Why a module is not let in.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It is too long.
-    #[error("it has {length} bytes, the limit is {limit}")]
+/// Why bytes cannot become a guest. All of them but `Engine` are the module's fault.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The engine cannot run on this machine.
+    #[error("the wasm engine cannot be set up: {0}")]
+    Engine(String),
+    /// The module is over the limit.
+    #[error("the module has {length} bytes, and the limit is {limit}")]
     TooLong {
-        /// Its length.
+        /// Its length, in bytes.
         length: usize,
-        /// The limit.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// It is no WebAssembly at all.
-    #[error("it is not a WebAssembly component: it does not begin as one")]
-    NotWasm,
-    /// It is WebAssembly, but not a component.
-    #[error(
-        "it is a core WebAssembly module, not a component: build it with `cargo xtask guests`, or \
-         wrap it with wit-component"
-    )]
-    CoreModule,
-    /// It is damaged, or uses what this version switches off.
-    #[error("it is not a valid component: {0}")]
-    Invalid(String),
-    /// It has a memory of a kind that cannot be replicated.
-    #[error("it has {0}: a guest has exactly one memory, 32-bit and not shared")]
-    Memory(String),
-    /// It wants something of the host that guests do not get.
-    #[error("it imports {0:?}, which is not offered: a guest may import {LOG_INTERFACE:?} alone")]
+    /// The bytes are something else.
+    #[error("not a WebAssembly component: {0}")]
+    NotComponent(String),
+    /// It wants something that is not offered.
+    #[error("the component imports `{0}`, which is not offered: the only import is `{LOG}`")]
     Import(String),
-    /// It lacks a part of the contract.
-    #[error("it does not export {0:?} of world lockstep:guest/guest@0.1.0")]
-    Export(String),
-    /// Its functions have other types than the contract's.
-    #[error("its exports do not have the types of world lockstep:guest/guest@0.1.0: {0}")]
-    Types(String),
-    /// It fails when it is asked what it is.
-    #[error("it cannot say what it is: {0}")]
-    Describe(String),
+    /// It lacks the export that makes it a guest.
+    #[error("the component does not export `{MACHINE}`, so it is of another world than `guest`")]
+    MissingExport,
+    /// An import or export has our name and another type.
+    #[error("the component does not fit the contract: {0}")]
+    Contract(String),
+    /// It has more or less than one memory.
+    #[error("the component has {0} memories, and a guest has one")]
+    Memories(u32),
+    /// Its memory may be seen by others, or is addressed with 64 bits.
+    #[error("the component's memory is {0}, which is not offered")]
+    MemoryKind(&'static str),
+    /// Its memory is over the limit before it runs.
+    #[error("the component starts with {bytes} bytes of memory, and the limit is {limit}")]
+    MemorySize {
+        /// What it starts with, in bytes.
+        bytes: u64,
+        /// The limit, in bytes.
+        limit: usize,
+    },
+    /// The engine refuses the code.
+    #[error("the component cannot be compiled: {0}")]
+    Compile(String),
+    /// Its `describe` failed.
+    #[error("the guest cannot describe itself: {0}")]
+    Describe(Failure),
+    /// Its `describe` answered something that is no manifest.
+    #[error("the guest's manifest is wrong: {0}")]
+    Manifest(String),
 }
 
-/// Checks what can be seen without compiling.
-pub(super) fn check_bytes(bytes: &[u8]) -> Result<(), Refusal> {
-    if bytes.len() > limits::MODULE_BYTES_MAX {
-        let limit = limits::MODULE_BYTES_MAX;
-        return Err(Refusal::TooLong { length: bytes.len(), limit });
+/// Checks the structure of a module.
+pub(super) fn inspect(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
+    if bytes.len() > MODULE_BYTES_MAX {
+        return Err(Error::TooLong { length: bytes.len(), limit: MODULE_BYTES_MAX });
     }
-    let invalid = |error: wasmparser::BinaryReaderError| Refusal::Invalid(error.to_string());
-    let mut memories = 0;
-    for (number, payload) in Parser::new(0).parse_all(bytes).enumerate() {
+    let mut shape = Shape::default();
+    for payload in Parser::new(0).parse_all(bytes) {
+        let malformed = |error: wasmparser::BinaryReaderError| {
+            Error::NotComponent(format!("{} at offset {:#x}", error.message(), error.offset()))
+        };
+        shape.read(payload.map_err(malformed)?, limits)?;
+    }
+    shape.check()
+}
+
+/// What was seen of a component so far.
+#[derive(Default)]
+struct Shape {
+    /// How many modules and components the reader is inside of.
+    depth: u32,
+    memories: u32,
+    exports_machine: bool,
+}
+
+impl Shape {
+    fn read(&mut self, payload: Payload<'_>, limits: &Limits) -> Result<(), Error> {
+        let malformed =
+            |error: wasmparser::BinaryReaderError| Error::NotComponent(error.message().to_owned());
         match payload {
-            Err(_) if number == 0 => return Err(Refusal::NotWasm),
-            Err(error) => return Err(invalid(error)),
-            Ok(Payload::Version { encoding: Encoding::Module, .. }) if number == 0 => {
-                return Err(Refusal::CoreModule);
+            Payload::Version { encoding: Encoding::Module, .. } if self.depth == 0 => {
+                Err(Error::NotComponent("it is a core module; wrap it as a component".to_owned()))
             }
-            Ok(Payload::MemorySection(section)) => {
-                for memory in section {
-                    memories += 1;
-                    check_memory(&memory.map_err(invalid)?)?;
-                }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => {
+                self.depth += 1;
+                Ok(())
             }
-            Ok(_) => {}
+            Payload::End(_) => {
+                self.depth = self.depth.saturating_sub(1);
+                Ok(())
+            }
+            Payload::ComponentImportSection(section) if self.depth == 0 => section
+                .into_iter()
+                .try_for_each(|import| match import.map_err(malformed)?.name.name {
+                    LOG => Ok(()),
+                    other => Err(Error::Import(other.to_owned())),
+                }),
+            Payload::ComponentExportSection(section) if self.depth == 0 => {
+                section.into_iter().try_for_each(|export| {
+                    self.exports_machine |= export.map_err(malformed)?.name.name == MACHINE;
+                    Ok(())
+                })
+            }
+            Payload::MemorySection(section) => section
+                .into_iter()
+                .try_for_each(|memory| self.read_memory(memory.map_err(malformed)?, limits)),
+            _ => Ok(()),
         }
     }
-    match memories {
-        1 => Ok(()),
-        0 => Err(Refusal::Memory("no memory".to_owned())),
-        count => Err(Refusal::Memory(format!("{count} memories"))),
-    }
-}
 
-fn check_memory(memory: &wasmparser::MemoryType) -> Result<(), Refusal> {
-    let kinds = [
-        (memory.shared, "a shared memory"),
-        (memory.memory64, "a 64-bit memory"),
-        (memory.page_size_log2.is_some(), "a memory with pages of its own size"),
-    ];
-    match kinds.into_iter().find(|(found, _)| *found) {
-        Some((_, kind)) => Err(Refusal::Memory(kind.to_owned())),
-        None => Ok(()),
-    }
-}
-
-/// Checks the world of a compiled component: what it wants and what it offers.
-pub(super) fn check_world(component: &Component) -> Result<(), Refusal> {
-    let engine = component.engine();
-    let world = component.component_type();
-    if let Some((name, _)) = world.imports(engine).find(|(name, _)| *name != LOG_INTERFACE) {
-        return Err(Refusal::Import(name.to_owned()));
-    }
-    let missing = |name: &str| Refusal::Export(name.to_owned());
-    let machine =
-        world.get_export(engine, MACHINE_INTERFACE).ok_or_else(|| missing(MACHINE_INTERFACE))?;
-    let ComponentItem::ComponentInstance(machine) = machine.ty else {
-        return Err(missing(MACHINE_INTERFACE));
-    };
-    for function in MACHINE_FUNCTIONS {
-        if machine.get_export(engine, function).is_none() {
-            return Err(missing(&format!("{MACHINE_INTERFACE}.{function}")));
+    fn read_memory(
+        &mut self,
+        memory: wasmparser::MemoryType,
+        limits: &Limits,
+    ) -> Result<(), Error> {
+        self.memories += 1;
+        if memory.shared {
+            return Err(Error::MemoryKind("shared"));
         }
+        if memory.memory64 {
+            return Err(Error::MemoryKind("64-bit"));
+        }
+        if memory.page_size_log2.is_some() {
+            return Err(Error::MemoryKind("of another page size"));
+        }
+        let bytes = memory.initial.saturating_mul(64 << 10);
+        if usize::try_from(bytes).is_ok_and(|bytes| bytes <= limits.memory_bytes_max) {
+            return Ok(());
+        }
+        Err(Error::MemorySize { bytes, limit: limits.memory_bytes_max })
     }
-    Ok(())
+
+    fn check(&self) -> Result<(), Error> {
+        if !self.exports_machine {
+            return Err(Error::MissingExport);
+        }
+        if self.memories != 1 {
+            return Err(Error::Memories(self.memories));
+        }
+        Ok(())
+    }
 }

@@ -1,119 +1,122 @@
-//! The one way an engine is made, and how a component becomes a module that can be run.
+//! The one constructor of the engine, and modules compiled by it.
 //!
-//! Every setting that could make two nodes compute differently is set here, and all of them are
-//! part of the engine profile that nodes compare before they talk.
+//! Invariant: two nodes whose [`Engine::profile`] is equal run a module to the same answers, the
+//! same failures and the same use of fuel, on any machine of that architecture.
 
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use sha2::{Digest as _, Sha256};
-use wasmtime::component::{Component, InstancePre, Linker};
-use wasmtime::{Config, OptLevel, RegallocAlgorithm, Strategy};
+use sha2::{Digest, Sha256};
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Config, OperatorCost, OptLevel, Strategy};
 
-use super::admission::{self, Refusal};
-use super::bindings::{self, GuestPre};
-use super::guest::{self, Failure, State};
-use super::{Error, bindings::lockstep::guest::log};
+use super::admission::{self, Error};
+use super::bindings::{self, Prepared};
+use super::guest::{Failure, Guest};
+use super::limits::{Limits, Room, THREAD_STACK_BYTES};
 use crate::config::limits;
 
-/// Version of wasmtime, pinned in the workspace manifest; a test holds the two together.
-const WASMTIME_VERSION: &str = "48.0.8";
-/// Version of our own rules of apply: batching, limits, what a failure does.
+/// Version of our own rules for applying an entry: what is called when, with what, and what its
+/// result comes to. A change that could make replicas differ raises it.
 const APPLY_VERSION: u32 = 1;
-/// The target code is compiled for: a baseline, so that nodes with other processors agree.
+
+/// The processor that code is made for: the baseline of its architecture, never the features of
+/// the machine it happens to run on.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// Address space reserved for each memory, in bytes: all that 32 bits can reach, so that a memory
-/// never moves.
+#[cfg(all(target_os = "linux", target_arch = "aarch64"))]
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+#[cfg(all(target_os = "macos", target_arch = "aarch64"))]
+const TARGET: &str = "aarch64-apple-darwin";
+
+/// Addresses set aside for a guest's memory: all that 32 bits reach, so that it never moves and
+/// no access needs a check.
 const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
-/// A sandbox. Cheap to clone.
+/// Compiles modules. Clones share one engine.
 #[derive(Clone)]
-pub struct Engine {
+pub struct Engine(Arc<Shared>);
+
+struct Shared {
     engine: wasmtime::Engine,
-    linker: Arc<Linker<State>>,
-    profile: Arc<str>,
+    linker: Linker<Room>,
+    profile: String,
 }
 
-/// A component that was let in and compiled. Cheap to clone.
+/// A compiled module and what it says of itself. Clones share the code.
 #[derive(Clone)]
 pub struct Module {
-    instance: GuestPre<State>,
+    prepared: Prepared<Room>,
     manifest: Arc<Manifest>,
 }
 
-/// What a guest says of itself; docs in `wit/guest.wit`.
+/// What a guest says of itself; see `manifest` in `wit/guest.wit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// Name of the guest, for people.
+    /// Its name, 1 to 64 bytes.
     pub name: String,
-    /// Version of the state it exports.
+    /// Version of the state that it exports.
     pub schema_version: u32,
-    /// Versions it imports.
+    /// Versions that it imports, its own among them.
     pub importable_schemas: Vec<u32>,
-    /// Names of the requests it answers as queries.
-    pub read_only: Vec<String>,
-    /// Its answers depend on the entry's time.
+    /// Its answers depend on the time.
     pub uses_time: bool,
+    /// Names of the requests that its `query` answers, for people and tools.
+    pub read_only: Vec<String>,
 }
 
 impl Engine {
-    /// Sets up the sandbox.
+    /// Sets the engine up.
     ///
     /// # Errors
-    /// On a machine of another architecture than the profile's, or without the memory it needs.
+    /// [`Error::Engine`] when this machine can't run it.
     pub fn new() -> Result<Self, Error> {
-        let host = |error: wasmtime::Error| Error::Host(format!("{error:#}"));
-        let engine = wasmtime::Engine::new(&config().map_err(host)?).map_err(host)?;
+        let refused = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
+        let engine = config().and_then(|config| wasmtime::Engine::new(&config)).map_err(refused)?;
         let mut linker = Linker::new(&engine);
-        log::add_to_linker::<State, State>(&mut linker, |state| state).map_err(host)?;
-        Ok(Self { engine, linker: Arc::new(linker), profile: profile().into() })
+        bindings::add_log(&mut linker).map_err(refused)?;
+        let profile = profile(&engine);
+        Ok(Self(Arc::new(Shared { engine, linker, profile })))
     }
 
-    /// Identifies everything that must be equal for replicas to stay equal, as hexadecimal.
+    /// Hash of all that decides what a guest does: compiler and its version, settings,
+    /// architecture, limits, and our own rules. Lower-case hexadecimal.
     pub fn profile(&self) -> &str {
-        &self.profile
+        &self.0.profile
     }
 
-    /// Lets a component in, compiles it, and asks it what it is. Takes long, and must not run on
-    /// a thread that others wait for.
+    /// Admits and compiles a module, and asks it to describe itself. It takes from milliseconds
+    /// to seconds: call it where blocking is fine. Any thread will do.
     ///
     /// # Errors
-    /// `Refused` names what is wrong with the module.
+    /// Why the bytes can't be a guest.
     pub fn compile(&self, bytes: &[u8]) -> Result<Module, Error> {
-        admission::check_bytes(bytes)?;
-        let component = Component::from_binary(&self.engine, bytes)
-            .map_err(|error| Refusal::Invalid(root_cause(&error)))?;
-        admission::check_world(&component)?;
-        let types = |error: wasmtime::Error| Refusal::Types(root_cause(&error));
-        let instance: InstancePre<State> =
-            self.linker.instantiate_pre(&component).map_err(types)?;
-        let instance = GuestPre::new(instance).map_err(types)?;
-        let manifest = Arc::new(self.describe(&instance)?);
-        Ok(Module { instance, manifest })
+        admission::inspect(bytes, &Limits::default())?;
+        // Both the compiler and `describe` may recurse deeper than the caller's stack.
+        std::thread::scope(|scope| {
+            std::thread::Builder::new()
+                .name("wasm-compile".to_owned())
+                .stack_size(THREAD_STACK_BYTES)
+                .spawn_scoped(scope, || self.compile_here(bytes))
+                .map_err(|error| Error::Engine(format!("no thread to compile on: {error}")))?
+                .join()
+                .unwrap_or_else(|_| Err(Error::Compile("the compiler gave up".to_owned())))
+        })
     }
 
-    /// Asks an instance of its own what the guest is, on a thread with the stack guests need.
-    fn describe(&self, instance: &GuestPre<State>) -> Result<Manifest, Error> {
-        let described = std::thread::scope(|scope| {
-            let spawned = std::thread::Builder::new()
-                .name("describe".to_owned())
-                .stack_size(limits::GUEST_STACK_BYTES + limits::HOST_STACK_BYTES)
-                .spawn_scoped(scope, || guest::describe(&self.engine, instance));
-            spawned.map(|thread| thread.join())
-        });
-        let described = described
-            .map_err(|error| Error::Host(format!("cannot start a thread: {error}")))?
-            .map_err(|_| Error::Host("asking a guest what it is panicked".to_owned()))?;
-        let manifest = described.map_err(|failure| match failure {
-            Failure::Host(reason) => Error::Host(reason),
-            failure => Refusal::Describe(failure.to_string()).into(),
-        })?;
-        check_manifest(&manifest)?;
-        Ok(manifest)
+    fn compile_here(&self, bytes: &[u8]) -> Result<Module, Error> {
+        let component = Component::from_binary(&self.0.engine, bytes)
+            .map_err(|error| Error::Compile(format!("{error:#}")))?;
+        let contract = |error: wasmtime::Error| Error::Contract(format!("{error:#}"));
+        let linked = self.0.linker.instantiate_pre(&component).map_err(contract)?;
+        let prepared = Prepared::new(linked).map_err(contract)?;
+        let manifest = Guest::describe(&self.0.engine, &prepared)?;
+        manifest.check()?;
+        Ok(Module { prepared, manifest: Arc::new(manifest) })
     }
 
-    /// wasmtime's engine.
     pub(super) fn inner(&self) -> &wasmtime::Engine {
-        &self.engine
+        &self.0.engine
     }
 }
 
@@ -123,90 +126,87 @@ impl Module {
         &self.manifest
     }
 
-    /// What instances are made from.
-    pub(super) fn instance(&self) -> &GuestPre<State> {
-        &self.instance
+    pub(super) fn prepared(&self) -> &Prepared<Room> {
+        &self.prepared
     }
 }
 
-impl From<bindings::exports::lockstep::guest::machine::Manifest> for Manifest {
-    fn from(manifest: bindings::exports::lockstep::guest::machine::Manifest) -> Self {
-        Self {
-            name: manifest.name,
-            schema_version: manifest.schema_version,
-            importable_schemas: manifest.importable_schemas,
-            read_only: manifest.read_only,
-            uses_time: manifest.uses_time,
+impl Manifest {
+    fn check(&self) -> Result<(), Error> {
+        let wrong = |text: String| Err(Error::Manifest(text));
+        if self.name.is_empty() || self.name.len() > 64 {
+            return wrong(format!("the name has {} bytes, not 1 to 64", self.name.len()));
+        }
+        if self.name.contains(char::is_control) {
+            return wrong("the name has control characters".to_owned());
+        }
+        if !self.importable_schemas.contains(&self.schema_version) {
+            let version = self.schema_version;
+            return wrong(format!("it cannot import schema {version}, which it exports"));
+        }
+        if self.importable_schemas.len() > 1024 || self.read_only.len() > 1024 {
+            return wrong("it lists more than 1024 schemas or requests".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Host(reason) => Self::Engine(reason),
+            failure => Self::Describe(failure),
         }
     }
 }
 
-fn check_manifest(manifest: &Manifest) -> Result<(), Refusal> {
-    if !(1..=limits::GUEST_NAME_BYTES_MAX).contains(&manifest.name.len()) {
-        return Err(Refusal::Describe("its name does not have 1 to 64 bytes".to_owned()));
-    }
-    if !manifest.importable_schemas.contains(&manifest.schema_version) {
-        return Err(Refusal::Describe("it cannot import the schema that it exports".to_owned()));
-    }
-    Ok(())
-}
-
-/// All settings. Whatever changes here changes what guests compute or how they fail, so it is
-/// named in `profile` too.
 fn config() -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config
-        .target(TARGET)?
         .strategy(Strategy::Cranelift)
         .cranelift_opt_level(OptLevel::Speed)
-        .cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking)
         .cranelift_nan_canonicalization(true)
-        .consume_fuel(true)
-        .max_wasm_stack(limits::GUEST_STACK_BYTES)
-        .async_stack_size(limits::GUEST_STACK_BYTES + limits::HOST_STACK_BYTES)
-        .memory_reservation(MEMORY_RESERVATION_BYTES)
-        .memory_may_move(false)
-        .memory_init_cow(false)
-        .concurrency_support(false)
+        .target(TARGET)?
+        // Results must be equal, or not be at all.
         .wasm_relaxed_simd(false)
+        .relaxed_simd_deterministic(true)
         .wasm_multi_memory(false)
         .wasm_memory64(false)
         .wasm_component_model(true)
+        .concurrency_support(false)
+        .consume_fuel(true)
+        .operator_cost(OperatorCost::new())
+        .max_wasm_stack(limits::GUEST_STACK_BYTES)
+        // Not used, but wasmtime insists that it be no smaller.
+        .async_stack_size(limits::GUEST_STACK_BYTES)
+        .memory_reservation(MEMORY_RESERVATION_BYTES)
+        .memory_may_move(false)
+        .memory_init_cow(false)
+        // The text of a trap is replicated, and a backtrace is no part of it.
         .wasm_backtrace_max_frames(None);
     Ok(config)
 }
 
-/// Hash of the settings above, of wasmtime's version and of our own rules.
-fn profile() -> String {
-    let text = format!(
-        "wasmtime {WASMTIME_VERSION}; target {TARGET}; cranelift speed backtracking; canonical NaN; \
-         fuel {} {}; default operator costs; stack {}; memory {} of {MEMORY_RESERVATION_BYTES} \
-         fixed, no copy on write; tables {}; no concurrency, relaxed SIMD, threads, 64-bit or \
-         second memory; replies {} {}; apply {APPLY_VERSION}",
-        limits::FUEL_PER_CALL,
-        limits::FUEL_PER_EXPORT_CALL,
-        limits::GUEST_STACK_BYTES,
-        limits::GUEST_MEMORY_BYTES_MAX,
-        limits::GUEST_TABLE_ELEMENTS_MAX,
-        limits::REPLY_BYTES_MAX,
-        limits::REPLIES_BYTES_MAX,
-    );
-    let digest: [u8; 32] = Sha256::digest(text).into();
-    digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+fn profile(engine: &wasmtime::Engine) -> String {
+    let mut hasher = ProfileHasher(Sha256::new());
+    // Wasmtime's own: its version, the target, the compiler's flags, features and fuel costs.
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    APPLY_VERSION.hash(&mut hasher);
+    std::env::consts::ARCH.hash(&mut hasher);
+    limits::GUEST_STACK_BYTES.hash(&mut hasher);
+    format!("{:?}", Limits::default()).hash(&mut hasher);
+    hasher.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The innermost error: the ones around it tell where wasmtime was, not what is wrong.
-fn root_cause(error: &wasmtime::Error) -> String {
-    error.root_cause().to_string()
-}
+/// Lets a `Hash` feed a hash that is the same in every build, as std's default needn't be.
+struct ProfileHasher(Sha256);
 
-#[cfg(test)]
-mod tests {
-    /// The profile names the version of wasmtime that is linked.
-    #[test]
-    fn the_profile_names_the_linked_wasmtime() {
-        let manifest = include_str!("../../../Cargo.toml");
-        let pinned = format!("wasmtime = {{ version = \"={}\"", super::WASMTIME_VERSION);
-        assert!(manifest.contains(&pinned));
+impl Hasher for ProfileHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        unreachable!("the profile is taken from the inner hash")
     }
 }

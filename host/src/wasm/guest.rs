@@ -1,249 +1,339 @@
-//! One live instance of a guest: calls with bounded fuel, memory and replies, and every way a
-//! call can fail, as data.
+//! One live instance of a module, and its calls.
+//!
+//! It does not decide what to do about a failure: after one the instance is spent, and whoever
+//! holds it drops it. It checks all that a guest returns, so that what it hands on fits.
 
-use wasmtime::component::HasData;
 use wasmtime::{Store, Trap};
 
-use super::bindings::exports::lockstep::guest::machine as wit;
-use super::bindings::lockstep::guest::log;
-use super::bindings::{Guest as Instance, GuestPre};
+use super::admission::Error;
+use super::bindings::{self, Calls, Instance, Prepared};
 use super::engine::{Engine, Manifest, Module};
-use super::limits::Limits;
-use crate::config::limits;
+use super::limits::{Limits, Room};
+use crate::config::limits::EXPORT_CHUNK_BYTES;
 
-/// Bytes a guest may hand to the host in one call: a full set of replies with their ends.
-const HOSTCALL_BYTES_MAX: usize = limits::REPLIES_BYTES_MAX + (1 << 20);
+/// What wasmtime's error begins with when more crosses to the host than was allowed; its type is
+/// not public. The version is pinned, and a test makes a guest cross it.
+const CROSSED_TOO_MUCH: &str = "too much data is being copied between the host and the guest";
+/// Bytes of a guest's own words in the text of a failure.
+const WORDS_BYTES_MAX: usize = 512;
 
-/// Where and when a call stands, the same on every replica.
+/// Where and when a call stands; see `context` in `wit/guest.wit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {
-    /// Index of the log entry; for a query, of the last one applied.
+    /// Index of the log entry.
     pub index: u64,
-    /// The replicated time, in milliseconds since the Unix epoch.
+    /// Milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// Differs from entry to entry.
     pub seed: u64,
 }
 
-/// Requests, back to back, and where each ends. The caller has checked that the ends fit.
+/// Requests laid end to end: request `i` is `data[ends[i-1]..ends[i]]`.
+///
+/// Whoever makes one sees to it that `ends` never falls and its last is the length of `data`.
 #[derive(Clone, Copy, Debug)]
-pub struct Batch<'batch> {
-    /// All requests.
-    pub data: &'batch [u8],
-    /// Where each ends in `data`.
-    pub ends: &'batch [u32],
+pub struct Batch<'a> {
+    /// The bytes of all requests.
+    pub data: &'a [u8],
+    /// Where each ends.
+    pub ends: &'a [u32],
 }
 
-/// Replies to a batch, checked: as many as requests, ends in order, each within its limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Replies laid out as a batch, one per request; checked to be so, and within the limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replies {
-    /// All replies.
+    /// The bytes of all replies.
     pub data: Vec<u8>,
-    /// Where each ends in `data`.
+    /// Where each ends.
     pub ends: Vec<u32>,
-    /// Positions of those that refuse their request, in order.
+    /// Positions of the requests that were refused, rising.
     pub rejected: Vec<u32>,
 }
 
-/// How a call failed. After one, the instance cannot be entered again.
+/// Why a call did not come to an answer. All but `Host` are the same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
-    /// It trapped.
-    #[error("it trapped: {0}")]
+    /// The guest trapped; the text is the trap's, and the guest's own last words.
+    #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// It used up its fuel.
-    #[error("it ran out of fuel")]
+    /// It used more fuel than the call had.
+    #[error("the guest ran out of fuel")]
     OutOfFuel,
-    /// It replied with more than it may.
-    #[error("its reply has {length} bytes, the limit is {limit}")]
+    /// A reply, or all of them together, is over the limit.
+    #[error("a reply has {length} bytes or more, and the limit is {limit}")]
     TooLarge {
-        /// Length of the reply, in bytes.
+        /// Its length in bytes, as far as it was looked at.
         length: u64,
         /// The limit, in bytes.
         limit: u64,
     },
-    /// It broke the contract.
-    #[error("it broke the contract: {0}")]
+    /// It broke the contract in another way.
+    #[error("the guest broke its contract: {0}")]
     Malformed(String),
-    /// Not the guest but the host failed: the node must stop.
-    #[error("{0}")]
+    /// The host failed, not the guest. The node must stop.
+    #[error("the host failed a guest: {0}")]
     Host(String),
 }
 
-/// What a store holds beside the instance.
-#[derive(Default)]
-pub(super) struct State {
-    limits: Limits,
+/// Whoever takes an export wants no more of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExportStopped;
+
+/// Why an export is not complete.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ExportError {
+    /// The guest failed.
+    #[error(transparent)]
+    Guest(#[from] Failure),
+    /// The receiver stopped it. The instance may be used on.
+    #[error("the export was stopped")]
+    Stopped,
 }
 
-impl HasData for State {
-    type Data<'state> = &'state mut Self;
+impl From<ExportStopped> for ExportError {
+    fn from(_: ExportStopped) -> Self {
+        Self::Stopped
+    }
 }
 
-impl log::Host for State {
-    /// Guests' logs are dropped for now. Nothing comes back, so that no answer depends on them.
-    fn log(&mut self, _level: log::Level, _message: String) {}
-}
-
-/// A live instance. One call at a time; never again after a failure.
+/// A live instance. After a [`Failure`] it must not be called again.
+///
+/// Calls must be made on a thread with [`super::THREAD_STACK_BYTES`] of stack.
 pub struct Guest {
-    store: Store<State>,
+    store: Store<Room>,
     instance: Instance,
+    schema_version: u32,
 }
 
 impl Guest {
-    /// A fresh instance.
+    /// Makes an instance in the state before the first command, with the default limits.
     pub fn instantiate(engine: &Engine, module: &Module) -> Result<Self, Failure> {
-        instantiate(engine.inner(), module.instance())
+        Self::instantiate_with(engine, module, Limits::default())
+    }
+
+    /// Makes an instance with limits of its own.
+    pub fn instantiate_with(
+        engine: &Engine,
+        module: &Module,
+        limits: Limits,
+    ) -> Result<Self, Failure> {
+        let manifest = module.manifest();
+        let room = Room::new(&manifest.name, limits);
+        let (store, instance) = start(engine.inner(), module.prepared(), room)?;
+        Ok(Self { store, instance, schema_version: manifest.schema_version })
+    }
+
+    /// Asks a module for its manifest, on an instance of its own.
+    pub(super) fn describe(
+        engine: &wasmtime::Engine,
+        prepared: &Prepared<Room>,
+    ) -> Result<Manifest, Error> {
+        let room = Room::new("(being admitted)", Limits::default());
+        let (mut store, instance) = start(engine, prepared, room)?;
+        let fuel = store.data().limits().fuel_per_call;
+        begin(&mut store, fuel)?;
+        let manifest = instance.lockstep_guest_machine().call_describe(&mut store);
+        let manifest = manifest.map_err(|error| failure(&mut store, &error))?;
+        Ok(manifest.into())
     }
 
     /// Applies the commands of one entry.
     pub fn apply(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        let call = wit::Batch { data: batch.data, ends: batch.ends };
-        let replies = self.call(limits::FUEL_PER_CALL, |instance, store| {
-            instance.lockstep_guest_machine().call_apply(store, (*context).into(), call)
-        })?;
-        check_replies(replies, batch.ends.len())
+        self.answer(batch, |calls, store| calls.call_apply(store, (*context).into(), batch.into()))
     }
 
-    /// Answers queries on this instance.
+    /// Answers requests. In this version on the live instance: the guest promises not to change
+    /// its state, and the SDK holds it to that.
     pub fn query(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        let call = wit::Batch { data: batch.data, ends: batch.ends };
-        let replies = self.call(limits::FUEL_PER_CALL, |instance, store| {
-            instance.lockstep_guest_machine().call_query(store, (*context).into(), call)
-        })?;
-        check_replies(replies, batch.ends.len())
+        self.answer(batch, |calls, store| calls.call_query(store, (*context).into(), batch.into()))
     }
 
-    /// Has the guest serialize its state, chunk by chunk, until it is done or `emit` says false.
-    /// What it exports is of the schema in its manifest.
-    pub fn export(&mut self, emit: &mut dyn FnMut(Vec<u8>) -> bool) -> Result<(), Failure> {
-        self.call(limits::FUEL_PER_EXPORT_CALL, |instance, store| {
-            instance.lockstep_guest_machine().call_export_begin(store)
-        })?;
+    /// Hands on the whole state, chunk by chunk, and returns the version of its schema.
+    pub fn export(
+        &mut self,
+        emit: &mut dyn FnMut(Vec<u8>) -> Result<(), ExportStopped>,
+    ) -> Result<u32, ExportError> {
+        self.step(|calls, store| calls.call_export_begin(store))?;
+        let mut bytes: u64 = 0;
         loop {
-            let chunk = self.call(limits::FUEL_PER_EXPORT_CALL, |instance, store| {
-                let machine = instance.lockstep_guest_machine();
-                machine.call_export_next(store, limits::EXPORT_CHUNK_BYTES)
-            })?;
+            let chunk =
+                self.step(|calls, store| calls.call_export_next(store, EXPORT_CHUNK_BYTES))?;
             if chunk.is_empty() {
-                return Ok(());
+                return Ok(self.schema_version);
             }
-            check_chunk(&chunk)?;
-            if !emit(chunk) {
-                return Err(Failure::Host("nobody takes the export of a guest".to_owned()));
-            }
+            bytes = bytes.saturating_add(chunk.len() as u64);
+            self.check_export(chunk.len(), bytes)?;
+            emit(chunk)?;
         }
     }
 
-    /// Gives a fresh instance the next chunk of an exported state.
+    /// Hands the guest the next part of an export that has `schema`.
     pub fn import(&mut self, schema: u32, chunk: &[u8], last: bool) -> Result<(), Failure> {
-        let imported = self.call(limits::FUEL_PER_EXPORT_CALL, |instance, store| {
-            let machine = instance.lockstep_guest_machine();
-            machine.call_import_chunk(store, schema, chunk, last)
-        })?;
-        imported.map_err(|reason| Failure::Malformed(format!("it refuses an export: {reason}")))
+        let taken =
+            self.step(|calls, store| calls.call_import_chunk(store, schema, chunk, last))?;
+        taken.map_err(|reason| {
+            Failure::Malformed(format!("it refuses the import: {}", cut(&reason)))
+        })
     }
 
-    /// Linear memory of the instance, in bytes.
+    /// Size of its linear memory, in bytes. It never shrinks.
     pub fn memory_bytes(&self) -> usize {
-        self.store.data().limits.memory_bytes()
+        self.store.data().memory_bytes()
     }
 
-    fn call<T>(
+    /// Fuel that the last call left, out of its limit: equal on every replica.
+    pub fn fuel_left(&self) -> u64 {
+        self.store.get_fuel().unwrap_or(0)
+    }
+
+    fn answer(
         &mut self,
-        fuel: u64,
-        call: impl FnOnce(&Instance, &mut Store<State>) -> wasmtime::Result<T>,
+        batch: Batch<'_>,
+        call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<bindings::Replies>,
+    ) -> Result<Replies, Failure> {
+        let fuel = self.store.data().limits().fuel_per_call;
+        begin(&mut self.store, fuel)?;
+        let replies = call(self.instance.lockstep_guest_machine(), &mut self.store)
+            .map_err(|error| failure(&mut self.store, &error))?;
+        check_replies(&replies, batch.ends.len(), self.store.data().limits())?;
+        Ok(Replies { data: replies.data, ends: replies.ends, rejected: replies.rejected })
+    }
+
+    fn step<T>(
+        &mut self,
+        call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        self.store.set_fuel(fuel).map_err(|error| Failure::Host(error.to_string()))?;
-        call(&self.instance, &mut self.store).map_err(|error| failure(&error, self.store.data()))
+        let fuel = self.store.data().limits().fuel_per_export_call;
+        begin(&mut self.store, fuel)?;
+        call(self.instance.lockstep_guest_machine(), &mut self.store)
+            .map_err(|error| failure(&mut self.store, &error))
+    }
+
+    fn check_export(&self, chunk_bytes: usize, bytes: u64) -> Result<(), Failure> {
+        if chunk_bytes as u64 > u64::from(EXPORT_CHUNK_BYTES) {
+            return Err(Failure::Malformed(format!(
+                "an export chunk has {chunk_bytes} bytes, and {EXPORT_CHUNK_BYTES} were asked for"
+            )));
+        }
+        let limit = self.store.data().limits().export_bytes_max;
+        if bytes > limit {
+            return Err(Failure::Malformed(format!("its export is longer than {limit} bytes")));
+        }
+        Ok(())
     }
 }
 
-impl From<Context> for wit::Context {
+fn start(
+    engine: &wasmtime::Engine,
+    prepared: &Prepared<Room>,
+    room: Room,
+) -> Result<(Store<Room>, Instance), Failure> {
+    let fuel = room.limits().fuel_per_call;
+    let crossing_bytes_max = room.limits().crossing_bytes_max();
+    let mut store = Store::new(engine, room);
+    store.limiter(|room| room);
+    store.set_hostcall_fuel(crossing_bytes_max);
+    begin(&mut store, fuel)?;
+    let instance = prepared.instantiate(&mut store);
+    let instance = instance.map_err(|error| failure(&mut store, &error))?;
+    Ok((store, instance))
+}
+
+fn begin(store: &mut Store<Room>, fuel: u64) -> Result<(), Failure> {
+    store.data_mut().begin_call();
+    store.set_fuel(fuel).map_err(|error| Failure::Host(format!("{error:#}")))
+}
+
+/// Says whose fault an error of a call is, in words without addresses.
+fn failure(store: &mut Store<Room>, error: &wasmtime::Error) -> Failure {
+    if let Some(reason) = store.data_mut().take_host_failure() {
+        return Failure::Host(reason);
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::OutOfFuel) => return Failure::OutOfFuel,
+        Some(trap) => return Failure::Trapped(trap_text(*trap, store.data_mut())),
+        None => {}
+    }
+    let text = error.root_cause().to_string();
+    if text.starts_with(CROSSED_TOO_MUCH) {
+        let limit = store.data().limits().replies_bytes_max as u64;
+        return Failure::TooLarge { length: limit + 1, limit };
+    }
+    Failure::Malformed(cut(&text).to_owned())
+}
+
+fn trap_text(trap: Trap, room: &mut Room) -> String {
+    match room.take_last_error() {
+        Some(words) => format!("{trap}; it said: {}", cut(&words)),
+        None => trap.to_string(),
+    }
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(WORDS_BYTES_MAX)]
+}
+
+/// Checks that replies are laid out as the contract has it, and within the limits.
+fn check_replies(
+    replies: &bindings::Replies,
+    count: usize,
+    limits: &Limits,
+) -> Result<(), Failure> {
+    let malformed = |text: String| Err(Failure::Malformed(text));
+    if replies.ends.len() != count {
+        return malformed(format!("{} replies to {count} requests", replies.ends.len()));
+    }
+    let mut start = 0;
+    for (position, &end) in replies.ends.iter().enumerate() {
+        let Some(length) = end.checked_sub(start) else {
+            return malformed(format!("reply {position} ends before the one ahead of it"));
+        };
+        if u64::from(length) > limits.reply_bytes_max as u64 {
+            let limit = limits.reply_bytes_max as u64;
+            return Err(Failure::TooLarge { length: u64::from(length), limit });
+        }
+        start = end;
+    }
+    if u64::from(start) != replies.data.len() as u64 {
+        let length = replies.data.len();
+        return malformed(format!("the last reply ends at {start} of {length} bytes"));
+    }
+    if replies.data.len() > limits.replies_bytes_max {
+        let limit = limits.replies_bytes_max as u64;
+        return Err(Failure::TooLarge { length: replies.data.len() as u64, limit });
+    }
+    check_rejected(&replies.rejected, count)
+}
+
+fn check_rejected(rejected: &[u32], count: usize) -> Result<(), Failure> {
+    let rises = rejected.windows(2).all(|pair| pair[0] < pair[1]);
+    let fits = rejected.last().is_none_or(|&last| u64::from(last) < count as u64);
+    if rises && fits {
+        return Ok(());
+    }
+    Err(Failure::Malformed(format!("its list of rejected requests is none of {count} requests")))
+}
+
+impl From<Context> for bindings::Context {
     fn from(context: Context) -> Self {
         Self { index: context.index, time_ms: context.time_ms, seed: context.seed }
     }
 }
 
-/// Asks a fresh instance what the guest is.
-pub(super) fn describe(
-    engine: &wasmtime::Engine,
-    module: &GuestPre<State>,
-) -> Result<Manifest, Failure> {
-    let mut guest = instantiate(engine, module)?;
-    let manifest = guest.call(limits::FUEL_PER_CALL, |instance, store| {
-        instance.lockstep_guest_machine().call_describe(store)
-    })?;
-    Ok(manifest.into())
-}
-
-fn instantiate(engine: &wasmtime::Engine, module: &GuestPre<State>) -> Result<Guest, Failure> {
-    let mut store = Store::new(engine, State::default());
-    store.limiter(|state| &mut state.limits);
-    store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
-    store.set_fuel(limits::FUEL_PER_CALL).map_err(|error| Failure::Host(error.to_string()))?;
-    match module.instantiate(&mut store) {
-        Ok(instance) => Ok(Guest { store, instance }),
-        Err(error) => Err(failure(&error, store.data())),
+impl<'a> From<Batch<'a>> for bindings::Batch<'a> {
+    fn from(batch: Batch<'a>) -> Self {
+        Self { data: batch.data, ends: batch.ends }
     }
 }
 
-/// What an error of wasmtime says about the guest, or about the host. The text is wasmtime's own
-/// for the trap, which has no addresses in it.
-fn failure(error: &wasmtime::Error, state: &State) -> Failure {
-    if let Some(reason) = state.limits.host_failure() {
-        return Failure::Host(reason.to_owned());
-    }
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => Failure::OutOfFuel,
-        Some(trap) => Failure::Trapped(trap.to_string()),
-        None => Failure::Trapped(error.root_cause().to_string()),
-    }
-}
-
-fn check_chunk(chunk: &[u8]) -> Result<(), Failure> {
-    let limit = usize::try_from(limits::EXPORT_CHUNK_BYTES).expect("32 bits fit");
-    if chunk.len() > limit {
-        let (length, limit) = (as_u64(chunk.len()), as_u64(limit));
-        return Err(Failure::TooLarge { length, limit });
-    }
-    Ok(())
-}
-
-/// Checks everything that the host relies on when it cuts the replies apart.
-fn check_replies(replies: wit::Replies, requests: usize) -> Result<Replies, Failure> {
-    let wit::Replies { data, ends, rejected } = replies;
-    let malformed = |reason: &str| Err(Failure::Malformed(reason.to_owned()));
-    if ends.len() != requests {
-        return malformed("it did not give one reply to each request");
-    }
-    if data.len() > limits::REPLIES_BYTES_MAX {
-        let limit = as_u64(limits::REPLIES_BYTES_MAX);
-        return Err(Failure::TooLarge { length: as_u64(data.len()), limit });
-    }
-    let mut start = 0;
-    for end in &ends {
-        let Some(length) = end.checked_sub(start) else {
-            return malformed("the ends of its replies go backwards");
-        };
-        start = *end;
-        let limit = as_u64(limits::REPLY_BYTES_MAX);
-        if u64::from(length) > limit {
-            return Err(Failure::TooLarge { length: u64::from(length), limit });
+impl From<bindings::Manifest> for Manifest {
+    fn from(manifest: bindings::Manifest) -> Self {
+        Self {
+            name: manifest.name,
+            schema_version: manifest.schema_version,
+            importable_schemas: manifest.importable_schemas,
+            uses_time: manifest.uses_time,
+            read_only: manifest.read_only,
         }
     }
-    if u64::from(start) != as_u64(data.len()) {
-        return malformed("the ends of its replies do not cover their bytes");
-    }
-    let in_order = rejected.windows(2).all(|pair| pair[0] < pair[1]);
-    let last = rejected.last().map_or(0, |last| u64::from(*last) + 1);
-    if !in_order || last > as_u64(requests) {
-        return malformed("the positions of its refusals are out of order or out of range");
-    }
-    Ok(Replies { data, ends, rejected })
-}
-
-fn as_u64(length: usize) -> u64 {
-    u64::try_from(length).expect("a length in memory fits")
 }

@@ -1,9 +1,13 @@
-//! The sandbox: compiles a guest's component, runs it under limits, and reports what it did as
-//! data. The only module that knows wasmtime.
+//! The sandbox: runs guests, and is the only module that knows wasmtime.
 //!
-//! It decides nothing about replication: whether a failure parks a machine is the caller's
-//! business. **Invariant:** what a guest can see is its memory and the arguments of a call, so
-//! equal calls on equal modules give equal replies on every node of equal engine profile.
+//! It knows neither the log nor the disk nor machines: [`Engine`] turns bytes into a [`Module`],
+//! and [`Guest`] is one live instance of it that answers calls.
+//!
+//! Invariants:
+//! - What a call comes to, its failure and the text of it included, is a function of the module,
+//!   the calls before it on that instance, and the engine profile. Nothing of the host shows.
+//! - What the host fails at is [`Failure::Host`] and never an answer.
+//! - A guest has no import but `log`, and `log` returns nothing.
 
 mod admission;
 mod bindings;
@@ -11,17 +15,7 @@ mod engine;
 mod guest;
 mod limits;
 
-pub use admission::Refusal;
+pub use admission::Error;
 pub use engine::{Engine, Manifest, Module};
-pub use guest::{Batch, Context, Failure, Guest, Replies};
-
-/// Why a module cannot be used, or the sandbox not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The module is not one that this version runs.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The host cannot do what it should: no memory, no threads, a broken configuration.
-    #[error("the sandbox failed: {0}")]
-    Host(String),
-}
+pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Guest, Replies};
+pub use limits::{Limits, THREAD_STACK_BYTES};
