@@ -106,11 +106,7 @@ impl Stream {
         request: v1::ExecuteRequest,
         deadline: Instant,
     ) -> Result<Executed, Error> {
-        let permits = Arc::clone(&self.permits);
-        let permit = timeout_at(deadline, permits.acquire_owned())
-            .await
-            .map_err(|_| never_sent())?
-            .expect("the semaphore is never closed");
+        let permit = self.permit(deadline).await?;
         let claimed = Arc::new(AtomicBool::new(false));
         let (reply, replied) = oneshot::channel();
         let job = Job { request, deadline, claimed: Arc::clone(&claimed), reply, _permit: permit };
@@ -123,6 +119,19 @@ impl Stream {
             Err(_) if claimed.swap(true, Ordering::AcqRel) => Err(Error::deadline_after_sending()),
             Err(_) => Err(never_sent()),
         }
+    }
+}
+
+impl Stream {
+    /// Waits for a place. When there is one it does not await at all: tokio would let a task that
+    /// polls many calls at once wait now and then, which would put them out of order.
+    async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
+        let permits = Arc::clone(&self.permits);
+        if let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
+            return Ok(permit);
+        }
+        let permit = timeout_at(deadline, permits.acquire_owned()).await;
+        Ok(permit.map_err(|_| never_sent())?.expect("the semaphore is never closed"))
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`machine`]: what is replicated, and the apply of one entry.
 //! - [`wasm`]: the sandbox; knows wasmtime.
 //! - [`storage`]: everything on disk.
+//! - [`telemetry`]: the log of the process: its level and its form.
 //! - [`types`], [`config`]: the nouns and the limits that all of them share.
 
 pub mod api;
@@ -18,5 +19,6 @@ pub mod machine;
 pub mod node;
 pub mod raft;
 pub mod storage;
+pub mod telemetry;
 pub mod types;
 pub mod wasm;

@@ -45,7 +45,10 @@ impl Client for Services {
             let origin = origin.within(timeout_ms, timeout);
             let bytes = request.as_ref().map_or(0, |request| request.command.len());
             let services = services.clone();
-            (bytes, async move { (bytes, services.execute_item(id, request, origin).await) })
+            let running = async move { (bytes, services.execute_item(id, request, origin).await) };
+            // tokio makes a task that does much wait now and then, at any await: for one of these
+            // commands to wait before it is in the log would put it behind later ones.
+            (bytes, tokio::task::unconstrained(running))
         });
         Ok(Response::new(Box::pin(replies.map(Ok))))
     }

@@ -1,1 +1,187 @@
-//! cli
+//! The command line of `lockstep`: one file per subcommand. A subcommand reads its arguments, calls
+//! the client library or the node, and prints; it holds no logic of its own about the cluster.
+//!
+//! What succeeded goes to standard output, everything else to standard error.
+
+mod cluster;
+mod dev;
+mod dev_nodes;
+mod endpoint;
+mod exec;
+mod kv;
+mod machine;
+mod serve;
+mod snapshot;
+mod status;
+mod view;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::Format;
+
+/// Runs a durable, replicated WebAssembly state machine.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, propagate_version = true)]
+pub struct Cli {
+    /// What to log: error, warn, info, debug or trace [default: info for serve, else warn]
+    #[arg(long, global = true, env = "LOCKSTEP_LOG", value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// How to log
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    pub log_format: Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a node, or three, on this machine, ready to use
+    Dev(dev::Arguments),
+    /// Run one node
+    Serve(serve::Arguments),
+    /// Form, change and look at a cluster
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Send a command to a key-value machine and print the reply as redis-cli does
+    Kv(kv::Arguments),
+    /// Send a command to a machine
+    Exec(exec::ExecArguments),
+    /// Ask a machine without changing it
+    Query(exec::QueryArguments),
+    /// Create, list, describe and remove machines
+    #[command(subcommand)]
+    Machine(machine::Command),
+    /// Take a checkpoint now
+    Snapshot(snapshot::Arguments),
+    /// Show what a node knows of itself and its cluster
+    Status(status::Arguments),
+}
+
+impl Cli {
+    /// From which level on to log.
+    pub fn log_level(&self) -> &str {
+        match (&self.log_level, &self.command) {
+            (Some(level), _) => level,
+            (None, Command::Serve(_)) => "info",
+            (None, _) => "warn",
+        }
+    }
+
+    /// Runs the subcommand. The code is the process's: a subcommand may have printed an answer
+    /// that stands for a failure.
+    ///
+    /// # Errors
+    /// What is to be printed on standard error; the exit code is 1 then.
+    pub async fn run(self) -> anyhow::Result<ExitCode> {
+        let log = dev::Logging { level: self.log_level().to_owned(), format: self.log_format };
+        match self.command {
+            Command::Dev(arguments) => dev::run(arguments, log).await.map(done),
+            Command::Serve(arguments) => serve::run(arguments).await.map(done),
+            Command::Cluster(command) => cluster::run(command).await.map(done),
+            Command::Kv(arguments) => kv::run(arguments).await,
+            Command::Exec(arguments) => exec::run_exec(arguments).await,
+            Command::Query(arguments) => exec::run_query(arguments).await,
+            Command::Machine(command) => machine::run(command).await.map(done),
+            Command::Snapshot(arguments) => snapshot::run(arguments).await.map(done),
+            Command::Status(arguments) => status::run(arguments).await.map(done),
+        }
+    }
+}
+
+fn done((): ()) -> ExitCode {
+    ExitCode::SUCCESS
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    /// The definition is sound (clap's own check).
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The forms that scripts rely on are accepted.
+    #[test]
+    fn forms_are_accepted() {
+        let rows = [
+            "lockstep dev",
+            "lockstep dev --nodes 3 --port 7600 --data-dir d --guest kv.wasm --forward false",
+            "lockstep serve --node-id 1 --data-dir d1 --client-addr 127.0.0.1:7411 \
+             --peer-addr 127.0.0.1:7511",
+            "lockstep serve --node-id 1 --data-dir d1 --client-addr 127.0.0.1:7411 \
+             --peer-addr 127.0.0.1:7511 --config c.toml --forward --insecure --log-format json",
+            "lockstep cluster init --endpoint 127.0.0.1:7411",
+            "lockstep cluster add 127.0.0.1:7412 --endpoint 127.0.0.1:7411",
+            "lockstep cluster add 127.0.0.1:7412 --learner",
+            "lockstep cluster promote 2",
+            "lockstep cluster remove 2",
+            "lockstep cluster transfer",
+            "lockstep cluster transfer 2",
+            "lockstep cluster status --json",
+            "lockstep kv --endpoint 127.0.0.1:7411,127.0.0.1:7412 SET k v",
+            "lockstep kv --machine other GET k",
+            "lockstep kv SET k -1 --endpoint",
+            "lockstep exec --machine m text",
+            "lockstep exec --machine m --hex 00ff",
+            "lockstep exec --machine m --file f --raw",
+            "lockstep query --machine m --stale text",
+            "lockstep query --machine m",
+            "lockstep machine create kv guest.wasm",
+            "lockstep machine list",
+            "lockstep machine describe kv --json",
+            "lockstep machine remove kv",
+            "lockstep snapshot",
+            "lockstep status --json --endpoint 127.0.0.1:7411 --log-level debug",
+        ];
+        for row in rows {
+            assert!(parse(row).is_ok(), "{row}: {}", parse(row).unwrap_err());
+        }
+    }
+
+    /// Anything else is wrong usage, which exits with 2.
+    #[test]
+    fn wrong_usage_is_refused() {
+        let rows = [
+            "lockstep",
+            "lockstep unknown",
+            "lockstep dev --nodes 2",
+            "lockstep dev --port 70000",
+            "lockstep serve --node-id 1",
+            "lockstep serve --node-id 0 --data-dir d --client-addr 127.0.0.1:1 \
+             --peer-addr 127.0.0.1:2",
+            "lockstep serve --node-id 1 --data-dir d --client-addr nowhere --peer-addr 127.0.0.1:2",
+            "lockstep cluster add",
+            "lockstep cluster promote x",
+            "lockstep kv",
+            "lockstep kv --unknown-flag GET k",
+            "lockstep exec text",
+            "lockstep exec --machine m text --file f",
+            "lockstep exec --machine m --stale text",
+            "lockstep machine create kv",
+            "lockstep status --log-format xml",
+        ];
+        for row in rows {
+            let error = parse(row).expect_err(row);
+            assert!(error.use_stderr(), "{row}");
+            assert_eq!(error.exit_code(), 2, "{row}");
+        }
+    }
+
+    /// After the first word of a kv command everything belongs to the command.
+    #[test]
+    fn kv_takes_all_that_follows() {
+        let cli = parse("lockstep kv --endpoint 127.0.0.1:1 SET k -1 --endpoint").unwrap();
+        let Command::Kv(arguments) = cli.command else { panic!("not kv") };
+        assert_eq!(arguments.words(), ["SET", "k", "-1", "--endpoint"]);
+    }
+}

@@ -1,0 +1,109 @@
+//! `lockstep machine`: create, list, describe and remove machines.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+
+use super::endpoint::Endpoint;
+use super::view;
+use crate::config::limits;
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Upload a module and create a machine that runs it
+    Create {
+        /// Name of the machine
+        name: String,
+        /// The module, a WebAssembly component
+        file: PathBuf,
+        #[command(flatten)]
+        endpoint: Endpoint,
+    },
+    /// Show all machines
+    List {
+        #[command(flatten)]
+        endpoint: Endpoint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one machine
+    Describe {
+        /// Name of the machine
+        name: String,
+        #[command(flatten)]
+        endpoint: Endpoint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a machine and all its state
+    Remove {
+        /// Name of the machine
+        name: String,
+        #[command(flatten)]
+        endpoint: Endpoint,
+    },
+}
+
+pub(super) async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Create { name, file, endpoint } => create(&name, file, endpoint).await,
+        Command::List { endpoint, json } => list(endpoint, json).await,
+        Command::Describe { name, endpoint, json } => describe(&name, endpoint, json).await,
+        Command::Remove { name, endpoint } => {
+            endpoint.client()?.remove_machine(&name).await?;
+            println!("machine {name} is removed");
+            Ok(())
+        }
+    }
+}
+
+async fn create(name: &str, file: PathBuf, endpoint: Endpoint) -> anyhow::Result<()> {
+    let client = endpoint.client()?;
+    let module = read_module(&file)?;
+    let digest = client.upload_module(module).await?;
+    let machine = client.create_machine(name, digest).await?;
+    let (id, digest) = (machine.id, view::hex(&machine.module_digest));
+    println!("machine {name} is created (id {id}, module {digest})");
+    Ok(())
+}
+
+/// Reads a module that is within the limit: a longer one need not be sent to be refused.
+pub(super) fn read_module(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let (length, limit) = (module.len(), limits::MODULE_BYTES_MAX);
+    if length > limit {
+        bail!("{} has {length} bytes, the limit for a module is {limit}", file.display());
+    }
+    Ok(module)
+}
+
+async fn list(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
+    let machines = endpoint.client()?.list_machines().await?;
+    if json {
+        println!("{:#}", view::machines_json(&machines));
+    } else {
+        view::print_machines(&machines);
+    }
+    Ok(())
+}
+
+async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
+    let machine = endpoint.client()?.describe_machine(name).await?;
+    if json {
+        println!("{:#}", view::machine_json(&machine));
+        return Ok(());
+    }
+    println!("machine    {} (id {})", machine.name, machine.id);
+    println!("module     {}", view::hex(&machine.module_digest));
+    println!("guest      {} (state schema {})", machine.guest_name, machine.schema_version);
+    println!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
+    println!("memory     {} bytes", machine.memory_bytes);
+    println!("applied    {}", machine.applied_index);
+    match machine.parked.as_str() {
+        "" => println!("state      running"),
+        why => println!("state      parked: {why}"),
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! How nodes and machines look in text and in JSON. Scripts rely on the JSON keys: they are the
+//! field names of `proto/admin.proto`, ids as hexadecimal, and `null` for what is not there.
+
+use lockstep_client::v1;
+use lockstep_client::v1::status_reply::Role;
+use serde_json::{Value, json};
+
+/// Bytes as lower-case hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The name of a role.
+pub(super) fn role(role: i32) -> &'static str {
+    match Role::try_from(role) {
+        Ok(Role::Uninitialized) => "uninitialized",
+        Ok(Role::Learner) => "learner",
+        Ok(Role::Follower) => "follower",
+        Ok(Role::Candidate) => "candidate",
+        Ok(Role::Leader) => "leader",
+        Ok(Role::Stopped) => "stopped",
+        Err(_) => "unknown",
+    }
+}
+
+/// A node's status.
+pub(super) fn status_json(status: &v1::StatusReply) -> Value {
+    let cluster = Some(hex(&status.cluster_id)).filter(|id| !id.is_empty());
+    let leader = Some(status.leader_id).filter(|id| *id != 0);
+    json!({
+        "node_id": status.node_id,
+        "cluster_id": cluster,
+        "incarnation": hex(&status.incarnation),
+        "version": status.version,
+        "engine_profile": status.engine_profile,
+        "peer_addr": status.peer_addr,
+        "client_addr": status.client_addr,
+        "role": role(status.role),
+        "term": status.term,
+        "leader_id": leader,
+        "last_log_index": status.last_log_index,
+        "committed_index": status.committed_index,
+        "applied_index": status.applied_index,
+        "snapshot_index": status.snapshot_index,
+        "purged_index": status.purged_index,
+        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
+        "machines": machines_json(&status.machines),
+        "alarms": status.alarms,
+    })
+}
+
+fn node_json(node: &v1::Node) -> Value {
+    json!({
+        "node_id": node.node_id,
+        "voter": node.voter,
+        "peer_addr": node.peer_addr,
+        "client_addr": node.client_addr,
+        "matched_index": node.matched_index,
+    })
+}
+
+/// Machines.
+pub(super) fn machines_json(machines: &[v1::Machine]) -> Value {
+    machines.iter().map(machine_json).collect()
+}
+
+/// One machine.
+pub(super) fn machine_json(machine: &v1::Machine) -> Value {
+    let parked = Some(&machine.parked).filter(|why| !why.is_empty());
+    json!({
+        "name": machine.name,
+        "id": machine.id,
+        "module_digest": hex(&machine.module_digest),
+        "guest_name": machine.guest_name,
+        "schema_version": machine.schema_version,
+        "uses_time": machine.uses_time,
+        "memory_bytes": machine.memory_bytes,
+        "applied_index": machine.applied_index,
+        "parked": parked,
+    })
+}
+
+/// The membership as a table.
+pub(super) fn print_nodes(status: &v1::StatusReply) {
+    println!("{:<6} {:<8} {:<22} {:<22} MATCHED", "NODE", "PART", "CLIENTS", "PEERS");
+    for node in &status.nodes {
+        let part = match node.voter {
+            true if node.node_id == status.leader_id => "leader",
+            true => "voter",
+            false => "learner",
+        };
+        let matched = match node.matched_index {
+            0 => "-".to_owned(),
+            index => index.to_string(),
+        };
+        println!(
+            "{:<6} {part:<8} {:<22} {:<22} {matched}",
+            node.node_id, node.client_addr, node.peer_addr
+        );
+    }
+}
+
+/// Machines as a table.
+pub(super) fn print_machines(machines: &[v1::Machine]) {
+    println!(
+        "{:<16} {:<14} {:<16} {:>12} {:>10} STATE",
+        "MACHINE", "MODULE", "GUEST", "MEMORY", "APPLIED"
+    );
+    for machine in machines {
+        let state = match machine.parked.as_str() {
+            "" => "running".to_owned(),
+            why => format!("parked: {why}"),
+        };
+        let module = hex(&machine.module_digest);
+        println!(
+            "{:<16} {:<14} {:<16} {:>12} {:>10} {state}",
+            machine.name,
+            module.get(..12).unwrap_or(&module),
+            format!("{} v{}", machine.guest_name, machine.schema_version),
+            machine.memory_bytes,
+            machine.applied_index
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is not there is null, and the leader's id is a number.
+    #[test]
+    fn status_as_json() {
+        let fresh = status_json(&v1::StatusReply::default());
+        assert_eq!(fresh["cluster_id"], Value::Null);
+        assert_eq!(fresh["leader_id"], Value::Null);
+        assert_eq!(fresh["role"], "uninitialized");
+        let led = v1::StatusReply {
+            cluster_id: vec![0xab; 16].into(),
+            leader_id: 2,
+            role: Role::Follower.into(),
+            machines: vec![v1::Machine { name: "kv".into(), ..v1::Machine::default() }],
+            ..v1::StatusReply::default()
+        };
+        let led = status_json(&led);
+        assert_eq!(led["cluster_id"], "ab".repeat(16));
+        assert_eq!(led["leader_id"], 2);
+        assert_eq!(led["machines"][0]["name"], "kv");
+        assert_eq!(led["machines"][0]["parked"], Value::Null);
+    }
+}
