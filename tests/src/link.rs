@@ -84,3 +84,55 @@ async fn carry(mut near: TcpStream, target: String, mut cut: watch::Receiver<boo
         let _ = cut.wait_for(|cut| !cut).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A server that sends back what it gets.
+    async fn echo() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+        let address = listener.local_addr().expect("it is bound").to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                });
+            }
+        });
+        address
+    }
+
+    /// Sends a byte and waits for it to come back.
+    async fn there_and_back(stream: &mut TcpStream) -> Option<u8> {
+        stream.write_all(b"x").await.ok()?;
+        stream.read_u8().await.ok()
+    }
+
+    /// A link carries bytes; cut, it is silent on open and new connections alike; healed, it has
+    /// ended those and carries new ones.
+    #[tokio::test]
+    async fn a_link_is_cut_silently_and_heals() {
+        let link = Link::open(1, 2, echo().await).await;
+        let mut old = TcpStream::connect(link.address()).await.expect("it is open");
+        assert_eq!(there_and_back(&mut old).await, Some(b'x'));
+
+        link.set_cut(true);
+        let silence = Duration::from_millis(200);
+        assert!(timeout(silence, there_and_back(&mut old)).await.is_err(), "no answer, no end");
+        let mut new = TcpStream::connect(link.address()).await.expect("the system accepts");
+        assert!(timeout(silence, there_and_back(&mut new)).await.is_err(), "no answer, no end");
+
+        link.set_cut(false);
+        let ended = timeout(Duration::from_secs(5), old.read_u8()).await;
+        assert!(ended.expect("it is ended").is_err(), "what was lost is not made up for");
+        let mut fresh = TcpStream::connect(link.address()).await.expect("it is open");
+        assert_eq!(there_and_back(&mut fresh).await, Some(b'x'));
+    }
+}

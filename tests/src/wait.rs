@@ -55,3 +55,27 @@ pub async fn throughout(
         sleep(PAUSE_MAX.min(end.saturating_duration_since(Instant::now()))).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waiting ends with the first value, and in vain with what was missing.
+    #[tokio::test]
+    async fn waiting_ends() {
+        let mut asked = 0;
+        let count = until("three", Duration::from_secs(5), async || {
+            asked += 1;
+            if asked == 3 { Ok(asked) } else { Err("not yet".to_owned()) }
+        });
+        assert_eq!(count.await, 3);
+
+        let vain = tokio::spawn(async {
+            until("ever", Duration::from_millis(30), async || Err::<(), _>("never".to_owned()))
+                .await;
+        });
+        let panic = vain.await.expect_err("it gives up").into_panic();
+        let said = panic.downcast_ref::<String>().expect("it says why");
+        assert_eq!(said, "waited 0 s for ever, in vain: never");
+    }
+}
