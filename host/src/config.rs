@@ -86,7 +86,8 @@ pub struct FileConfig {
     pub proposer_queue_bytes_max: usize,
     /// Entries of commands that may be on their way to commit at once.
     pub entries_in_flight_max: usize,
-    /// How long the log's writer waits for more to share one sync, in microseconds.
+    /// How long the log's writer waits for more to share one sync, in microseconds; 0 syncs each
+    /// write by itself (docs/decisions/0001-log-store.md).
     pub log_flush_wait_us: u64,
     /// Size at which a log chunk is closed, in bytes.
     pub log_chunk_bytes: u64,
@@ -112,7 +113,7 @@ impl Default for FileConfig {
             proposer_queue_commands_max: 65_536,
             proposer_queue_bytes_max: 64 << 20,
             entries_in_flight_max: 2,
-            log_flush_wait_us: 50,
+            log_flush_wait_us: 1,
             log_chunk_bytes: 32 << 20,
             log_cache_bytes: 32 << 20,
             disk_reserve_bytes: 64 << 20,

@@ -22,7 +22,7 @@ use clap::{Parser, Subcommand};
 use crate::telemetry::Format;
 
 /// What a node logs unless told otherwise: its own events, of its libraries only what is wrong.
-const SERVE_LEVEL: &str = "info,openraft=warn,chunked_wal=warn,raft_log=warn";
+const SERVE_LEVEL: &str = "info,openraft=error,chunked_wal=warn,raft_log=warn";
 
 /// Runs a durable, replicated WebAssembly state machine.
 #[derive(Debug, Parser)]

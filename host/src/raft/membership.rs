@@ -10,8 +10,11 @@ use openraft::errors::{InitializeError, RaftError};
 use super::convert::membership_from_raft;
 use super::error::Error;
 use super::replica::Replica;
+use super::type_config::TypeConfig;
 use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
 
+/// How long a cluster of one may take to elect its only node.
+const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// A learner this close to the leader's log is caught up, in entries.
 const CAUGHT_UP_ENTRIES: LogIndex = 100;
 
@@ -45,7 +48,21 @@ impl Replica {
             RaftError::APIError(error) => Error::Refused(error.to_string()),
             RaftError::Fatal(fatal) => Error::Stopped(fatal.to_string()),
         })?;
+        self.wait_formed().await?;
         Ok(cluster)
+    }
+
+    /// Waits until this node leads and its first membership is committed, so that the next node
+    /// can be added at once.
+    async fn wait_formed(&self) -> Result<(), Error> {
+        let this = self.shared.local.node_id();
+        let formed = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.current_leader == Some(this)
+                && metrics.committed_membership_config == metrics.membership_config
+                && metrics.last_applied.is_some_and(|applied| applied.index() > 0)
+        };
+        let waited = self.shared.raft.wait(Some(FORMATION_TIMEOUT)).metrics(formed, "formed").await;
+        waited.map(drop).map_err(|_| Error::NoLeader)
     }
 
     /// Adds a node as a learner; returns when the membership entry is committed.
