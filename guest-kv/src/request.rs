@@ -204,10 +204,19 @@ mod tests {
         assert_eq!(number(b"0"), Some(0));
     }
 
+    fn words() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..10)
+    }
+
+    /// A byte that is likely to mean something.
+    fn byte() -> impl Strategy<Value = u8> {
+        prop::sample::select(b"*$:-0129\r\nPING\0\xff".to_vec())
+    }
+
     proptest! {
         /// What was encoded comes back, whatever the bytes.
         #[test]
-        fn requests_come_back(words in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..10)) {
+        fn requests_come_back(words in words()) {
             let mut bytes = format!("*{}\r\n", words.len()).into_bytes();
             for word in &words {
                 bytes.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
@@ -225,7 +234,7 @@ mod tests {
 
         /// Any bytes are read or refused, never a panic.
         #[test]
-        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(prop::sample::select(b"*$:-0129\r\nPING\0\xff".to_vec()), 0..40)) {
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(byte(), 0..40)) {
             if let Ok(request) = Request::parse(&bytes) {
                 prop_assert_eq!(request.arguments.len(), request.arguments.clone().count());
             }
