@@ -55,7 +55,7 @@ async fn deliver(
 impl StreamCaller {
     /// Sends one command and waits for the reply to it.
     pub(crate) async fn execute(&mut self, request: ExecuteRequest) -> Result<ExecuteReply> {
-        let request = ExecuteStreamRequest { id: self.id, request: Some(request) };
+        let request = ExecuteStreamRequest { id: self.id, request: Some(request), timeout_ms: 0 };
         self.requests.send(request).await.context("the stream is closed")?;
         match self.replies.recv().await.context("the stream broke")? {
             StreamResult::Reply(reply) => Ok(reply),

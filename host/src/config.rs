@@ -113,7 +113,7 @@ impl Default for FileConfig {
             checkpoint_log_entries: 200_000,
             proposer_queue_commands_max: 65_536,
             proposer_queue_bytes_max: 64 << 20,
-            entries_in_flight_max: 4,
+            entries_in_flight_max: 1,
             log_flush_wait_us: 1,
             log_chunk_bytes: 32 << 20,
             log_cache_bytes: 32 << 20,
