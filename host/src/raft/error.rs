@@ -1,6 +1,8 @@
 //! Why a request to the replica failed, named by what the caller can do about it.
 
-use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{
+    ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
+};
 
 use super::type_config::TypeConfig;
 use crate::types::{ClusterId, Member, NodeId};

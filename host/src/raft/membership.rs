@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
 
 use super::convert::membership_from_raft;
 use super::error::Error;
@@ -15,6 +15,8 @@ use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
 
 /// How long a cluster of one may take to elect its only node.
 const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A voter that answered within this time is taken to be there.
+const HEARD_LATELY: Duration = Duration::from_millis(500);
 /// A learner this close to the leader's log is caught up, in entries.
 const CAUGHT_UP_ENTRIES: LogIndex = 100;
 
@@ -210,16 +212,21 @@ impl Replica {
         }
     }
 
-    /// The other voter whose log reaches farthest.
+    /// The other voter whose log reaches farthest, of those heard from lately if there are any.
     fn most_caught_up(&self) -> Option<NodeId> {
         let this = self.shared.local.node_id();
         let metrics = self.shared.raft.metrics();
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.as_ref()?;
+        let heartbeat = metrics.heartbeat.as_ref()?;
+        let lately = |voter: &NodeId| {
+            let heard = heartbeat.get(voter).copied().flatten();
+            heard.is_some_and(|heard| heard.elapsed() < HEARD_LATELY)
+        };
+        let matched =
+            |voter: &NodeId| replication.get(voter).copied().flatten().map(|id| id.index());
         let voters = metrics.membership_config.membership().voter_ids();
-        voters
-            .filter(|voter| *voter != this)
-            .max_by_key(|voter| replication.get(voter).copied().flatten().map(|id| id.index()))
+        voters.filter(|voter| *voter != this).max_by_key(|voter| (lately(voter), matched(voter)))
     }
 }
 

@@ -15,7 +15,7 @@ mod engine;
 mod guest;
 mod limits;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use admission::Error;
 pub use engine::{Engine, Manifest, Module};

@@ -5,14 +5,14 @@ use std::sync::LazyLock;
 
 use super::*;
 
-pub(super) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
+pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 static COUNTER: LazyLock<Module> = LazyLock::new(|| compiled("counter"));
 static HOSTILE: LazyLock<Module> = LazyLock::new(|| compiled("hostile"));
 static KV: LazyLock<Module> = LazyLock::new(|| compiled("guest-kv"));
 
 const CONTEXT: Context = Context { index: 7, time_ms: 1_700_000_000_000, seed: 3 };
 
-pub(super) fn component(name: &str) -> Vec<u8> {
+pub(crate) fn component(name: &str) -> Vec<u8> {
     let folder = std::env::var_os("LOCKSTEP_GUESTS_DIR").map(PathBuf::from);
     let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests");
     let path = folder.unwrap_or_else(|| built.into()).join(format!("{name}.wasm"));
