@@ -60,13 +60,16 @@ async fn a_damaged_log_is_refused() {
     }
 }
 
+/// Something that a crash can do to the last file of a log, and its name.
+type Damage = (&'static str, fn(&Path));
+
 /// A torn tail is cut, with a warning, and the node goes on from what is left: the last record cut
 /// short by any length, and zeros where a write had not arrived.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_tail_is_cut() {
     let mut cluster = killed_after(40).await;
     let log = log_folder(&cluster);
-    let damages: [(&str, fn(&Path)); 5] = [
+    let damages: [Damage; 5] = [
         ("one byte short", |file| files::cut_off(file, 1)),
         ("seven bytes short", |file| files::cut_off(file, 7)),
         ("a few zeros after it", |file| files::append(file, &[0; 13])),
