@@ -247,6 +247,9 @@ impl Client {
         F: Future<Output = Result<T, Status>>,
     {
         let mut retry = Retry::new();
+        // A long call may take long, but a node that isn't there is not waited for any longer than
+        // by a short one.
+        let connected_until = call.deadline.min(Instant::now() + self.options.timeout);
         loop {
             let link = self.routes.link(call.route);
             let error = match self.once(&link, call.deadline, &mut attempt).await {
@@ -257,7 +260,11 @@ impl Client {
                 return Err(error);
             }
             self.routes.learn(&link, &error);
-            if !self.may_repeat(call, &error) || !retry.pause(&error, call.deadline).await {
+            let until = match error.reason.as_str() {
+                reason::UNREACHABLE => connected_until,
+                _ => call.deadline,
+            };
+            if !self.may_repeat(call, &error) || !retry.pause(&error, until).await {
                 return Err(error);
             }
         }

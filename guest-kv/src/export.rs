@@ -1,7 +1,8 @@
 //! The state as records of some dozens of kilobytes: entries in bincode, in the order of the keys.
 //!
-//! The SDK puts magic, version and checksum around them. What this module writes is schema 1; see
-//! `docs/formats.md`.
+//! The SDK puts magic, version and checksum around them. What this module writes is schema 1: for
+//! each key in order its length and bytes, the value's length and bytes, and when it ends, if it
+//! does; lengths and numbers are bincode's variable ones.
 
 use std::ops::Bound;
 

@@ -92,22 +92,20 @@ fn write_integer(reply: &mut Reply<'_>, number: usize) {
     write_number(reply, b':', number);
 }
 
-/// Writes a line of a type byte and a number, without the machinery of formatting.
-fn write_number(reply: &mut Reply<'_>, kind: u8, mut number: usize) {
-    let mut line = [0_u8; 24];
-    let mut start = line.len() - 2;
-    line[start..].copy_from_slice(b"\r\n");
-    loop {
-        start -= 1;
-        line[start] = b"0123456789"[number % 10];
-        number /= 10;
-        if number == 0 {
-            break;
+/// Writes a line of a type byte and a number, without the machinery of formatting. Up to three
+/// digits, most of all numbers, go without a copy of variable length: that is a call out of the
+/// sandbox.
+fn write_number(reply: &mut Reply<'_>, kind: u8, number: usize) {
+    let digit = |unit: usize| b"0123456789"[number / unit % 10];
+    match number {
+        0..10 => reply.push(&[kind, digit(1), b'\r', b'\n']),
+        10..100 => reply.push(&[kind, digit(10), digit(1), b'\r', b'\n']),
+        100..1000 => reply.push(&[kind, digit(100), digit(10), digit(1), b'\r', b'\n']),
+        _ => {
+            reply.push(&[kind]);
+            write!(reply, "{number}\r\n");
         }
     }
-    start -= 1;
-    line[start] = kind;
-    reply.push(&line[start..]);
 }
 
 #[cfg(target_family = "wasm")]

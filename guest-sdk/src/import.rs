@@ -178,7 +178,11 @@ mod tests {
 
         /// One flipped bit anywhere, or a cut anywhere, is noticed.
         #[test]
-        fn damage_is_noticed(pieces in pieces(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        fn damage_is_noticed(
+            pieces in pieces(),
+            at in any::<prop::sample::Index>(),
+            bit in 0_u8..8,
+        ) {
             let bytes = export(&Pieces(pieces), 64).concat();
             let at = at.index(bytes.len());
             let mut flipped = bytes.clone();
@@ -189,7 +193,10 @@ mod tests {
 
         /// Bytes of anybody's are refused, never a panic.
         #[test]
-        fn any_bytes_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..80), headed in any::<bool>()) {
+        fn any_bytes_are_refused(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..80),
+            headed in any::<bool>(),
+        ) {
             if headed {
                 bytes.splice(0..0, [b'L', b'S', b'E', b'X', VERSION]);
             }

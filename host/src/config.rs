@@ -19,10 +19,11 @@ pub mod limits {
     pub const COMMAND_BYTES_MAX: usize = 1 << 20;
     /// Longest reply to one command or query, in bytes.
     pub const REPLY_BYTES_MAX: usize = 1 << 20;
-    /// All replies to one batch together, in bytes.
-    pub const REPLIES_BYTES_MAX: usize = 64 << 20;
     /// Commands in one log entry, at most.
-    pub const ENTRY_COMMANDS_MAX: usize = 4096;
+    pub const ENTRY_COMMANDS_MAX: usize = 256;
+    /// All replies to one batch together, in bytes: as many of the longest as an entry can ask
+    /// for, so that no command fails for what its neighbours are answered.
+    pub const REPLIES_BYTES_MAX: usize = ENTRY_COMMANDS_MAX * REPLY_BYTES_MAX;
     /// Bytes of commands in one log entry, at most (one command always fits).
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
     /// Longest module, in bytes.
@@ -86,7 +87,8 @@ pub struct FileConfig {
     pub proposer_queue_bytes_max: usize,
     /// Entries of commands that may be on their way to commit at once.
     pub entries_in_flight_max: usize,
-    /// How long the log's writer waits for more to share one sync, in microseconds.
+    /// How long the log's writer waits for more to share one sync, in microseconds; 0 syncs each
+    /// write by itself (docs/decisions/0001-log-store.md).
     pub log_flush_wait_us: u64,
     /// Size at which a log chunk is closed, in bytes.
     pub log_chunk_bytes: u64,
@@ -111,8 +113,8 @@ impl Default for FileConfig {
             checkpoint_log_entries: 200_000,
             proposer_queue_commands_max: 65_536,
             proposer_queue_bytes_max: 64 << 20,
-            entries_in_flight_max: 2,
-            log_flush_wait_us: 50,
+            entries_in_flight_max: 4,
+            log_flush_wait_us: 1,
             log_chunk_bytes: 32 << 20,
             log_cache_bytes: 32 << 20,
             disk_reserve_bytes: 64 << 20,

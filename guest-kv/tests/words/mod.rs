@@ -23,7 +23,7 @@ fn unescaped(word: &str) -> Vec<u8> {
             Some(r"\0") => (0, 2),
             Some(r"\r") => (b'\r', 2),
             Some(r"\n") => (b'\n', 2),
-            Some(r"\x") => (u8::from_str_radix(&rest[2..4], 16).unwrap(), 4),
+            Some(r"\x") => (u8::from_str_radix(&rest[2..4], 16).expect("two digits"), 4),
             _ => (u8::try_from(first).expect("tables are ASCII"), 1),
         };
         bytes.push(byte);
@@ -68,18 +68,18 @@ pub(crate) fn arbitrary(random: &mut fastrand::Rng) -> Vec<Vec<u8>> {
     let key = |random: &mut fastrand::Rng| {
         random.choice(["a", "b", "a key of 17 byte", "a key of 17 bytes", ""])
     };
-    let mut words = vec![random.choice(NAMES).unwrap()];
+    let mut words = vec![random.choice(NAMES).expect("there are names")];
     match words[0].to_lowercase().as_str() {
         "set" => {
             words.extend(
                 [key(random), random.choice(["v", "", "longer", "w"])].into_iter().flatten(),
             );
             for _ in 0..random.usize(0..4) {
-                let option = random.choice(OPTIONS).unwrap();
+                let option = random.choice(OPTIONS).expect("there are options");
                 words.push(option);
                 if option.len() < 5 && option.to_lowercase().contains(['e', 'p']) && option != "GET"
                 {
-                    let number = random.choice(NUMBERS).unwrap();
+                    let number = random.choice(NUMBERS).expect("there are numbers");
                     // Times near now would depend on the clock, which the test has no say in.
                     let relative_one = number == "1" && !option.to_lowercase().ends_with("at");
                     words.push(if relative_one { "1000000" } else { number });

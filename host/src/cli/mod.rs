@@ -21,6 +21,9 @@ use clap::{Parser, Subcommand};
 
 use crate::telemetry::Format;
 
+/// What a node logs unless told otherwise: its own events, of its libraries only what is wrong.
+const SERVE_LEVEL: &str = "info,openraft=error,chunked_wal=warn,raft_log=warn";
+
 /// Runs a durable, replicated WebAssembly state machine.
 #[derive(Debug, Parser)]
 #[command(name = "lockstep", version, propagate_version = true)]
@@ -64,7 +67,7 @@ impl Cli {
     pub fn log_level(&self) -> &str {
         match (&self.log_level, &self.command) {
             (Some(level), _) => level,
-            (None, Command::Serve(_)) => "info",
+            (None, Command::Serve(_)) => SERVE_LEVEL,
             (None, _) => "warn",
         }
     }

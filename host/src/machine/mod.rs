@@ -10,6 +10,8 @@ mod library;
 mod machines;
 pub mod proposal;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 pub use batch::Batch;
 pub use compiled::CompiledModules;

@@ -1,6 +1,8 @@
 //! Why a request to the replica failed, named by what the caller can do about it.
 
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{
+    ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
+};
 
 use super::type_config::TypeConfig;
 use crate::types::{ClusterId, Member, NodeId};
@@ -106,6 +108,8 @@ impl Error {
     /// Where openraft says the request should go; nothing was appended.
     pub(super) fn from_forward(forward: &ForwardToLeader<TypeConfig>) -> Self {
         match (forward.leader_id, &forward.leader_node) {
+            // A new leader that no quorum has confirmed yet names itself.
+            _ if forward.reason == ForwardReason::LeaseExpired => Self::NoLeader,
             (Some(id), Some(member)) => Self::NotLeader { leader: (id, member.clone()) },
             _ => Self::NoLeader,
         }

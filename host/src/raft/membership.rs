@@ -3,15 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
+use openraft::{ChangeMembers, Instant as _};
 
 use super::convert::membership_from_raft;
 use super::error::Error;
 use super::replica::Replica;
+use super::type_config::TypeConfig;
 use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
 
+/// How long a cluster of one may take to elect its only node.
+const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A voter that answered within this time is taken to be there.
+const HEARD_LATELY: Duration = Duration::from_millis(500);
 /// A learner this close to the leader's log is caught up, in entries.
 const CAUGHT_UP_ENTRIES: LogIndex = 100;
 
@@ -45,7 +50,21 @@ impl Replica {
             RaftError::APIError(error) => Error::Refused(error.to_string()),
             RaftError::Fatal(fatal) => Error::Stopped(fatal.to_string()),
         })?;
+        self.wait_formed().await?;
         Ok(cluster)
+    }
+
+    /// Waits until this node leads and its first membership is committed, so that the next node
+    /// can be added at once.
+    async fn wait_formed(&self) -> Result<(), Error> {
+        let this = self.shared.local.node_id();
+        let formed = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.current_leader == Some(this)
+                && metrics.committed_membership_config == metrics.membership_config
+                && metrics.last_applied.is_some_and(|applied| applied.index() > 0)
+        };
+        let waited = self.shared.raft.wait(Some(FORMATION_TIMEOUT)).metrics(formed, "formed").await;
+        waited.map(drop).map_err(|_| Error::NoLeader)
     }
 
     /// Adds a node as a learner; returns when the membership entry is committed.
@@ -193,16 +212,21 @@ impl Replica {
         }
     }
 
-    /// The other voter whose log reaches farthest.
+    /// The other voter whose log reaches farthest, of those heard from lately if there are any.
     fn most_caught_up(&self) -> Option<NodeId> {
         let this = self.shared.local.node_id();
         let metrics = self.shared.raft.metrics();
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.as_ref()?;
+        let heartbeat = metrics.heartbeat.as_ref()?;
+        let lately = |voter: &NodeId| {
+            let heard = heartbeat.get(voter).copied().flatten();
+            heard.is_some_and(|heard| heard.elapsed() < HEARD_LATELY)
+        };
+        let matched =
+            |voter: &NodeId| replication.get(voter).copied().flatten().map(|id| id.index());
         let voters = metrics.membership_config.membership().voter_ids();
-        voters
-            .filter(|voter| *voter != this)
-            .max_by_key(|voter| replication.get(voter).copied().flatten().map(|id| id.index()))
+        voters.filter(|voter| *voter != this).max_by_key(|voter| (lately(voter), matched(voter)))
     }
 }
 

@@ -177,8 +177,8 @@ fn config() -> wasmtime::Result<Config> {
         .consume_fuel(true)
         .operator_cost(OperatorCost::new())
         .max_wasm_stack(limits::GUEST_STACK_BYTES)
-        // Not used, but wasmtime insists that it be no smaller.
-        .async_stack_size(limits::GUEST_STACK_BYTES)
+        // Not used, but an engine must have it no smaller than the other.
+        .async_stack_size(THREAD_STACK_BYTES)
         .memory_reservation(MEMORY_RESERVATION_BYTES)
         .memory_may_move(false)
         .memory_init_cow(false)
@@ -208,5 +208,33 @@ impl Hasher for ProfileHasher {
 
     fn finish(&self) -> u64 {
         unreachable!("the profile is taken from the inner hash")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A manifest that no operator or upgrade could use is refused.
+    #[test]
+    fn manifests_are_checked() {
+        let good = Manifest {
+            name: "some".to_owned(),
+            schema_version: 2,
+            importable_schemas: vec![1, 2],
+            uses_time: false,
+            read_only: Vec::new(),
+        };
+        good.check().unwrap();
+        let refusal = |manifest: Manifest| manifest.check().unwrap_err().to_string();
+        let named = |name: &str| refusal(Manifest { name: name.to_owned(), ..good.clone() });
+        let begin = "the guest's manifest is wrong: ";
+        assert_eq!(named(""), format!("{begin}the name has 0 bytes, not 1 to 64"));
+        assert_eq!(named(&"x".repeat(65)), format!("{begin}the name has 65 bytes, not 1 to 64"));
+        assert_eq!(named("a\nb"), format!("{begin}the name has control characters"));
+        let cannot = refusal(Manifest { schema_version: 3, ..good.clone() });
+        assert_eq!(cannot, format!("{begin}it cannot import schema 3, which it exports"));
+        let many = refusal(Manifest { importable_schemas: (0..1025).collect(), ..good.clone() });
+        assert_eq!(many, format!("{begin}it lists more than 1024 schemas or requests"));
     }
 }

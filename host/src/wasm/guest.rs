@@ -129,7 +129,12 @@ impl Guest {
         prepared: &Prepared<Room>,
     ) -> Result<Manifest, Error> {
         let room = Room::new("(being admitted)", Limits::default());
-        let (mut store, instance) = start(engine, prepared, room)?;
+        let (mut store, instance) =
+            start(engine, prepared, room).map_err(|failure| match failure {
+                // Types are checked as an instance is made; nothing else ends like this there.
+                Failure::Malformed(reason) => Error::Contract(reason),
+                failure => failure.into(),
+            })?;
         let fuel = store.data().limits().fuel_per_call;
         begin(&mut store, fuel)?;
         let manifest = instance.lockstep_guest_machine().call_describe(&mut store);

@@ -14,6 +14,8 @@ mod bindings;
 mod engine;
 mod guest;
 mod limits;
+#[cfg(test)]
+pub(crate) mod tests;
 
 pub use admission::Error;
 pub use engine::{Engine, Manifest, Module};

@@ -1,9 +1,9 @@
 //! Sends a snapshot file to a peer: asks where an earlier attempt ended, then streams the bytes
 //! from there on. A transfer may take long, but must keep moving.
 
-use std::io::Read as _;
-use std::sync::Arc;
+use std::io::{self, Read as _};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,8 +15,6 @@ use openraft::errors::{ErrorSource as _, RPCError, StreamingError};
 use openraft::network::RPCTypes;
 use openraft::raft::SnapshotResponse;
 use openraft::type_config::alias::{ErrorSourceOf, SnapshotOf};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 
 use super::client::{Peer, ready};
@@ -27,9 +25,6 @@ use crate::storage::snapshot::{Snapshot, SnapshotId};
 
 /// Bytes of the file in one message.
 pub(super) const CHUNK_BYTES: usize = 256 << 10;
-
-/// Chunks that are read ahead of the network.
-const CHUNKS_AHEAD: usize = 4;
 
 /// Answering where to go on needs a look at the disk only.
 const OFFSET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,16 +53,13 @@ pub(super) async fn send(
     let head = codec::encode_snapshot_head(&head);
     let header = Part::Header(Header { hello: Some(hello), head, offset });
 
-    let progress = Arc::new(Progress { left: AtomicU64::new(file.id().length - offset) });
-    let (chunks, body) = mpsc::channel(CHUNKS_AHEAD);
-    let read = tokio::task::spawn_blocking(move || read_chunks(&file, offset, &chunks));
-    let call = link.install_snapshot(messages(header, body, progress.clone()));
-    let reply = await_moving(peer, call, &progress).await;
-    // By now the call has dropped its end of the channel, so reading ends in any case.
-    let read = read.await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-    read.map_err(|error| {
-        StorageError::read_snapshot(None, ErrorSourceOf::<TypeConfig>::from_error(&error))
-    })?;
+    let source = Arc::new(Source::new(file, offset));
+    let call = link.install_snapshot(messages(header, source.clone()));
+    let reply = await_moving(peer, call, &source).await;
+    if let Some(error) = source.take_failure() {
+        let error = ErrorSourceOf::<TypeConfig>::from_error(&error);
+        return Err(StorageError::read_snapshot(None, error).into());
+    }
     let vote = codec::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
     Ok(SnapshotResponse::new(vote))
 }
@@ -84,50 +76,77 @@ async fn ask_offset(peer: &Peer, link: &Link, id: &SnapshotId) -> Sent<u64> {
     Ok(reply.offset)
 }
 
-/// Bytes that the network has not yet asked for.
-struct Progress {
-    left: AtomicU64,
+/// The file on its way out.
+struct Source {
+    file: Snapshot,
+    /// Where the next chunk begins; stays where it is after the first failure.
+    offset: AtomicU64,
+    failure: Mutex<Option<io::Error>>,
+}
+
+impl Source {
+    fn new(file: Snapshot, offset: u64) -> Self {
+        Self { file, offset: AtomicU64::new(offset), failure: Mutex::default() }
+    }
+
+    /// Bytes that the network has not yet asked for.
+    fn left(&self) -> u64 {
+        self.file.id().length - self.offset.load(Ordering::Relaxed)
+    }
+
+    /// Reads the next chunk off the async workers; `None` at the end and after a failure.
+    async fn next_chunk(self: Arc<Self>) -> Option<Bytes> {
+        let source = self.clone();
+        let read = tokio::task::spawn_blocking(move || source.read()).await;
+        match read.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                *self.failure.lock().expect("nothing panics while it holds it") = Some(error);
+                None
+            }
+        }
+    }
+
+    fn read(&self) -> io::Result<Option<Bytes>> {
+        let left = self.left();
+        if left == 0 {
+            return Ok(None);
+        }
+        let count = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
+        let mut chunk = vec![0; count];
+        let mut reader = self.file.raw_reader(self.offset.load(Ordering::Relaxed));
+        reader.read_exact(&mut chunk)?;
+        self.offset.store(reader.offset(), Ordering::Relaxed);
+        Ok(Some(chunk.into()))
+    }
+
+    fn take_failure(&self) -> Option<io::Error> {
+        self.failure.lock().expect("nothing panics while it holds it").take()
+    }
 }
 
 fn messages(
     header: Part,
-    chunks: mpsc::Receiver<Bytes>,
-    progress: Arc<Progress>,
-) -> impl Stream<Item = peer::InstallSnapshotRequest> {
-    let chunks = ReceiverStream::new(chunks).map(move |data| {
-        let count = u64::try_from(data.len()).expect("a usize fits");
-        progress.left.fetch_sub(count, Ordering::Relaxed);
-        Part::Chunk(Chunk { crc32c: crc32c::crc32c(&data), data })
+    source: Arc<Source>,
+) -> impl Stream<Item = peer::InstallSnapshotRequest> + Send + 'static {
+    let chunks = futures::stream::unfold(source, |source| async {
+        let data = source.clone().next_chunk().await?;
+        Some((Part::Chunk(Chunk { crc32c: crc32c::crc32c(&data), data }), source))
     });
     let parts = futures::stream::once(async { header }).chain(chunks);
     parts.map(|part| peer::InstallSnapshotRequest { part: Some(part) })
-}
-
-/// Reads the file into the channel until its end, or until nobody takes any more.
-fn read_chunks(file: &Snapshot, offset: u64, chunks: &mpsc::Sender<Bytes>) -> std::io::Result<()> {
-    let mut reader = file.raw_reader(offset);
-    while reader.offset() < file.id().length {
-        let left = file.id().length - reader.offset();
-        let count = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
-        let mut chunk = vec![0; count];
-        reader.read_exact(&mut chunk)?;
-        if chunks.blocking_send(chunk.into()).is_err() {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Waits for the reply as long as bytes move, then as long as installing may take.
 async fn await_moving(
     peer: &Peer,
     call: impl Future<Output = Result<Response<peer::InstallSnapshotReply>, Status>>,
-    progress: &Progress,
+    source: &Source,
 ) -> Result<peer::InstallSnapshotReply, RPCError<TypeConfig>> {
     let mut call = std::pin::pin!(call);
     let mut left_before = None;
     loop {
-        let left = progress.left.load(Ordering::Relaxed);
+        let left = source.left();
         if left_before == Some(left) {
             return Err(peer.timeout(RPCTypes::InstallSnapshot, STALL_TIMEOUT));
         }

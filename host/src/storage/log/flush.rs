@@ -26,8 +26,11 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(folder: &Path) -> Self {
-        let (first_error, synced_upto) = Default::default();
-        Self { folder: folder.to_owned(), first_error, synced_upto }
+        Self {
+            folder: folder.to_owned(),
+            first_error: OnceLock::new(),
+            synced_upto: AtomicU64::new(0),
+        }
     }
 
     /// Fails when anything failed before.

@@ -29,9 +29,10 @@ impl wit::Guest for Hostile {
             b"panic" => panic!("as it was told to"),
             b"unreachable" => trap(),
             b"spin" => spin(),
-            b"recurse" => one_reply(recurse(u64::MAX).to_string().into_bytes()),
+            b"recurse" => one_reply(recurse(black_box(u64::MAX)).to_string().into_bytes()),
+            b"recurse in memory" => one_reply(fill_stack(u64::MAX).to_string().into_bytes()),
             b"long reply" => one_reply(vec![b'x'; (1 << 20) + 1]),
-            b"flood" => one_reply(vec![b'x'; 200 << 20]),
+            b"flood" => one_reply(vec![b'x'; 40 << 20]),
             b"no replies" => replies(Vec::new(), Vec::new(), Vec::new()),
             b"falling ends" => replies(b"abc".to_vec(), vec![3, 2], Vec::new()),
             b"end too far" => replies(b"abc".to_vec(), vec![4], Vec::new()),
@@ -84,11 +85,17 @@ fn spin() -> wit::Replies {
     one_reply(turns.to_string().into_bytes())
 }
 
-/// Recurses without an end, with something in each frame.
+/// Recurses without an end, all in registers, so that it fills the host's stack alone.
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
+    if depth < 2 { depth } else { recurse(depth - 1) ^ recurse(depth - 2).rotate_left(1) }
+}
+
+/// Recurses without an end, with something in each frame, so that it fills the guest's own stack.
+#[inline(never)]
+fn fill_stack(depth: u64) -> u64 {
     let frame = black_box([depth; 8]);
-    if black_box(depth == 0) { 0 } else { recurse(depth - 1) ^ frame[3] }
+    if black_box(depth == 0) { 0 } else { fill_stack(depth - 1) ^ frame[3] }
 }
 
 /// Takes memory until there is no more, and answers how many MiB it got.

@@ -1,0 +1,290 @@
+//! The apply path on real guests, without a log: what entries come to, and that a captured state
+//! comes back as it was.
+
+use std::sync::{Arc, OnceLock};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::mpsc;
+
+use super::content::Piece;
+use super::proposal::{ModuleChunk, ModuleReport};
+use super::*;
+use crate::config::limits;
+use crate::types::{ClusterId, Command, Member, Membership, ModuleDigest, NodeId};
+use crate::wasm::{self, Context};
+
+/// A node's machines, and the index of the entry that was applied last.
+struct Node {
+    machines: Machines,
+    membership: Membership,
+    index: u64,
+}
+
+fn environment() -> Environment {
+    // Nobody compiles off the apply path here: a module is compiled when a machine needs it.
+    let (staged, _) = mpsc::unbounded_channel();
+    Environment {
+        cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
+        engine: wasm::tests::ENGINE.clone(),
+        library: Arc::new(MemoryLibrary::default()),
+        compiled: Arc::new(CompiledModules::default()),
+        staged,
+        directory: Arc::new(Directory::default()),
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        let membership = Membership {
+            voters: vec![[NodeId(1)].into()],
+            members: [(NodeId(1), Member::default())].into(),
+        };
+        Self { machines: Machines::empty(environment()), membership, index: 0 }
+    }
+
+    async fn apply(&mut self, proposal: Proposal) -> Response {
+        self.index += 1;
+        let applied = self.machines.apply(self.index, proposal, &self.membership).await;
+        applied.expect("the host does not fail in these tests")
+    }
+
+    /// Stages a guest in chunks and says that this node has compiled it.
+    async fn stage(&mut self, guest: &str) -> ModuleDigest {
+        let bytes = wasm::tests::component(guest);
+        let digest = ModuleDigest(Sha256::digest(&bytes).into());
+        for (number, piece) in bytes.chunks(limits::MODULE_CHUNK_BYTES / 16).enumerate() {
+            let offset = u64::try_from(number * limits::MODULE_CHUNK_BYTES / 16).unwrap();
+            let length = u64::try_from(bytes.len()).unwrap();
+            let chunk = ModuleChunk { digest, length, offset, bytes: piece.to_vec() };
+            assert_eq!(self.apply(Proposal::StageModule(chunk)).await, Response::Nothing);
+        }
+        let report = ModuleReport { digest, node: NodeId(1), failure: None };
+        assert_eq!(self.apply(Proposal::ModuleReady(report)).await, Response::Nothing);
+        digest
+    }
+
+    async fn create(&mut self, name: &str, guest: &str) -> MachineId {
+        let module = self.stage(guest).await;
+        match self.apply(Proposal::CreateMachine { name: name.to_owned(), module }).await {
+            Response::MachineCreated(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Applies one entry with one batch for `machine`.
+    async fn execute(&mut self, machine: MachineId, commands: &[&'static str]) -> Vec<Outcome> {
+        let command = |bytes: &&'static str| Command {
+            machine,
+            session: None,
+            bytes: bytes.as_bytes().into(),
+        };
+        let commands: Vec<Command> = commands.iter().map(command).collect();
+        let batches = vec![Batch::new(machine, &commands)];
+        match self.apply(Proposal::Commands { time_ms: 5, batches }).await {
+            Response::Commands(outcomes) => outcomes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Everything a snapshot of this node would hold.
+    async fn capture(&mut self) -> Vec<Piece> {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let collect = async {
+            let mut pieces = Vec::new();
+            while let Some(piece) = receiver.recv().await {
+                pieces.push(piece);
+            }
+            pieces
+        };
+        let capture = async {
+            let captured = self.machines.capture(self.index, &sender).await;
+            drop(sender);
+            captured
+        };
+        let (captured, pieces) = tokio::join!(capture, collect);
+        captured.expect("the host does not fail in these tests");
+        pieces
+    }
+
+    /// A node that has nothing but the pieces.
+    async fn restored(&self, pieces: Vec<Piece>) -> Result<Self, HostFailure> {
+        let (sender, receiver) = mpsc::channel(1);
+        let send = async move {
+            for piece in pieces.into_iter().filter(|piece| *piece != Piece::End) {
+                if sender.send(Ok(piece)).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let (machines, ()) = tokio::join!(Machines::restore(environment(), receiver), send);
+        Ok(Self { machines: machines?, membership: self.membership.clone(), index: self.index })
+    }
+}
+
+fn accepted(reply: &'static str) -> Outcome {
+    Outcome::Accepted(reply.as_bytes().into())
+}
+
+/// Every command of an entry gets the guest's own answer to that very command, refusals too.
+#[tokio::test]
+async fn commands_get_what_the_guest_answered() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    let outcomes = node.execute(counter, &["1", "41", "x", "-2"]).await;
+    let refused = Outcome::Rejected("not a whole number".as_bytes().into());
+    assert_eq!(outcomes, [accepted("1"), accepted("42"), refused, accepted("40")]);
+}
+
+/// A command for a machine that is not there is answered so, and disturbs nobody.
+#[tokio::test]
+async fn commands_for_an_absent_machine_say_so() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    assert_eq!(node.execute(MachineId(99), &["1"]).await, [Outcome::NoSuchMachine]);
+    assert_eq!(node.apply(Proposal::RemoveMachine { machine: counter }).await, Response::Nothing);
+    assert_eq!(node.execute(counter, &["1"]).await, [Outcome::NoSuchMachine]);
+    let gone = Response::Refused(Refusal::NoSuchMachine);
+    assert_eq!(node.apply(Proposal::RemoveMachine { machine: counter }).await, gone);
+}
+
+/// A guest that fails parks its own machine: the reason is the answer from then on, also after a
+/// restore, and the other machines go on.
+#[tokio::test]
+async fn a_failing_guest_parks_its_machine_alone() {
+    for (command, why) in [("unreachable", "unreachable"), ("long reply", "1048577 bytes")] {
+        let mut node = Node::new();
+        let hostile = node.create("hostile", "hostile").await;
+        let counter = node.create("counter", "counter").await;
+        assert_eq!(node.execute(hostile, &["echo"]).await, [accepted("echo")]);
+        let failed = node.execute(hostile, &[command]).await;
+        assert!(describe(&failed[0]).contains(why), "{failed:?}");
+        let parked = node.execute(hostile, &["echo"]).await;
+        assert!(
+            matches!(&parked[0], Outcome::Parked(reason) if reason.contains(why)),
+            "{parked:?}"
+        );
+        assert_eq!(node.execute(counter, &["3"]).await, [accepted("3")]);
+
+        let pieces = node.capture().await;
+        let mut restored = node.restored(pieces).await.unwrap();
+        assert_eq!(restored.execute(hostile, &["echo"]).await, parked);
+        assert_eq!(restored.execute(counter, &["4"]).await, [accepted("7")]);
+    }
+}
+
+/// A guest whose export fails is parked by the checkpoint, and the snapshot is whole without it.
+#[tokio::test]
+async fn a_failing_export_parks_its_machine() {
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let counter = node.create("counter", "counter").await;
+    node.execute(counter, &["5"]).await;
+    let pieces = node.capture().await;
+    let parked = node.execute(hostile, &["echo"]).await;
+    assert!(matches!(&parked[0], Outcome::Parked(_)), "{parked:?}");
+    let mut restored = node.restored(pieces).await.unwrap();
+    assert_eq!(restored.execute(hostile, &["echo"]).await, parked);
+    assert_eq!(restored.execute(counter, &["1"]).await, [accepted("6")]);
+}
+
+/// A module half staged, machines and their states come back from a capture as they were.
+#[tokio::test]
+async fn a_captured_state_comes_back_whole() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    node.execute(counter, &["1", "2"]).await;
+    let half =
+        ModuleChunk { digest: ModuleDigest([3; 32]), length: 10, offset: 0, bytes: vec![1, 2, 3] };
+    node.apply(Proposal::StageModule(half)).await;
+    let pieces = node.capture().await;
+    let mut restored = node.restored(pieces.clone()).await.unwrap();
+    assert_eq!(restored.machines.tables, node.machines.tables);
+    assert_eq!(restored.machines.staging, node.machines.staging);
+    assert_eq!(restored.capture().await, pieces);
+    assert_eq!(restored.execute(counter, &["4"]).await, [accepted("7")]);
+}
+
+/// A snapshot that lacks any of its sections is refused, whichever it is.
+#[tokio::test]
+async fn a_snapshot_without_a_section_is_refused() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    node.execute(counter, &["1"]).await;
+    let pieces = node.capture().await;
+    let begins = |piece: &Piece| matches!(piece, Piece::Begin(_));
+    let sections = pieces.iter().filter(|piece| begins(piece)).count();
+    assert_eq!(sections, 4, "module, export, its end, tables");
+    for left_out in 0..sections {
+        let mut number = 0_usize;
+        let rest = pieces.iter().filter(|piece| {
+            number += usize::from(begins(piece));
+            number != left_out + 1
+        });
+        let restored = node.restored(rest.cloned().collect()).await;
+        assert!(restored.is_err(), "without section {left_out}");
+    }
+}
+
+/// A machine is not created on a module that a voter has not compiled, and the voter is named.
+#[tokio::test]
+async fn a_voter_that_cannot_run_a_module_is_named() {
+    let mut node = Node::new();
+    node.membership.voters = vec![[NodeId(1), NodeId(2)].into()];
+    let module = node.stage("counter").await;
+    let create = Proposal::CreateMachine { name: "c".to_owned(), module };
+    let refusal = |response: Response| match response {
+        Response::Refused(Refusal::ModuleNotReady(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(refusal(node.apply(create.clone()).await).ends_with("yet: 2"));
+    let failure = Some("no memory".to_owned());
+    let report = ModuleReport { digest: module, node: NodeId(2), failure };
+    node.apply(Proposal::ModuleReady(report)).await;
+    assert_eq!(refusal(node.apply(create).await), "node 2 cannot run it: no memory");
+}
+
+/// Names that could be mistaken for something else, and names that are taken, are refused.
+#[tokio::test]
+async fn odd_and_taken_names_are_refused() {
+    let mut node = Node::new();
+    node.create("kv", "counter").await;
+    let module = *node.machines.tables.modules.keys().next().unwrap();
+    for name in ["", "a b", "a/b", "-a", "é", &"a".repeat(65)] {
+        let create = Proposal::CreateMachine { name: name.to_owned(), module };
+        let response = node.apply(create).await;
+        assert!(matches!(response, Response::Refused(Refusal::InvalidName(_))), "{name:?}");
+    }
+    let create = Proposal::CreateMachine { name: "kv".to_owned(), module };
+    let taken = Response::Refused(Refusal::NameTaken("kv".to_owned()));
+    assert_eq!(node.apply(create).await, taken);
+}
+
+/// A module whose bytes are not those of its digest is forgotten, and can be uploaded again.
+#[tokio::test]
+async fn a_module_of_another_digest_is_forgotten() {
+    let mut node = Node::new();
+    let digest = ModuleDigest([9; 32]);
+    let chunk = ModuleChunk { digest, length: 3, offset: 0, bytes: vec![1, 2, 3] };
+    let response = node.apply(Proposal::StageModule(chunk)).await;
+    assert!(matches!(response, Response::Refused(Refusal::BadChunk(_))), "{response:?}");
+    assert!(node.machines.tables.modules.is_empty());
+}
+
+/// A query that traps costs the instance, and the apply path says so instead of answering.
+#[tokio::test]
+async fn a_failed_query_is_no_outcome_of_a_later_entry() {
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let guest = node.machines.running[&hostile].guest.clone();
+    let context = Context { index: 1, time_ms: 1, seed: 0 };
+    let queries = Queries { data: b"unreachable".to_vec(), ends: vec![11] };
+    let failed = guest.query(context, queries.clone()).await;
+    assert!(matches!(failed, Err(CallFailure::Guest(_))), "{failed:?}");
+    assert!(matches!(guest.query(context, queries).await, Err(CallFailure::Lost)));
+    assert!(node.machines.any_guest_lost().await);
+    let command = Command { machine: hostile, session: None, bytes: "echo".into() };
+    let batches = vec![Batch::new(hostile, &[command])];
+    let entry = Proposal::Commands { time_ms: 1, batches };
+    let applied = node.machines.apply(node.index + 1, entry, &node.membership).await;
+    assert_eq!(applied, Err(HostFailure::GuestLost));
+}

@@ -1,0 +1,342 @@
+//! The sandbox on real guests: what they answer, how they fail, and what is not admitted.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use super::*;
+
+pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
+static COUNTER: LazyLock<Module> = LazyLock::new(|| compiled("counter"));
+static HOSTILE: LazyLock<Module> = LazyLock::new(|| compiled("hostile"));
+static KV: LazyLock<Module> = LazyLock::new(|| compiled("guest-kv"));
+
+const CONTEXT: Context = Context { index: 7, time_ms: 1_700_000_000_000, seed: 3 };
+
+pub(crate) fn component(name: &str) -> Vec<u8> {
+    let folder = std::env::var_os("LOCKSTEP_GUESTS_DIR").map(PathBuf::from);
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guests");
+    let path = folder.unwrap_or_else(|| built.into()).join(format!("{name}.wasm"));
+    std::fs::read(&path)
+        .unwrap_or_else(|error| panic!("{}: {error}: run `cargo xtask guests`", path.display()))
+}
+
+fn compiled(name: &str) -> Module {
+    ENGINE.compile(&component(name)).unwrap()
+}
+
+/// Runs a test where guests run: on a thread with a stack for them.
+fn on_guest_thread(test: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
+    if let Err(panic) = thread.spawn(test).unwrap().join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+/// Requests as a batch.
+#[derive(Default)]
+struct Requests {
+    data: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl Requests {
+    fn of(requests: &[impl AsRef<[u8]>]) -> Self {
+        let mut laid_out = Self::default();
+        requests.iter().for_each(|request| laid_out.push(request.as_ref()));
+        laid_out
+    }
+
+    fn push(&mut self, request: &[u8]) {
+        self.data.extend_from_slice(request);
+        self.ends.push(u32::try_from(self.data.len()).unwrap());
+    }
+
+    fn batch(&self) -> Batch<'_> {
+        Batch { data: &self.data, ends: &self.ends }
+    }
+}
+
+/// Replies as text, refused ones after a `!`.
+fn text(replies: &Replies) -> Vec<String> {
+    let mut start = 0;
+    let one = |(position, &end): (usize, &u32)| {
+        let end = usize::try_from(end).unwrap();
+        let reply = replies.data[start..end].escape_ascii().to_string();
+        start = end;
+        let refused = replies.rejected.contains(&u32::try_from(position).unwrap());
+        if refused { format!("!{reply}") } else { reply }
+    };
+    replies.ends.iter().enumerate().map(one).collect()
+}
+
+fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>, Failure> {
+    let replies = guest.apply(&CONTEXT, Requests::of(requests).batch());
+    replies.map(|replies| text(&replies))
+}
+
+fn query(guest: &mut Guest, requests: &[&str]) -> Vec<String> {
+    text(&guest.query(&CONTEXT, Requests::of(requests).batch()).unwrap())
+}
+
+fn exported(guest: &mut Guest) -> (u32, Vec<Vec<u8>>) {
+    let mut chunks = Vec::new();
+    let schema = guest.export(&mut |chunk| {
+        chunks.push(chunk);
+        Ok(())
+    });
+    (schema.unwrap(), chunks)
+}
+
+fn imported(module: &Module, schema: u32, chunks: &[Vec<u8>]) -> Guest {
+    let mut guest = Guest::instantiate(&ENGINE, module).unwrap();
+    for (number, chunk) in chunks.iter().enumerate() {
+        guest.import(schema, chunk, number + 1 == chunks.len()).unwrap();
+    }
+    guest
+}
+
+fn resp(words: &[&str]) -> String {
+    let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
+    format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>())
+}
+
+/// A guest says what it is, answers each command of a batch by itself, and keeps its state.
+#[test]
+fn a_guest_answers_every_command() {
+    on_guest_thread(|| {
+        let manifest = COUNTER.manifest();
+        assert_eq!((manifest.name.as_str(), manifest.schema_version), ("counter", 1));
+        let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
+        let replies = apply(&mut guest, &["1", "x", "", "41", "9223372036854775807"]);
+        let no = "!not a whole number";
+        assert_eq!(replies.unwrap(), ["1", no, no, "42", "!the total would overflow"]);
+        assert_eq!(query(&mut guest, &["", ""]), ["42", "42"]);
+        assert_eq!(apply(&mut guest, &[]).unwrap(), [] as [&str; 0]);
+        assert_eq!(apply(&mut guest, &["-2"]).unwrap(), ["40"]);
+    });
+}
+
+/// The reference guest answers by the time of the entry, and as a query only what changes nothing.
+#[test]
+fn the_reference_guest_answers() {
+    on_guest_thread(|| {
+        assert_eq!(KV.manifest().read_only, ["GET", "EXISTS", "PING"]);
+        assert!(KV.manifest().uses_time);
+        let mut guest = Guest::instantiate(&ENGINE, &KV).unwrap();
+        let set = resp(&["SET", "k", "v", "PX", "5"]);
+        let get = resp(&["GET", "k"]);
+        let replies = apply(&mut guest, &[&set, &get, "junk"]).unwrap();
+        let junk = r"!-ERR Protocol error: expected an array of bulk strings\r\n";
+        assert_eq!(replies, [r"+OK\r\n", r"$1\r\nv\r\n", junk]);
+        let refused = r"!-READONLY \'set\' writes: send it as a command, not a query\r\n";
+        assert_eq!(query(&mut guest, &[&get, &set]), [r"$1\r\nv\r\n", refused]);
+        let later = Context { time_ms: CONTEXT.time_ms + 6, ..CONTEXT };
+        let replies = guest.query(&later, Requests::of(&[&get]).batch()).unwrap();
+        assert_eq!(text(&replies), [r"$-1\r\n"]);
+    });
+}
+
+/// One million keys of 16 bytes with values of 100 stay far below 250 MiB of guest memory, after
+/// an export of them and after an import too, and come back equal.
+#[test]
+fn a_million_keys_fit() {
+    on_guest_thread(|| {
+        let mut guest = Guest::instantiate(&ENGINE, &KV).unwrap();
+        let value = "v".repeat(100);
+        for block in 0..1000 {
+            let mut requests = Requests::default();
+            for number in block * 1000..(block + 1) * 1000 {
+                // Scattered, as hashed keys are.
+                let key = format!("{:016x}", 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(number));
+                requests.push(resp(&["SET", &key, &value]).as_bytes());
+            }
+            let replies = guest.apply(&CONTEXT, requests.batch()).unwrap();
+            assert_eq!(replies.data, b"+OK\r\n".repeat(1000));
+        }
+        let (schema, chunks) = exported(&mut guest);
+        assert!(guest.memory_bytes() < 200 << 20, "{} bytes", guest.memory_bytes());
+        assert!(chunks.len() > 400, "{} chunks", chunks.len());
+        drop(guest);
+
+        let mut copy = imported(&KV, schema, &chunks);
+        assert!(copy.memory_bytes() < 200 << 20, "{} bytes", copy.memory_bytes());
+        assert!(exported(&mut copy).1 == chunks, "the copy exports something else");
+    });
+}
+
+/// A state comes back from its export, and an export that was damaged or cut is refused in words.
+#[test]
+fn a_state_comes_back_from_its_export() {
+    on_guest_thread(|| {
+        let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
+        apply(&mut guest, &["42"]).unwrap();
+        let (schema, chunks) = exported(&mut guest);
+        assert_eq!(apply(&mut guest, &["1"]).unwrap(), ["43"], "it goes on after an export");
+        let mut copy = imported(&COUNTER, schema, &chunks);
+        assert_eq!(query(&mut copy, &[""]), ["42"]);
+
+        let whole = chunks.concat();
+        let refused = |schema: u32, bytes: &[u8]| {
+            let mut fresh = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
+            fresh.import(schema, bytes, true).unwrap_err().to_string()
+        };
+        let begin = "the guest broke its contract: it refuses the import: ";
+        let early = "the export ends early, after 1 records";
+        assert_eq!(refused(schema, &whole[..whole.len() - 1]), format!("{begin}{early}"));
+        let schema_9 = "schema 9 is not one that counter imports";
+        assert_eq!(refused(9, &whole), format!("{begin}{schema_9}"));
+    });
+}
+
+/// Whoever takes an export may stop it, and the guest goes on.
+#[test]
+fn an_export_can_be_stopped() {
+    on_guest_thread(|| {
+        let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
+        assert_eq!(guest.export(&mut |_| Err(ExportStopped)), Err(ExportError::Stopped));
+        assert_eq!(apply(&mut guest, &["1"]).unwrap(), ["1"]);
+        assert_eq!(exported(&mut guest).0, 1);
+    });
+}
+
+fn hostile() -> Guest {
+    let limits = Limits {
+        fuel_per_call: 200_000_000,
+        memory_bytes_max: 64 << 20,
+        replies_bytes_max: 32 << 20,
+        ..Limits::default()
+    };
+    Guest::instantiate_with(&ENGINE, &HOSTILE, limits).unwrap()
+}
+
+/// Every way in which a guest can fail is a value, with a text that holds nothing of the host;
+/// and the same failure leaves the same fuel.
+#[test]
+fn every_failure_of_a_guest_is_a_value() {
+    let malformed = |text: &str| Failure::Malformed(text.to_owned());
+    let trapped = |text: &str| Failure::Trapped(text.to_owned());
+    let unreachable = "wasm trap: wasm `unreachable` instruction executed";
+    let rows = [
+        ("unreachable", trapped(unreachable)),
+        ("recurse in memory", trapped("wasm trap: out of bounds memory access")),
+        ("recurse", trapped("wasm trap: call stack exhausted")),
+        ("spin", Failure::OutOfFuel),
+        ("long reply", Failure::TooLarge { length: (1 << 20) + 1, limit: 1 << 20 }),
+        ("flood", Failure::TooLarge { length: (32 << 20) + 1, limit: 32 << 20 }),
+        ("no replies", malformed("0 replies to 1 requests")),
+        ("end too far", malformed("the last reply ends at 4 of 3 bytes")),
+        ("rejects another", malformed("its list of rejected requests is none of 1 requests")),
+        ("rejects twice", malformed("its list of rejected requests is none of 1 requests")),
+    ];
+    on_guest_thread(move || {
+        let falls = apply(&mut hostile(), &["falling ends", ""]).unwrap_err();
+        assert_eq!(falls, malformed("reply 1 ends before the one ahead of it"));
+        for (command, expected) in rows {
+            let mut guests = [hostile(), hostile()];
+            for guest in &mut guests {
+                assert_eq!(apply(guest, &["hello"]).unwrap(), ["hello"]);
+                assert_eq!(apply(guest, &[command]).unwrap_err(), expected, "{command}");
+            }
+            assert_eq!(guests[0].fuel_left(), guests[1].fuel_left(), "{command}");
+        }
+    });
+}
+
+/// A guest that panics says why in its failure, without folders of the machine that built it.
+#[test]
+fn a_panic_says_why() {
+    on_guest_thread(|| {
+        let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
+        let broken = Batch { data: b"12", ends: &[1] };
+        let Failure::Trapped(text) = guest.apply(&CONTEXT, broken).unwrap_err() else {
+            panic!("not a trap")
+        };
+        assert!(text.contains("it said: panicked at guest-sdk/src/runtime.rs:"), "{text}");
+        assert!(text.contains("the host sends whole batches"), "{text}");
+    });
+}
+
+/// Memory is refused at the limit and beyond what 32 bits reach, and the guest is told so: that is
+/// no failure of the host.
+#[test]
+fn memory_ends_at_its_limit() {
+    on_guest_thread(|| {
+        let mut guest = hostile();
+        let got: u64 = apply(&mut guest, &["eat memory"]).unwrap()[0].parse().unwrap();
+        assert!((50..64).contains(&got), "{got} MiB of 64");
+        assert!(guest.memory_bytes() <= 64 << 20);
+        let mut guest = hostile();
+        let refused = u32::MAX.to_string();
+        assert_eq!(apply(&mut guest, &["grow too far"]).unwrap(), [refused]);
+    });
+}
+
+/// What the system refuses, while the limit allows it, is the host's failure, and the guest does
+/// not go on with it.
+#[test]
+fn memory_that_the_system_refuses_is_the_hosts_failure() {
+    use wasmtime::ResourceLimiter;
+    let mut room = limits::Room::new("some", Limits::default());
+    room.memory_growing(0, 1 << 20, None).unwrap();
+    room.memory_grow_failed(wasmtime::Error::msg("Cannot allocate memory")).unwrap_err();
+    let reason = room.take_host_failure().unwrap();
+    assert_eq!(reason, "the memory of guest some cannot grow: Cannot allocate memory");
+    room.table_grow_failed(wasmtime::Error::msg("Cannot allocate memory")).unwrap_err();
+    assert!(room.take_host_failure().unwrap().starts_with("a table of guest some"));
+}
+
+/// A guest that logs without end is heard for some lines, and its answer does not depend on it.
+#[test]
+fn a_chatterer_is_answered() {
+    on_guest_thread(|| {
+        let mut guest = Guest::instantiate(&ENGINE, &HOSTILE).unwrap();
+        assert_eq!(apply(&mut guest, &["chatter"]).unwrap(), ["heard"]);
+    });
+}
+
+/// An export is held to the size asked for, and an import that the guest refuses says why.
+#[test]
+fn exports_and_imports_are_held_to_the_contract() {
+    on_guest_thread(|| {
+        let too_long = "an export chunk has 262145 bytes, and 262144 were asked for";
+        let failed = hostile().export(&mut |_| Ok(())).unwrap_err();
+        assert_eq!(failed, Failure::Malformed(too_long.to_owned()).into());
+        let refused = hostile().import(1, b"", true).unwrap_err();
+        let reason = "it refuses the import: it takes nothing in";
+        assert_eq!(refused, Failure::Malformed(reason.to_owned()));
+    });
+}
+
+/// Equal calls on two instances use equal fuel: replicas agree on who runs out.
+#[test]
+fn fuel_is_equal() {
+    on_guest_thread(|| {
+        let run = || {
+            let mut guest = Guest::instantiate(&ENGINE, &KV).unwrap();
+            let used = |number: u32| {
+                let set =
+                    resp(&["SET", &format!("key {}", number % 40), &"v".repeat(number as usize)]);
+                apply(&mut guest, &[&set, &resp(&["GET", "key 3"])]).unwrap();
+                (guest.fuel_left(), guest.memory_bytes())
+            };
+            (0..300).map(used).collect::<Vec<_>>()
+        };
+        assert_eq!(run(), run());
+    });
+}
+
+/// Two engines of one build have one profile, which nothing of the process enters.
+#[test]
+fn the_profile_is_the_builds() {
+    let profile = ENGINE.profile();
+    assert_eq!(profile.len(), 64);
+    assert!(profile.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')));
+    assert_eq!(profile, Engine::new().unwrap().profile());
+}
+
+/// A guest may be made on one thread and run on another.
+#[test]
+fn guests_can_be_sent() {
+    fn sendable<T: Send>(_: &T) {}
+    sendable(&Guest::instantiate(&ENGINE, &COUNTER).unwrap());
+}
