@@ -4,9 +4,9 @@
 
 use std::hint::black_box;
 
-use lockstep_guest_sdk::bindings::exports::lockstep::guest::machine as wit;
 #[cfg(target_family = "wasm")]
 use lockstep_guest_sdk::bindings;
+use lockstep_guest_sdk::bindings::exports::lockstep::guest::machine as wit;
 use lockstep_guest_sdk::{Batch, Level, log};
 
 struct Hostile;
