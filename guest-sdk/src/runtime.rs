@@ -143,7 +143,11 @@ macro_rules! export {
                 }
             }
 
+            // The names of a component's exports are none that a native linker takes.
+            #[cfg(target_family = "wasm")]
     $crate::bindings::export!(Exported with_types_in $crate::bindings);
+            #[cfg(not(target_family = "wasm"))]
+            const _: fn() -> wit::Manifest = <Exported as wit::Guest>::describe;
         };
     };
 }

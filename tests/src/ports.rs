@@ -17,17 +17,32 @@ static NEXT: Mutex<Option<u16>> = Mutex::new(None);
 /// # Panics
 /// When every port was tried in vain.
 pub fn free() -> u16 {
+    free_block(1)
+}
+
+/// The first of so many such ports in a row.
+///
+/// # Panics
+/// When every place was tried in vain.
+pub fn free_block(count: u16) -> u16 {
     let mut next = NEXT.lock().expect("no holder panics");
-    let mut port = next.unwrap_or_else(|| fastrand::u16(PORTS));
+    let mut first = next.unwrap_or_else(|| fastrand::u16(PORTS));
     for _ in PORTS {
-        let candidate = port;
-        port = if candidate + 1 < PORTS.end { candidate + 1 } else { PORTS.start };
-        *next = Some(port);
-        if TcpListener::bind(("127.0.0.1", candidate)).is_ok() {
-            return candidate;
+        if first + count > PORTS.end {
+            first = PORTS.start;
         }
+        let taken = (first..first + count).find(|port| bind(*port).is_err());
+        let Some(taken) = taken else {
+            *next = Some(first + count);
+            return first;
+        };
+        first = taken + 1;
     }
     panic!("no free port on loopback in {PORTS:?}");
+}
+
+fn bind(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(("127.0.0.1", port))
 }
 
 /// The address of a free port.

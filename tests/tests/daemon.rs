@@ -193,7 +193,8 @@ async fn dev_runs_the_main_job() {
     for nodes in ["1", "3"] {
         let cluster = Plan::new(0).start_bare().await;
         let data = cluster.directory().join("dev-data");
-        let port = ports::free().to_string();
+        // Its nodes take ports in a row, and their peers' ports 100 higher.
+        let port = ports::free_block(103).to_string();
         for (round, expected) in ["(nil)", "\"v\""].into_iter().enumerate() {
             let dev = tokio::process::Command::new(program::lockstep())
                 .args(["dev", "--nodes", nodes, "--port", &port, "--data-dir"])

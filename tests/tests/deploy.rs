@@ -70,7 +70,7 @@ async fn modules_that_are_no_guests_are_refused() {
     let whole = std::fs::read(program::guest("guest-kv")).expect("the guest can be read");
     let before = logged(&cluster).await;
     let rows: [(&str, Vec<u8>, &[&str]); 7] = [
-        ("empty", Vec::new(), &["empty"]),
+        ("empty", Vec::new(), &["component"]),
         ("text", b"this is no module".to_vec(), &["component"]),
         ("core-module", b"\0asm\x01\0\0\0".to_vec(), &["component"]),
         ("other-world", b"\0asm\x0d\0\x01\0".to_vec(), &["export"]),

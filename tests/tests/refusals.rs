@@ -15,8 +15,8 @@ async fn a_second_init_is_refused() {
     assert_eq!(membership(&cluster).await, before);
 }
 
-/// Adding a node of another cluster is refused, and so is a node that is there already, an id
-/// that is taken, and an address at which nobody answers.
+/// Adding a node of another cluster is refused, and so is an address at which nobody answers;
+/// adding a member again changes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_that_do_not_belong_are_not_added() {
     let mut cluster = Plan::new(2).start().await;
@@ -33,8 +33,8 @@ async fn nodes_that_do_not_belong_are_not_added() {
     let add = async |address: &str| {
         program::run(["cluster", "add", address, "--endpoint", &endpoint]).await
     };
-    add(&member).await.refused(&["already"]);
-    add(&endpoint).await.refused(&["already"]);
+    add(&member).await.ok();
+    add(&endpoint).await.ok();
     let nobody = lockstep_tests::ports::address();
     add(&nobody).await.refused(&[&nobody]);
 

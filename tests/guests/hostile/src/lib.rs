@@ -4,8 +4,10 @@
 
 use std::hint::black_box;
 
+#[cfg(target_family = "wasm")]
+use lockstep_guest_sdk::bindings;
 use lockstep_guest_sdk::bindings::exports::lockstep::guest::machine as wit;
-use lockstep_guest_sdk::{Batch, Level, bindings, log};
+use lockstep_guest_sdk::{Batch, Level, log};
 
 struct Hostile;
 
@@ -128,4 +130,8 @@ fn chatter() -> wit::Replies {
     one_reply(b"heard".to_vec())
 }
 
+// The names of a component's exports are none that a native linker takes.
+#[cfg(target_family = "wasm")]
 bindings::export!(Hostile with_types_in bindings);
+#[cfg(not(target_family = "wasm"))]
+const _: fn() -> wit::Manifest = <Hostile as wit::Guest>::describe;
