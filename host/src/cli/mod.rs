@@ -21,6 +21,8 @@ use clap::{Parser, Subcommand};
 
 use crate::telemetry::Format;
 
+/// What everything else logs unless told otherwise.
+const QUIET_LEVEL: &str = "warn,openraft=error";
 /// What a node logs unless told otherwise: its own events, of its libraries only what is wrong.
 const SERVE_LEVEL: &str = "info,openraft=error,chunked_wal=warn,raft_log=warn";
 
@@ -68,7 +70,7 @@ impl Cli {
         match (&self.log_level, &self.command) {
             (Some(level), _) => level,
             (None, Command::Serve(_)) => SERVE_LEVEL,
-            (None, _) => "warn",
+            (None, _) => QUIET_LEVEL,
         }
     }
 

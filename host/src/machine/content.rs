@@ -113,13 +113,13 @@ impl Machines {
             .map_err(|error| HostFailure::Stop(format!("cannot read module {digest}: {error}")))
     }
 
-    /// Builds the state from the pieces of a snapshot. The channel ends after the last piece; an
+    /// Builds the state from the pieces of a snapshot; not live yet. The channel ends after the last piece; an
     /// error in it is the reader's and ends the restore.
     pub async fn restore(
         environment: Environment,
         pieces: mpsc::Receiver<Result<Piece, String>>,
     ) -> Result<Self, HostFailure> {
-        let mut machines = Self::unpublished(environment);
+        let mut machines = Self::empty(environment);
         let mut sections = Sections { pieces, ahead: None };
         let mut complete = false;
         while let Some((kind, head)) = sections.begin().await? {
@@ -140,7 +140,6 @@ impl Machines {
             return Err(malformed("it has no tables"));
         }
         machines.check_complete()?;
-        machines.publish();
         Ok(machines)
     }
 

@@ -51,24 +51,27 @@ pub struct Machines {
     pub(super) tables: Tables,
     pub(super) staging: BTreeMap<ModuleDigest, Vec<u8>>,
     pub(super) running: BTreeMap<MachineId, Running>,
+    live: bool,
 }
 
 impl Machines {
-    /// The state before the first entry.
+    /// The state before the first entry; not live yet.
     pub fn empty(environment: Environment) -> Self {
-        let machines = Self::unpublished(environment);
-        machines.publish();
-        machines
-    }
-
-    /// As `empty`, but what can be seen from outside stays as it is.
-    pub(super) fn unpublished(environment: Environment) -> Self {
         Self {
             environment,
             tables: Tables::default(),
             staging: BTreeMap::new(),
             running: BTreeMap::new(),
+            live: false,
         }
+    }
+
+    /// Makes these the machines that are seen from outside, as of `applied`. Until then what they
+    /// do shows nowhere, so that a state under construction answers no query.
+    pub fn go_live(&mut self, applied: LogIndex) {
+        self.live = true;
+        self.publish();
+        self.advance(applied);
     }
 
     /// Applies one entry.
@@ -109,7 +112,9 @@ impl Machines {
 
     /// Notes that an entry without a proposal (blank, membership) has been applied.
     pub fn advance(&self, index: LogIndex) {
-        self.environment.directory.advance(index, self.tables.time_ms);
+        if self.live {
+            self.environment.directory.advance(index, self.tables.time_ms);
+        }
     }
 
     /// Notes the nodes that a committed membership leaves out.
@@ -289,8 +294,10 @@ impl Machines {
         u64::from_le_bytes(*digest.first_chunk().expect("32 bytes hold 8"))
     }
 
-    pub(super) fn publish(&self) {
-        self.environment.directory.publish(self.view());
+    fn publish(&self) {
+        if self.live {
+            self.environment.directory.publish(self.view());
+        }
     }
 
     fn view(&self) -> View {

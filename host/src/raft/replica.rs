@@ -184,7 +184,9 @@ impl Replica {
             return Err(Error::Parked(reason.clone()));
         }
         match metrics.current_leader {
-            Some(leader) if leader == self.shared.local.node_id() => Ok(()),
+            Some(leader) if leader == self.shared.local.node_id() => {
+                if status::is_cut_off(&metrics) { Err(Error::NoLeader) } else { Ok(()) }
+            }
             Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
                 Some(member) => Err(Error::NotLeader { leader: (leader, member.clone()) }),
                 None => Err(Error::NoLeader),

@@ -93,9 +93,7 @@ impl StateMachine {
         self.stored_membership = meta.last_membership.clone();
         self.membership = membership_from_raft(meta.last_membership.membership());
         let applied = meta.last_log_id.map(|id| id.index());
-        if let Some(index) = applied {
-            self.machines.advance(index);
-        }
+        self.machines.go_live(applied.unwrap_or(0));
         self.progress.send_replace(Progress { applied, ..Progress::default() });
     }
 
@@ -163,6 +161,7 @@ impl StateMachine {
         }
         tracing::warn!(index = target.index(), "rebuilding the machines after a failed query");
         self.finish_writing().await?;
+        // What queries see stays as it is until the new machines have caught up.
         let (meta, machines) = newest_state(&self.environment, &self.snapshots).await?;
         self.machines = machines;
         self.membership = membership_from_raft(meta.last_membership.membership());
@@ -176,7 +175,7 @@ impl StateMachine {
             }
             next = end;
         }
-        self.machines.advance(target.index());
+        self.machines.go_live(target.index());
         Ok(())
     }
 

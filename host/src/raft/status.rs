@@ -1,12 +1,17 @@
 //! What a node can say of itself without asking anybody.
 
-use openraft::ServerState;
+use std::time::Duration;
+
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::{Instant as _, ServerState};
 
 use super::replica::Shared;
 use super::type_config::{RaftLogId, TypeConfig};
 use crate::machine::{GuestHandle, Published};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
+
+/// A node that has not been heard from for so long is taken to be away.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 type Metrics = openraft::RaftMetrics<TypeConfig>;
 
@@ -180,8 +185,30 @@ pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
     view.machines.values().map(describe).collect()
 }
 
+/// Whether this node leads by name only: no majority has answered it for longer than followers
+/// wait before they elect another.
+pub(super) fn is_cut_off(metrics: &Metrics) -> bool {
+    let others = metrics.membership_config.membership().voter_ids().count() > 1;
+    others && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > SILENCE_MAX)
+}
+
+/// Nodes that this leader has not heard from lately.
+fn silent_nodes(shared: &Shared, metrics: &Metrics) -> Vec<NodeId> {
+    let this = shared.local.node_id();
+    let Some(heartbeat) = &metrics.heartbeat else { return Vec::new() };
+    let silent = heartbeat.iter().filter(|(node, heard)| {
+        **node != this && heard.is_none_or(|heard| heard.elapsed() > SILENCE_MAX)
+    });
+    silent.map(|(node, _)| *node).collect()
+}
+
 fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     let mut alarms = shared.local.alarms();
+    if is_cut_off(metrics) {
+        alarms.push("this leader cannot reach a majority: it answers nothing".to_owned());
+    }
+    let silent = silent_nodes(shared, metrics);
+    alarms.extend(silent.iter().map(|node| format!("node {node} does not answer")));
     if let Err(fatal) = &metrics.running_state {
         alarms.push(format!("the replica has stopped: {fatal}"));
     }

@@ -66,8 +66,8 @@ pub enum Error {
     /// The folder has an identity and its log is gone: the node has forgotten what it promised.
     #[error(
         "{path} is missing or empty although the node took part in a cluster: it must not vote \
-         again from a forgotten log. Repair: `lockstep cluster remove` this node on the leader, \
-         empty its data folder, and `lockstep cluster add` it again",
+         again from a forgotten log. Repair: `lockstep cluster remove` this node, empty its \
+         data folder, start it under a new id, and `lockstep cluster add` it",
         path = path.display()
     )]
     LogMissing {
