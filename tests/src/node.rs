@@ -21,7 +21,7 @@ use crate::wait::until;
 /// How long a node may take until it answers after a start, with whatever it recovers.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long one question for the status may take.
-const STATUS_LIMIT: Duration = Duration::from_secs(2);
+const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of a node's log that a failed test shows.
 const LOG_LINES_SHOWN: usize = 60;
 
@@ -215,12 +215,21 @@ impl Node {
         self.stop_by(Signal::TERM, Duration::from_secs(10)).await;
     }
 
-    /// Freezes the process: it does nothing, and does not know that time passes.
+    /// Freezes the process: once this returns, it does nothing, and does not know that time
+    /// passes.
     ///
     /// # Panics
     /// When it does not run.
-    pub fn pause(&self) {
+    pub async fn pause(&self) {
         self.signal(Signal::STOP);
+        // The signal stops one thread, when that is scheduled, and the others through it.
+        let tasks = format!("/proc/{}/task", self.child.as_ref().expect("it runs").id());
+        until("every thread to stop", Duration::from_secs(10), async || {
+            let threads = std::fs::read_dir(&tasks).map_err(|error| error.to_string())?;
+            let running = threads.flatten().find(|thread| !is_stopped(&thread.path()));
+            running.map_or(Ok(()), |thread| Err(format!("{} runs", thread.path().display())))
+        })
+        .await;
     }
 
     /// Lets a frozen process go on.
@@ -298,6 +307,13 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// True when a thread, by its folder under `/proc`, is stopped by a signal or gone.
+fn is_stopped(thread: &Path) -> bool {
+    let Ok(stat) = std::fs::read_to_string(thread.join("stat")) else { return true };
+    // The state follows the name, which stands in parentheses and may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
 }
 
 /// A status in a line, for messages.

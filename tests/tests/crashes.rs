@@ -67,7 +67,7 @@ async fn the_leader_is_frozen_under_load() {
     for _ in 0..4 {
         load.progress(100, SOON).await;
         let leader = cluster.leader().await;
-        cluster.node(leader).pause();
+        cluster.node(leader).pause().await;
         cluster.leader_other_than(leader).await;
         load.progress(20, SOON).await;
         cluster.node(leader).resume();

@@ -189,7 +189,9 @@ async fn a_deadline_is_honoured() {
     let client: Arc<Client> = Arc::new(cluster.node(leader).client());
     load::write(&client, "k", "before").await;
     let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != leader).collect();
-    others.iter().for_each(|id| cluster.node(*id).pause());
+    for id in &others {
+        cluster.node(*id).pause().await;
+    }
     let hasty = client.with_timeout(Duration::from_millis(700));
     let started = std::time::Instant::now();
     let error = hasty.execute("kv", kv::text("SET k after")).await.expect_err("nobody agrees");

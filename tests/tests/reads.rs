@@ -79,11 +79,11 @@ async fn a_frozen_leader_wakes_up_without_old_reads() {
     let cluster = Plan::new(3).start().await;
     let old = cluster.leader().await;
     load::write(&cluster.client(), "k", "before").await;
-    let at_old = cluster.node(old).client();
+    let at_old = cluster.node(old).client().with_timeout(SOON);
     // The connection is open before the freeze, so that the read waits inside the node.
     load::read(&at_old, "k", Consistency::Stale).await;
 
-    cluster.node(old).pause();
+    cluster.node(old).pause().await;
     let read = tokio::spawn(async move {
         at_old.query(kv::MACHINE, kv::text("GET k"), Consistency::Linearizable).await
     });
