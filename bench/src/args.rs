@@ -25,7 +25,8 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 3])]
     pub(crate) nodes: Vec<usize>,
     /// What clients do.
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Operation::Writes, Operation::Reads])]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    #[arg(default_values_t = [Operation::Writes, Operation::Reads])]
     pub(crate) ops: Vec<Operation>,
     /// How Lockstep's clients send it; rivals are always called unary.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Mode::Unary, Mode::Stream])]

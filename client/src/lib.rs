@@ -1,8 +1,8 @@
 //! The Lockstep client library.
 //!
-//! [`Client`] finds the leader of a cluster and follows it, keeps to deadlines, and sends again only
-//! what is certain not to have been applied. [`Stream`] multiplexes many callers on one pipelined
-//! gRPC stream. [`resp`] encodes and prints what the reference guest `kv` speaks.
+//! [`Client`] finds the leader of a cluster and follows it, keeps to deadlines, and sends again
+//! only what is certain not to have been applied. [`Stream`] multiplexes many callers on one
+//! pipelined gRPC stream. [`resp`] encodes and prints what the reference guest `kv` speaks.
 //!
 //! It does not make a command that failed with [`Outcome::Unknown`] happen exactly once: that takes
 //! a session, which this version does not have. Such an error is returned, never hidden by a retry.

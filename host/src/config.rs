@@ -32,8 +32,6 @@ pub mod limits {
     pub const MODULE_CHUNK_BYTES: usize = 512 << 10;
     /// Machines that may exist at once.
     pub const MACHINES_MAX: usize = 64;
-    /// Length of a machine name, in bytes.
-    pub const MACHINE_NAME_BYTES_MAX: usize = 64;
     /// Linear memory of one guest, in bytes.
     pub const GUEST_MEMORY_BYTES_MAX: usize = 2 << 30;
     /// Table elements of one guest.

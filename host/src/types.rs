@@ -202,3 +202,21 @@ pub enum Outcome {
     /// No machine has this id (any more).
     NoSuchMachine,
 }
+
+/// Length of a machine name, in bytes.
+pub const MACHINE_NAME_BYTES_MAX: usize = 64;
+
+/// Checks a machine name: 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`, beginning with a letter or
+/// a digit. The error is a sentence.
+pub fn check_machine_name(name: &str) -> Result<(), &'static str> {
+    if name.is_empty() || name.len() > MACHINE_NAME_BYTES_MAX {
+        return Err("a machine name has 1 to 64 characters");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
+        return Err("a machine name has only the characters a-z, A-Z, 0-9, '-', '_' and '.'");
+    }
+    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
+        return Err("a machine name begins with a letter or a digit");
+    }
+    Ok(())
+}

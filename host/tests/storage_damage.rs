@@ -1,7 +1,7 @@
 //! What a crash may leave of the log is cut; anything else that is wrong with it is refused, by
 //! file and offset. Each case is a copy of a log's files, changed, and opened.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! The data folder: one process, one node, one cluster, and an identity that cannot be mistaken.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::path::Path;
 
@@ -105,7 +105,8 @@ fn a_lost_identity_is_not_replaced() {
     }
 }
 
-/// A flipped bit in any byte of the identity, and any length it is cut to, are refused, naming the file.
+/// A flipped bit in any byte of the identity, and any length it is cut to, are refused, and the
+/// file is named.
 #[test]
 fn a_damaged_identity_is_refused() {
     let folder = tempfile::tempdir().unwrap();

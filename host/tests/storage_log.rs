@@ -1,7 +1,7 @@
 //! The log as its callers see it: what is written is read back, in order, bounded, after restarts
 //! and after failures.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::io;
 use std::path::Path;

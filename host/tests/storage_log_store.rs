@@ -1,6 +1,6 @@
 //! What the log store adds to openraft's own suite, which appends no commands and fails nothing.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,7 +1,7 @@
 //! openraft's own storage suite on the real log store, once as it runs and once with the store
 //! closed and opened again between every two calls.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::fmt::Debug;
 use std::io;

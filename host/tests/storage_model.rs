@@ -1,7 +1,7 @@
 //! The log against a model of it: any order of calls, restarts and crashes leaves what the model
 //! says.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;

@@ -1,6 +1,6 @@
 //! Snapshot files: what is written comes back, half of it is never visible, damage is named.
 
-#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::io::Read as _;
 use std::path::Path;

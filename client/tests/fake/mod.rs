@@ -1,6 +1,6 @@
-//! A node for tests: a real gRPC server in this process whose answers, and failures, a test scripts.
+//! A node for tests: a real gRPC server in this process whose answers and failures a test scripts.
 //! The tests of the command line include this file too.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use std::net::SocketAddr;
 use std::pin::Pin;

@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use super::error::{Error, sessions_unsupported};
 use crate::config::limits;
 use crate::raft;
+use crate::types;
 
 /// No request may wait for longer, whatever it asks for.
 const COMMAND_TIMEOUT_MAX: Duration = Duration::from_secs(60);
@@ -124,19 +125,9 @@ fn check_bytes(what: &'static str, bytes: &Bytes) -> Result<(), Error> {
     }
 }
 
-/// A machine's name is 1 to 64 ASCII letters, digits, `-`, `_` and `.`, the first a letter or
-/// digit: it appears in command lines, logs and metrics.
+/// The name of a machine, as `types::check_machine_name` has it.
 pub(super) fn check_machine_name(name: &str) -> Result<(), Error> {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    let starts_well = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    if starts_well && name.len() <= limits::MACHINE_NAME_BYTES_MAX && name.bytes().all(allowed) {
-        return Ok(());
-    }
-    Err(invalid(format!(
-        "{name:?} cannot be a machine's name: use 1 to {} letters, digits, `-`, `_` and `.`, \
-         beginning with a letter or digit",
-        limits::MACHINE_NAME_BYTES_MAX
-    )))
+    types::check_machine_name(name).map_err(|reason| invalid(format!("{name:?}: {reason}")))
 }
 
 /// A malformed request.

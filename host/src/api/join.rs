@@ -115,8 +115,8 @@ fn examine_known(
     }
     Err(Error::Refused(format!(
         "node id {id} is a member already, with another disk than the node at {client_addr} has. \
-         Start the new node with an id of its own on an empty data folder, and add it; if the other \
-         disk is gone, `lockstep cluster remove {id}`"
+         Start the new node with an id of its own on an empty data folder, and add it; if the \
+         other disk is gone, `lockstep cluster remove {id}`"
     )))
 }
 

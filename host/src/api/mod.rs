@@ -1,5 +1,5 @@
 //! gRPC for clients and operators. It checks what comes in once, hands it to the replica, and turns
-//! what comes out into replies and errors. It decides nothing about the cluster, with one exception:
+//! what comes out into replies and errors. It decides nothing about the cluster, but for one thing:
 //! [`join`] asks a new node who it is before the replica adds it.
 //!
 //! The only module besides `raft::network` that knows tonic.

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use super::endpoint::Endpoint;
 use super::view;
 use crate::config::limits;
+use crate::types::check_machine_name;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -62,6 +63,11 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
 async fn create(name: &str, file: PathBuf, endpoint: Endpoint) -> anyhow::Result<()> {
     let client = endpoint.client()?;
     let module = read_module(&file)?;
+    // Asked before a module is sent that would serve for nothing.
+    check_machine_name(name).map_err(anyhow::Error::msg)?;
+    if client.list_machines().await?.iter().any(|machine| machine.name == name) {
+        bail!("a machine named {name:?} exists already");
+    }
     let digest = client.upload_module(module).await?;
     let machine = client.create_machine(name, digest).await?;
     let (id, digest) = (machine.id, view::hex(&machine.module_digest));

@@ -113,8 +113,8 @@ impl Machines {
             .map_err(|error| HostFailure::Stop(format!("cannot read module {digest}: {error}")))
     }
 
-    /// Builds the state from the pieces of a snapshot; not live yet. The channel ends after the last piece; an
-    /// error in it is the reader's and ends the restore.
+    /// Builds the state from the pieces of a snapshot; not live yet. The channel ends after the
+    /// last piece; an error in it is the reader's and ends the restore.
     pub async fn restore(
         environment: Environment,
         pieces: mpsc::Receiver<Result<Piece, String>>,

@@ -149,6 +149,7 @@ fn run(
             return;
         }
     };
+    memory_bytes.store(instance.memory_bytes(), Ordering::Relaxed);
     // Nobody waits only when the node is stopping.
     let _ = started.send(Ok(()));
     for request in requests {

@@ -21,7 +21,9 @@ pub use library::{MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub(crate) use machines::{outcome_of, push_replies};
 pub use proposal::Proposal;
-pub use tables::{ModuleRecord, Refusal, check_machine_name};
+pub use tables::{ModuleRecord, Refusal};
+
+pub use crate::wasm::Context;
 
 use crate::types::{MachineId, Outcome};
 

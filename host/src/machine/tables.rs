@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::proposal::{ModuleChunk, ModuleReport};
 use crate::config::limits;
-use crate::types::{MachineId, Membership, ModuleDigest, NodeId, TimeMs};
+use crate::types::{MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name};
 
 /// Everything replicated but guest memory and module bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,22 +72,6 @@ pub enum Refusal {
     BadChunk(String),
 }
 
-/// Checks a machine name: 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`, beginning with a letter or
-/// a digit.
-pub fn check_machine_name(name: &str) -> Result<(), Refusal> {
-    let invalid = |reason: &str| Err(Refusal::InvalidName(reason.to_owned()));
-    if name.is_empty() || name.len() > limits::MACHINE_NAME_BYTES_MAX {
-        return invalid("a machine name has 1 to 64 characters");
-    }
-    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)) {
-        return invalid("a machine name has only the characters a-z, A-Z, 0-9, '-', '_' and '.'");
-    }
-    if !name.starts_with(|first: char| first.is_ascii_alphanumeric()) {
-        return invalid("a machine name begins with a letter or a digit");
-    }
-    Ok(())
-}
-
 impl Tables {
     /// Moves the time on, never back.
     pub fn advance_time(&mut self, time_ms: TimeMs) -> TimeMs {
@@ -138,7 +122,8 @@ impl Tables {
         digest: &ModuleDigest,
         membership: &Membership,
     ) -> Result<(), Refusal> {
-        check_machine_name(name)?;
+        let invalid = |reason: &str| Refusal::InvalidName(reason.to_owned());
+        check_machine_name(name).map_err(invalid)?;
         if self.machines.values().any(|machine| machine.name == name) {
             return Err(Refusal::NameTaken(name.to_owned()));
         }

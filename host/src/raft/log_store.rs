@@ -6,7 +6,7 @@
 //!
 //! **Invariant:** the log keeps the order of the calls, so a vote that is saved before an append
 //! is on disk before it.
-//! **Invariant:** every callback of openraft is called, also after a failure (`storage::FlushDone`).
+//! **Invariant:** every callback of openraft is called, after a failure too (`storage::FlushDone`).
 
 use std::fmt::Debug;
 use std::io;

@@ -11,8 +11,8 @@ use super::status::{self, MachineStatus};
 use super::type_config::EntryBytes;
 use crate::config::limits;
 use crate::machine::proposal::ModuleChunk;
-use crate::machine::{Proposal, Refusal, Response, check_machine_name};
-use crate::types::{LogIndex, ModuleDigest};
+use crate::machine::{Proposal, Refusal, Response};
+use crate::types::{LogIndex, ModuleDigest, check_machine_name};
 
 /// Time between two looks at what the voters reported.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -26,8 +26,13 @@ impl Replica {
     ) -> Result<ModuleDigest, Error> {
         self.check_leader()?;
         self.shared.space.check()?;
-        self.check_module(module.clone()).await?;
         let digest = ModuleDigest(Sha256::digest(&module).into());
+        let view = self.shared.directory.view();
+        if view.modules.get(&digest).is_some_and(|record| record.staged == record.length) {
+            self.wait_ready(digest, deadline).await?;
+            return Ok(digest);
+        }
+        self.check_module(module.clone()).await?;
         for (number, piece) in module.chunks(limits::MODULE_CHUNK_BYTES).enumerate() {
             let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
             let chunk = ModuleChunk {
@@ -82,7 +87,7 @@ impl Replica {
         module: ModuleDigest,
         deadline: Instant,
     ) -> Result<MachineStatus, Error> {
-        check_machine_name(name).map_err(|refusal| Error::Invalid(refusal.to_string()))?;
+        check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
         self.check_leader()?;
         self.shared.space.check()?;
         self.wait_ready(module, deadline).await?;

@@ -17,6 +17,8 @@ use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
 const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// A voter that answered within this time is taken to be there.
 const HEARD_LATELY: Duration = Duration::from_millis(500);
+/// A committed membership shows in the metrics within this time.
+const MEMBERSHIP_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// A learner this close to the leader's log is caught up, in entries.
 const CAUGHT_UP_ENTRIES: LogIndex = 100;
 
@@ -112,32 +114,29 @@ impl Replica {
     }
 
     async fn wait_caught_up(&self, node: NodeId, deadline: Instant) -> Result<(), Error> {
-        let mut metrics = self.shared.raft.metrics();
-        loop {
-            {
-                let now = metrics.borrow_watched();
-                if now.membership_config.membership().get_node(&node).is_none() {
-                    return Err(Error::Refused(format!("node {node} is not in the cluster")));
-                }
-                let Some(replication) = &now.replication else { return Err(Error::NoLeader) };
-                let matched = replication.get(&node).copied().flatten().map(|id| id.index());
-                let last = now.last_log_index.unwrap_or(0);
-                if matched.is_some_and(|matched| matched + CAUGHT_UP_ENTRIES >= last) {
-                    return Ok(());
-                }
-            }
-            let changed = tokio::time::timeout_at(deadline.into(), metrics.changed()).await;
-            match changed {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) => return Err(Error::ShuttingDown),
-                Err(_) => {
-                    return Err(Error::Refused(format!(
-                        "node {node} has not caught up with the log yet: it stays a learner; \
-                         promote it later"
-                    )));
-                }
-            }
-        }
+        // A node that was just added may show in the metrics a moment later.
+        let raft = &self.shared.raft;
+        let known = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            metrics.membership_config.membership().get_node(&node).is_some()
+        };
+        let seen = raft.wait(Some(MEMBERSHIP_SEEN_WITHIN)).metrics(known, "node known").await;
+        seen.map_err(|_| Error::Refused(format!("node {node} is not in the cluster")))?;
+        let caught_up = |metrics: &openraft::RaftMetrics<TypeConfig>| {
+            let Some(replication) = &metrics.replication else { return true };
+            let matched = replication.get(&node).copied().flatten().map(|id| id.index());
+            let last = metrics.last_log_index.unwrap_or(0);
+            matched.is_some_and(|matched| matched + CAUGHT_UP_ENTRIES >= last)
+        };
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        let waited = raft.wait(Some(remaining)).metrics(caught_up, "the node has caught up").await;
+        let metrics = waited.map_err(|_| {
+            Error::Refused(format!(
+                "node {node} has not caught up with the log yet: it stays a learner; promote it \
+                 later"
+            ))
+        })?;
+        // Without replication this node no longer leads.
+        if metrics.replication.is_some() { Ok(()) } else { Err(Error::NoLeader) }
     }
 
     /// Takes a node out of the cluster. A leader that removes itself steps down.

@@ -18,10 +18,9 @@ use super::replica::Answered;
 use super::type_config::EntryBytes;
 use crate::config::limits;
 use crate::machine::{
-    CallFailure, Directory, GuestHandle, Proposal, Queries, View, outcome_of, push_replies,
+    CallFailure, Context, Directory, GuestHandle, Proposal, Queries, View, outcome_of, push_replies,
 };
 use crate::types::TimeMs;
-use crate::wasm::Context;
 
 type Answer = Result<Answered, Error>;
 

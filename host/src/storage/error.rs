@@ -83,7 +83,8 @@ pub enum Error {
     },
     /// The disk has less room than the reserve; nothing was written.
     #[error(
-        "the disk that holds {path} has {free_bytes} bytes free, and {reserve_bytes} are in reserve",
+        "the disk that holds {path} has {free_bytes} bytes free, and {reserve_bytes} are kept in \
+         reserve",
         path = path.display()
     )]
     Full {

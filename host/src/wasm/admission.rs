@@ -66,6 +66,9 @@ pub(super) fn inspect(bytes: &[u8], limits: &Limits) -> Result<(), Error> {
     if bytes.len() > MODULE_BYTES_MAX {
         return Err(Error::TooLong { length: bytes.len(), limit: MODULE_BYTES_MAX });
     }
+    if !bytes.starts_with(b"\0asm") {
+        return Err(Error::NotComponent("it does not begin as WebAssembly does".to_owned()));
+    }
     let mut shape = Shape::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let malformed = |error: wasmparser::BinaryReaderError| {

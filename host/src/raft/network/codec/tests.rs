@@ -78,7 +78,8 @@ prop_compose! {
         commit in option::of(any_log_id()),
         later_terms in 0..3u64,
     ) -> AppendEntriesRequest<TypeConfig> {
-        let previous = previous.map(|(term, node, index)| LogId { term, node: NodeId(node), index });
+        let log_id = |(term, node, index)| LogId { term, node: NodeId(node), index };
+        let previous = previous.map(log_id);
         let mut term = previous.map_or(0, |id| id.term);
         let first = previous.map_or(0, |id| id.index + 1);
         let entries: Vec<Entry> = (first..).zip(steps).map(|(index, (step, node, payload))| {
@@ -127,9 +128,14 @@ proptest! {
     }
 
     #[test]
-    fn answers_survive_the_wire(id in any_log_id(), other in option::of(any_log_id()), vote in any_vote()) {
+    fn answers_survive_the_wire(
+        id in any_log_id(),
+        other in option::of(any_log_id()),
+        vote in any_vote(),
+    ) {
         let (id, other, vote) = (log_id_to_raft(id), other.map(log_id_to_raft), vote_to_raft(vote));
-        for result in [Ok(other), Err(StreamAppendError::Conflict(id)), Err(StreamAppendError::HigherVote(vote))] {
+        let conflict = Err(StreamAppendError::Conflict(id));
+        for result in [Ok(other), conflict, Err(StreamAppendError::HigherVote(vote))] {
             prop_assert_eq!(decode_append_result(&encode_append_result(&result)).unwrap(), result);
         }
         for result in [
@@ -137,7 +143,8 @@ proptest! {
             Err(TransferLeaderError::VoteChanged { expected: vote, actual: vote }),
             Err(TransferLeaderError::LogNotFlushed { expected: Some(id), actual: other }),
         ] {
-            prop_assert_eq!(decode_transfer_result(&encode_transfer_result(&result)).unwrap(), result);
+            let decoded = decode_transfer_result(&encode_transfer_result(&result));
+            prop_assert_eq!(decoded.unwrap(), result);
         }
         let result = VoteResponse::new(vote, other, true);
         prop_assert_eq!(decode_vote_result(&encode_vote_result(&result)).unwrap(), result);
@@ -185,7 +192,10 @@ proptest! {
 
     /// Bytes with a true checksum get past the first check, so the decoders behind it see them.
     #[test]
-    fn garbage_never_panics(body in vec(prop_oneof![0..3u8, any::<u8>()], 0..200), entries in vec(vec(any::<u8>(), 0..20), 0..4)) {
+    fn garbage_never_panics(
+        body in vec(prop_oneof![0..3u8, any::<u8>()], 0..200),
+        entries in vec(vec(any::<u8>(), 0..20), 0..4),
+    ) {
         let entries: Vec<Bytes> = entries.into_iter().map(Bytes::from).collect();
         decode_everything(&sealed(&body, &[]));
         decode_everything(&body);
