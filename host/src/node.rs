@@ -266,7 +266,8 @@ impl Wiring {
         let directory = Arc::clone(&self.environment.directory);
         let (proposer, proposing) =
             Proposer::new(raft.clone(), Arc::clone(&directory), now_ms, &config.file);
-        let (reader, reading) = Reader::new(raft.clone(), Arc::clone(&directory), now_ms);
+        let (reader, reading) =
+            Reader::new(raft.clone(), Arc::clone(&directory), Arc::clone(&self.space), now_ms);
         let checkpoints = CheckpointTask::new(
             raft.clone(),
             Arc::clone(&self.snapshots),

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::Raft;
 use super::error::Error;
 use super::replica::Answered;
+use super::space::Space;
 use super::type_config::EntryBytes;
 use crate::config::limits;
 use crate::machine::{
@@ -47,15 +48,21 @@ pub struct Reader {
 pub struct ReaderTask {
     raft: Raft,
     directory: Arc<Directory>,
+    space: Arc<Space>,
     clock: fn() -> TimeMs,
     queue: mpsc::Receiver<Waiting>,
 }
 
 impl Reader {
     /// A queue and the task that empties it.
-    pub fn new(raft: Raft, directory: Arc<Directory>, clock: fn() -> TimeMs) -> (Self, ReaderTask) {
+    pub fn new(
+        raft: Raft,
+        directory: Arc<Directory>,
+        space: Arc<Space>,
+        clock: fn() -> TimeMs,
+    ) -> (Self, ReaderTask) {
         let (sender, queue) = mpsc::channel(QUEUE_MAX);
-        (Self { queue: sender }, ReaderTask { raft, directory, clock, queue })
+        (Self { queue: sender }, ReaderTask { raft, directory, space, clock, queue })
     }
 
     /// Asks a machine for an answer that reflects everything acknowledged before this call.
@@ -97,10 +104,11 @@ impl ReaderTask {
         self.keep_time(waiting).await
     }
 
-    /// A guest that uses time is asked at a time that does not lag.
+    /// A guest that uses time is asked at a time that does not lag, unless the disk is nearly full:
+    /// then nothing is appended, and reads go on at the time of the last entry.
     async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
         let now = (self.clock)();
-        if now < self.directory.time_ms() + TICK_LAG_MS {
+        if now < self.directory.time_ms() + TICK_LAG_MS || self.space.check().is_err() {
             return Ok(());
         }
         let view = self.directory.view();
