@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 use super::HostFailure;
 use super::guest_thread::{CallFailure, ImportChunk};
+use super::kept::{self, Previous};
 use super::machines::{Environment, Machines};
 use super::tables::MachineRecord;
 use crate::types::{LogIndex, MachineId, ModuleDigest};
@@ -26,6 +27,9 @@ pub const SECTION_EXPORT: u8 = 2;
 pub const SECTION_EXPORT_END: u8 = 3;
 /// Section of the tables: one chunk. The last section, because an export can change the tables.
 pub const SECTION_TABLES: u8 = 4;
+/// Section of a parked machine: its last complete export, laid out as `SECTION_EXPORT` and carried
+/// from snapshot to snapshot (`kept`).
+pub const SECTION_KEPT: u8 = 5;
 
 /// What a snapshot is made of, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +65,7 @@ impl Machines {
     pub async fn capture(
         &mut self,
         index: LogIndex,
+        previous: Option<Previous>,
         pieces: &mpsc::Sender<Piece>,
     ) -> Result<(), HostFailure> {
         for (digest, record) in &self.tables.modules {
@@ -74,6 +79,10 @@ impl Machines {
         let machines: Vec<MachineId> = self.running.keys().copied().collect();
         for machine in machines {
             self.capture_guest(machine, index, pieces).await?;
+        }
+        let parked = self.tables.parked_machines();
+        if let Some(previous) = previous.filter(|_| !parked.is_empty()) {
+            kept::carry(&parked, &previous, pieces).await?;
         }
         send_section(pieces, SECTION_TABLES, [encode(&self.tables)]).await?;
         send(pieces, Piece::End).await
@@ -120,7 +129,7 @@ impl Machines {
         pieces: mpsc::Receiver<Result<Piece, String>>,
     ) -> Result<Self, HostFailure> {
         let mut machines = Self::empty(environment);
-        let mut sections = Sections { pieces, ahead: None };
+        let mut sections = Sections::new(pieces);
         let mut complete = false;
         while let Some((kind, head)) = sections.begin().await? {
             if complete {
@@ -129,6 +138,8 @@ impl Machines {
             match kind {
                 SECTION_MODULE => machines.restore_module(decode(&head)?, &mut sections).await?,
                 SECTION_EXPORT => machines.restore_guest(decode(&head)?, &mut sections).await?,
+                // What is kept of a parked machine stays in the file.
+                SECTION_KEPT | SECTION_EXPORT_END => while sections.chunk().await?.is_some() {},
                 SECTION_TABLES => {
                     machines.tables = decode(&head)?;
                     complete = true;
@@ -219,12 +230,16 @@ impl Machines {
 }
 
 /// Reads pieces section by section.
-struct Sections {
+pub(super) struct Sections {
     pieces: mpsc::Receiver<Result<Piece, String>>,
     ahead: Option<Piece>,
 }
 
 impl Sections {
+    pub(super) fn new(pieces: mpsc::Receiver<Result<Piece, String>>) -> Self {
+        Self { pieces, ahead: None }
+    }
+
     async fn next(&mut self) -> Result<Option<Piece>, HostFailure> {
         match self.ahead.take() {
             Some(piece) => Ok(Some(piece)),
@@ -233,7 +248,7 @@ impl Sections {
     }
 
     /// The next section's kind and first chunk, or none where the snapshot ends.
-    async fn begin(&mut self) -> Result<Option<(u8, Vec<u8>)>, HostFailure> {
+    pub(super) async fn begin(&mut self) -> Result<Option<(u8, Vec<u8>)>, HostFailure> {
         let kind = match self.next().await? {
             None => return Ok(None),
             Some(Piece::Begin(kind)) => kind,
@@ -244,7 +259,7 @@ impl Sections {
     }
 
     /// The next chunk of the section, or none where it ends.
-    async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
         match self.next().await? {
             Some(Piece::Chunk(chunk)) => Ok(Some(chunk)),
             other => {
@@ -281,9 +296,19 @@ async fn send_section<const N: usize>(
     Ok(())
 }
 
-async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), HostFailure> {
+pub(super) async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), HostFailure> {
     let stopped = |_| HostFailure::Stop("the snapshot's writer stopped".to_owned());
     pieces.send(piece).await.map_err(stopped)
+}
+
+/// The machine whose export has this head.
+pub(super) fn machine_of_export(head: &[u8]) -> Result<MachineId, HostFailure> {
+    decode::<ExportHead>(head).map(|head| head.machine)
+}
+
+/// The chunk of the section that ends a machine's export.
+pub(super) fn export_end_of(machine: MachineId) -> Vec<u8> {
+    encode(&machine)
 }
 
 fn encode(value: &impl Serialize) -> Vec<u8> {

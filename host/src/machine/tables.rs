@@ -136,6 +136,12 @@ impl Tables {
         }
     }
 
+    /// Machines that apply nothing any more.
+    pub fn parked_machines(&self) -> BTreeSet<MachineId> {
+        let parked = self.machines.iter().filter(|(_, record)| record.parked.is_some());
+        parked.map(|(id, _)| *id).collect()
+    }
+
     /// Notes nodes that left the membership: their ids are spent.
     pub fn retire_missing(&mut self, before: &Membership, now: &Membership) {
         let gone = before.members.keys().filter(|node| !now.members.contains_key(node));

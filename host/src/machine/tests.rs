@@ -88,6 +88,19 @@ impl Node {
 
     /// Everything a snapshot of this node would hold.
     async fn capture(&mut self) -> Vec<Piece> {
+        self.capture_after(None).await
+    }
+
+    /// The same, after a snapshot that holds `previous`.
+    async fn capture_after(&mut self, previous: Option<Vec<Piece>>) -> Vec<Piece> {
+        let previous = previous.map(|pieces| -> Previous {
+            Box::new(move || {
+                let (sender, receiver) = mpsc::channel(pieces.len());
+                let pieces = pieces.iter().filter(|piece| **piece != Piece::End);
+                pieces.for_each(|piece| sender.try_send(Ok(piece.clone())).unwrap());
+                receiver
+            })
+        });
         let (sender, mut receiver) = mpsc::channel(1);
         let collect = async {
             let mut pieces = Vec::new();
@@ -97,7 +110,7 @@ impl Node {
             pieces
         };
         let capture = async {
-            let captured = self.machines.capture(self.index, &sender).await;
+            let captured = self.machines.capture(self.index, previous, &sender).await;
             drop(sender);
             captured
         };
@@ -185,6 +198,39 @@ async fn a_failing_export_parks_its_machine() {
     let mut restored = node.restored(pieces).await.unwrap();
     assert_eq!(restored.execute(hostile, &["echo"]).await, parked);
     assert_eq!(restored.execute(counter, &["1"]).await, [accepted("6")]);
+}
+
+/// The last complete export of a machine that is parked goes from snapshot to snapshot, whole and
+/// once, and a node that restores one of them keeps the machine parked.
+#[tokio::test]
+async fn a_parked_machine_keeps_its_last_state_in_snapshots() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    node.execute(counter, &["41"]).await;
+    let good = node.capture().await;
+    let export: Vec<Piece> = good
+        .iter()
+        .skip_while(|piece| **piece != Piece::Begin(content::SECTION_EXPORT))
+        .skip(1)
+        .take_while(|piece| **piece != Piece::Begin(content::SECTION_TABLES))
+        .cloned()
+        .collect();
+    node.machines.park(counter, 9, wasm::Failure::OutOfFuel).unwrap();
+    let mut snapshot = good;
+    for _ in 0..3 {
+        snapshot = node.capture_after(Some(snapshot)).await;
+        let kept: Vec<Piece> = snapshot
+            .iter()
+            .skip_while(|piece| **piece != Piece::Begin(content::SECTION_KEPT))
+            .skip(1)
+            .take_while(|piece| **piece != Piece::Begin(content::SECTION_TABLES))
+            .cloned()
+            .collect();
+        assert_eq!(kept, export);
+        let mut restored = node.restored(snapshot.clone()).await.unwrap();
+        let outcome = restored.execute(counter, &["1"]).await;
+        assert!(matches!(&outcome[0], Outcome::Parked(_)), "{outcome:?}");
+    }
 }
 
 /// A module half staged, machines and their states come back from a capture as they were.

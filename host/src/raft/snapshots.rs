@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::convert::{log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft};
 use super::type_config::{RaftLogId, RaftSnapshotMeta, RaftStoredMembership};
 use crate::machine::content::Piece;
-use crate::machine::{Environment, HostFailure, Machines};
+use crate::machine::{Environment, HostFailure, Machines, Previous};
 use crate::storage::Error;
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{LogId, LogIndex, Membership};
@@ -80,6 +80,18 @@ impl Snapshots {
     /// Why the last snapshot could not be written, while that is so.
     pub fn alarm(&self) -> Option<String> {
         self.alarm.lock().expect("no holder panics").clone()
+    }
+
+    /// The newest snapshot as pieces, for what the next one carries on.
+    pub fn previous(&self) -> Option<Previous> {
+        let snapshot = self.dir.newest()?;
+        Some(Box::new(move || {
+            let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+            let reader = snapshot.clone();
+            // It ends with the receiver.
+            tokio::task::spawn_blocking(move || read(&reader, &sender));
+            pieces
+        }))
     }
 
     /// Begins a snapshot of the state as of `last`, written by a thread of its own.

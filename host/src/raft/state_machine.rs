@@ -206,7 +206,7 @@ impl StateMachine {
         let (pieces, mut receiver) = mpsc::channel(1);
         let drain = async { while receiver.recv().await.is_some() {} };
         let capture = async {
-            let captured = self.machines.capture(index, &pieces).await;
+            let captured = self.machines.capture(index, None, &pieces).await;
             drop(pieces);
             captured
         };
@@ -234,7 +234,8 @@ impl StateMachine {
         }
         self.rebuild().await?;
         let capture = self.snapshots.begin(log_id, &self.stored_membership);
-        let captured = self.machines.capture(log_id.index(), &capture.pieces).await;
+        let previous = self.snapshots.previous();
+        let captured = self.machines.capture(log_id.index(), previous, &capture.pieces).await;
         drop(capture.pieces);
         let writing = tokio::spawn(finish(Arc::clone(&self.snapshots), capture.written));
         match captured {
