@@ -250,6 +250,8 @@ impl Client {
         // A long call may take long, but a node that isn't there is not waited for any longer than
         // by a short one.
         let connected_until = call.deadline.min(Instant::now() + self.options.timeout);
+        // What a node that is there says tells more than that another is not.
+        let mut answered = None;
         loop {
             let link = self.routes.link(call.route);
             let error = match self.once(&link, call.deadline, &mut attempt).await {
@@ -265,7 +267,11 @@ impl Client {
                 _ => call.deadline,
             };
             if !self.may_repeat(call, &error) || !retry.pause(&error, until).await {
-                return Err(error);
+                let absent = error.reason == reason::UNREACHABLE;
+                return Err(answered.filter(|_| absent).unwrap_or(error));
+            }
+            if error.reason != reason::UNREACHABLE {
+                answered = Some(error);
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::raft::modules::ModuleTask;
 use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::proposer::Proposer;
 use crate::raft::reader::Reader;
+use crate::raft::recovery::watch_recovery;
 use crate::raft::replica::{Replica, Shared};
 use crate::raft::snapshots::Snapshots;
 use crate::raft::space::Space;
@@ -31,7 +32,7 @@ use crate::raft::state_machine::{Progress, StateMachine};
 use crate::storage::modules::ModuleStore;
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{self, DataDir, Log, LogConfig};
-use crate::types::{ClusterId, Member, ModuleDigest, TimeMs};
+use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
 use crate::wasm::Engine;
 
 /// How long servers may take to finish what is under way once the node stops.
@@ -198,6 +199,7 @@ struct Wiring {
     snapshots: Arc<Snapshots>,
     incoming: SnapshotDir,
     space: Arc<Space>,
+    last_at_start: Option<LogIndex>,
     staged: mpsc::UnboundedReceiver<ModuleDigest>,
     progress: watch::Receiver<Progress>,
 }
@@ -227,6 +229,7 @@ impl Wiring {
         let network = Network::new(Arc::clone(&local), &config.file.peer_reach);
         let incoming = snapshots.clone();
         let snapshots = Arc::new(Snapshots::new(snapshots));
+        let last_at_start = log.state()?.last.map(|last| last.index);
         let log = LogStore::new(log);
         let (progress_sender, progress) = watch::channel(Progress::default());
         let state_machine = StateMachine::open(
@@ -253,6 +256,7 @@ impl Wiring {
             snapshots,
             incoming,
             space,
+            last_at_start,
             staged,
             progress,
         })
@@ -284,7 +288,10 @@ impl Wiring {
         let handler =
             Arc::new(PeerHandler::new(raft.clone(), Arc::clone(&self.local), self.incoming));
         let space = Arc::clone(&self.space);
+        let (recovered_sender, recovered) = watch::channel(false);
+        let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
         let replica = Replica::new(Shared {
+            recovered,
             local: self.local,
             member: self.member,
             raft: raft.clone(),
@@ -298,6 +305,7 @@ impl Wiring {
         tasks.spawn(finishes(proposing.run()));
         tasks.spawn(finishes(reading.run()));
         tasks.spawn(finishes(checkpoints.run()));
+        tasks.spawn(finishes(recovery));
         tasks.spawn(finishes(modules.run()));
         tasks.spawn(finishes(async move { space.run().await }));
         tasks.spawn(serve_peers(peers, handler, stopped.clone()));

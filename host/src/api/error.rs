@@ -90,6 +90,7 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
     match error {
         NotLeader { .. } => (Code::Unavailable, reason::NOT_LEADER),
         NoLeader => (Code::Unavailable, reason::NO_LEADER),
+        Recovering => (Code::Unavailable, reason::RECOVERING),
         Uninitialized => (Code::FailedPrecondition, reason::UNINITIALIZED),
         Overloaded => (Code::ResourceExhausted, reason::OVERLOADED),
         DiskFull { .. } => (Code::ResourceExhausted, reason::DISK_FULL),
@@ -179,6 +180,7 @@ mod tests {
         let rows = [
             (NotLeader { leader: leader() }, Code::Unavailable, "NOT_LEADER", not_applied),
             (NoLeader, Code::Unavailable, "NO_LEADER", not_applied),
+            (Recovering, Code::Unavailable, "RECOVERING", not_applied),
             (Uninitialized, Code::FailedPrecondition, "UNINITIALIZED", not_applied),
             (Overloaded, Code::ResourceExhausted, "OVERLOADED", not_applied),
             (DiskFull { free: 1, reserve: 2 }, Code::ResourceExhausted, "DISK_FULL", not_applied),

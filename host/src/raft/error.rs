@@ -28,6 +28,9 @@ pub enum Error {
     /// No leader is known (an election, a lost quorum); try again.
     #[error("no leader is known: an election is under way, or a majority cannot be reached")]
     NoLeader,
+    /// The node has restarted and not applied again all that it may have shown before.
+    #[error("this node has just started and is still catching up: try again")]
+    Recovering,
     /// The node was never in a cluster.
     #[error("this node is in no cluster yet: run `lockstep cluster init`, or add it to one")]
     Uninitialized,

@@ -11,6 +11,7 @@ pub mod modules;
 pub mod network;
 pub mod proposer;
 pub mod reader;
+pub mod recovery;
 pub mod replica;
 pub mod snapshots;
 pub mod space;

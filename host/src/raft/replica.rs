@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
+use tokio::sync::watch;
 
 use super::error::Error;
 use super::network::Local;
@@ -48,6 +49,8 @@ pub struct Shared {
     pub snapshots: SharedSnapshots,
     /// Room on disk.
     pub space: Arc<Space>,
+    /// True once reads here cannot go back behind what was read before a restart.
+    pub recovered: watch::Receiver<bool>,
 }
 
 /// A committed command: what it came to, and where it stands in the log.
@@ -127,6 +130,7 @@ impl Replica {
                     self.check_leader()?;
                     self.shared.reader.query(machine.to_owned(), query).await
                 }
+                Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
                 Consistency::Stale => {
                     let (raft, directory) = (self.shared.raft.clone(), &self.shared.directory);
                     query_stale(raft, Arc::clone(directory), machine, &query).await
