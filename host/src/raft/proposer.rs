@@ -135,6 +135,9 @@ impl ProposerTask {
                 Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
                 first = self.queue.recv(), if room => {
                     let Some(first) = first else { break };
+                    // Answers to one entry bring many commands at once: let those that are here
+                    // already be queued, so that they share the next entry.
+                    tokio::task::yield_now().await;
                     let waiting = self.gather(first);
                     if !waiting.is_empty() {
                         in_flight.push(self.submit(waiting).await);
