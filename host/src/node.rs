@@ -38,6 +38,9 @@ use crate::wasm::Engine;
 /// How long servers may take to finish what is under way once the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long openraft may take to look at the log it was given.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// A running node.
 pub struct Node {
     replica: Replica,
@@ -241,6 +244,12 @@ impl Wiring {
         .await?;
         let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
+        // Nobody is served before openraft says what it found on disk: until then it shows an
+        // empty log and no membership.
+        raft.wait(Some(START_TIMEOUT))
+            .metrics(|metrics| metrics.last_log_index >= last_at_start, "the log is known")
+            .await
+            .context("the replica did not start")?;
         let member = Member {
             peer_addr: config.peer_addr.to_string(),
             client_addr: config.client_addr.to_string(),

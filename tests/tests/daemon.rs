@@ -8,6 +8,7 @@ use lockstep_tests::cluster::{Plan, SOON};
 use lockstep_tests::wait::until;
 use lockstep_tests::{files, load, ports, program};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -196,7 +197,7 @@ async fn dev_runs_the_main_job() {
         // Its nodes take ports in a row, and their peers' ports 100 higher.
         let port = ports::free_block(103).to_string();
         for (round, expected) in ["(nil)", "\"v\""].into_iter().enumerate() {
-            let dev = tokio::process::Command::new(program::lockstep())
+            let mut dev = tokio::process::Command::new(program::lockstep())
                 .args(["dev", "--nodes", nodes, "--port", &port, "--data-dir"])
                 .arg(&data)
                 .arg("--guest")
@@ -208,6 +209,17 @@ async fn dev_runs_the_main_job() {
                 .expect("lockstep can be started");
             let id = dev.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
             let end = EndOnDrop(id.expect("it runs"));
+            let mut lines = BufReader::new(dev.stdout.take().expect("it is piped")).lines();
+            let ready = async {
+                let mut printed = String::new();
+                while !(printed.contains("lockstep kv") && printed.contains("SET")) {
+                    let line = lines.next_line().await.expect("its output can be read");
+                    let line = line.unwrap_or_else(|| panic!("it ended after printing: {printed}"));
+                    printed.push_str(&line);
+                }
+            };
+            let typed = tokio::time::timeout(SOON, ready).await;
+            typed.expect("it says soon what to type next");
             let endpoint = format!("127.0.0.1:{port}");
             let get = until("the machine kv", SOON, async || {
                 let ran = program::run(["kv", "--endpoint", &endpoint, "GET", "k"]).await;
@@ -217,11 +229,9 @@ async fn dev_runs_the_main_job() {
             let set = ["kv", "--endpoint", &endpoint, "SET", "k", "v"];
             assert_eq!(program::run(set).await.ok(), "OK");
             drop(end);
-            let output = tokio::time::timeout(SOON, dev.wait_with_output()).await;
-            let output = output.expect("it ends soon").expect("its output can be read");
-            assert!(output.status.success(), "{}", output.status);
-            let printed = String::from_utf8_lossy(&output.stdout);
-            program::assert_holds("what to type next", &printed, &["lockstep kv", "SET"]);
+            let status = tokio::time::timeout(SOON, dev.wait()).await;
+            let status = status.expect("it ends soon").expect("it can be waited for");
+            assert!(status.success(), "{status}");
         }
         assert!(!files::snapshot(&data).is_empty(), "the data stays");
     }
