@@ -1,5 +1,5 @@
-//! When a restarted node may answer from its own state: the state is rebuilt from a snapshot and the
-//! log, and until it has caught up, a stale read could go back behind one answered before the
+//! When a restarted node may answer from its own state: the state is rebuilt from a snapshot and
+//! the log, and until it has caught up, a stale read could go back behind one answered before the
 //! restart.
 
 use tokio::sync::watch;
