@@ -19,7 +19,6 @@ use crate::machine::{CompiledModules, Directory, Environment, ModuleLibrary};
 use crate::raft::Raft;
 use crate::raft::checkpoints::CheckpointTask;
 use crate::raft::log_store::LogStore;
-use crate::raft::membership::HANDOVER_TIMEOUT;
 use crate::raft::modules::ModuleTask;
 use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::proposer::Proposer;
@@ -38,6 +37,8 @@ use crate::wasm::Engine;
 /// How long servers may take to finish what is under way once the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a stopping leader waits for another to take over.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long openraft may take to look at the log it was given.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -67,11 +68,6 @@ impl Node {
         let log = opened.log.clone();
         let wiring = Wiring::wire(&config, opened).await?;
         Ok(wiring.spawn(&config, log, clients, peers))
-    }
-
-    /// This node's replica.
-    pub fn replica(&self) -> &Replica {
-        &self.replica
     }
 
     /// Runs until `shutdown` completes or the node cannot go on; then stops it cleanly.

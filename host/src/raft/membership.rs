@@ -245,6 +245,3 @@ fn fresh_id() -> [u8; 16] {
     fill.fill(&mut id);
     id
 }
-
-/// How long a stopping leader waits for another to take over.
-pub const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -21,7 +21,7 @@ use super::status::Status;
 use super::{Raft, status};
 use crate::config::limits;
 use crate::machine::{Directory, Environment};
-use crate::types::{Command, LogIndex, MachineId, Member, NodeId, Outcome, SessionSlot};
+use crate::types::{Command, LogIndex, MachineId, Member, Outcome, SessionSlot};
 
 /// A handle on this node's replica.
 #[derive(Clone)]
@@ -146,11 +146,6 @@ impl Replica {
     /// What this node knows of itself and the cluster.
     pub fn status(&self) -> Status {
         status::of(&self.shared)
-    }
-
-    /// Waits until this node knows itself to be the leader or knows of one; for health checks.
-    pub fn leader(&self) -> Option<NodeId> {
-        self.shared.raft.metrics().borrow_watched().current_leader
     }
 
     /// The machine's id as applied here.
