@@ -19,7 +19,6 @@ use super::snapshots::SharedSnapshots;
 use super::space::Space;
 use super::status::Status;
 use super::{Raft, status};
-use crate::config::limits;
 use crate::machine::{Directory, Environment};
 use crate::types::{Command, LogIndex, MachineId, Member, Outcome, SessionSlot};
 
@@ -87,8 +86,9 @@ impl Replica {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Orders a command and waits until it is applied. Calls made in order on one task enter the
-    /// log in that order up to the first await of the returned future.
+    /// Orders a command, whose length the caller has checked, and waits until it is applied. Calls
+    /// made in order on one task enter the log in that order, up to the first await of the
+    /// returned future.
     pub async fn execute(
         &self,
         machine: &str,
@@ -96,7 +96,6 @@ impl Replica {
         command: Bytes,
         deadline: Instant,
     ) -> Result<Executed, Error> {
-        check_length("the command", &command)?;
         let id = match self.find(machine) {
             Some(id) => id,
             None => self.find_current(machine, deadline).await?,
@@ -123,7 +122,6 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        check_length("the query", &query)?;
         let answer = async {
             match consistency {
                 Consistency::Linearizable => {
@@ -193,17 +191,4 @@ impl Replica {
             None => Err(Error::NoLeader),
         }
     }
-}
-
-/// Commands and queries have 1 byte to 1 MiB.
-fn check_length(what: &'static str, bytes: &Bytes) -> Result<(), Error> {
-    if bytes.is_empty() {
-        return Err(Error::Invalid(format!("{what} is empty")));
-    }
-    if bytes.len() > limits::COMMAND_BYTES_MAX {
-        let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
-        let (length, limit) = (as_u64(bytes.len()), as_u64(limits::COMMAND_BYTES_MAX));
-        return Err(Error::TooLarge { what, length, limit });
-    }
-    Ok(())
 }
