@@ -141,13 +141,12 @@ impl Error {
 
     /// True when the same call may succeed soon, here or at another node, and repeating it is safe.
     pub fn is_transient(&self) -> bool {
-        const REASONS: [&str; 8] = [
+        const REASONS: [&str; 7] = [
             reason::NOT_LEADER,
             reason::NO_LEADER,
             reason::UNINITIALIZED,
             reason::OVERLOADED,
             reason::SHUTTING_DOWN,
-            reason::GUEST_RESTARTING,
             reason::RECOVERING,
             reason::UNREACHABLE,
         ];

@@ -42,12 +42,8 @@ pub const MODULE_NOT_READY: &str = "MODULE_NOT_READY";
 pub const REFUSED: &str = "REFUSED";
 /// The node applies nothing.
 pub const PARKED: &str = "PARKED";
-/// The machine applies nothing since an earlier failure of its guest.
-pub const MACHINE_PARKED: &str = "MACHINE_PARKED";
 /// The node has just started and is catching up: ask another, or try again.
 pub const RECOVERING: &str = "RECOVERING";
-/// The guest of the machine is being rebuilt after a failed query: try again.
-pub const GUEST_RESTARTING: &str = "GUEST_RESTARTING";
 /// The guest trapped.
 pub const GUEST_TRAP: &str = "GUEST_TRAP";
 /// The guest used more fuel than its limit.

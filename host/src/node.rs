@@ -231,13 +231,9 @@ impl Wiring {
         let last_at_start = log.state()?.last.map(|last| last.index);
         let log = LogStore::new(log);
         let (progress_sender, progress) = watch::channel(Progress::default());
-        let state_machine = StateMachine::open(
-            environment.clone(),
-            log.clone(),
-            Arc::clone(&snapshots),
-            progress_sender,
-        )
-        .await?;
+        let state_machine =
+            StateMachine::open(environment.clone(), Arc::clone(&snapshots), progress_sender)
+                .await?;
         let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
         // Nobody is served before openraft says what it found on disk: until then it shows an

@@ -197,8 +197,6 @@ pub enum Outcome {
         /// The limit.
         limit: u64,
     },
-    /// The machine applies nothing since an earlier failure; the text says which.
-    Parked(String),
     /// No machine has this id (any more).
     NoSuchMachine,
 }

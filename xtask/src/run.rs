@@ -25,13 +25,17 @@ pub(crate) fn dev(arguments: &[String]) -> Result<()> {
     become_program("starting lockstep dev", lockstep)
 }
 
-/// Measures whole clusters of release builds.
+/// Measures whole clusters of release builds, or the sandbox by itself: `bench guest`.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     guests(&[])?;
     build_release(&["lockstep-host", "lockstep-bench"])?;
-    let mut bench = Command::new(step::target().join("release/lockstep-bench"));
+    let (program, arguments) = match arguments {
+        [first, rest @ ..] if first == "guest" => ("lockstep-bench-guest", rest),
+        all => ("lockstep-bench", all),
+    };
+    let mut bench = Command::new(step::target().join("release").join(program));
     bench.args(arguments).current_dir(step::workspace());
-    become_program("starting lockstep-bench", bench)
+    become_program(&format!("starting {program}"), bench)
 }
 
 /// Builds the guests of the repository, or those in `folders`, after installing what is missing to

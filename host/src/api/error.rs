@@ -103,8 +103,6 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
         Refused(_) => (Code::FailedPrecondition, reason::REFUSED),
         AlreadyInitialized(_) => (Code::FailedPrecondition, reason::ALREADY_INITIALIZED),
         Parked(_) => (Code::FailedPrecondition, reason::PARKED),
-        MachineParked { .. } => (Code::FailedPrecondition, reason::MACHINE_PARKED),
-        GuestRestarting => (Code::Unavailable, reason::GUEST_RESTARTING),
         DeadlineBeforeProposal | DeadlineAfterProposal => {
             (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED)
         }
@@ -141,10 +139,6 @@ pub(super) fn guest_reply(outcome: Outcome, machine: &str) -> Result<(bytes::Byt
         Outcome::TooLarge { length, limit } => applied(
             reason::REPLY_TOO_LARGE,
             format!("the guest's reply has {length} bytes, the limit is {limit}"),
-        ),
-        Outcome::Parked(why) => applied(
-            reason::MACHINE_PARKED,
-            format!("machine {machine:?} applies nothing since an earlier failure: {why}"),
         ),
         // Removed while the command was under way: nothing ran, and nothing will.
         Outcome::NoSuchMachine => Err(raft::Error::NoSuchMachine(machine.to_owned()).into()),
@@ -192,13 +186,6 @@ mod tests {
                 not_applied,
             ),
             (NoSuchMachine("x".into()), Code::NotFound, "NO_SUCH_MACHINE", not_applied),
-            (
-                MachineParked { machine: "x".into(), reason: "y".into() },
-                Code::FailedPrecondition,
-                "MACHINE_PARKED",
-                not_applied,
-            ),
-            (GuestRestarting, Code::Unavailable, "GUEST_RESTARTING", not_applied),
             (MachineExists("x".into()), Code::AlreadyExists, "MACHINE_EXISTS", not_applied),
             (ModuleRefused("x".into()), Code::InvalidArgument, "MODULE_REFUSED", not_applied),
             (ModuleNotReady("x".into()), Code::FailedPrecondition, "MODULE_NOT_READY", not_applied),
@@ -253,7 +240,6 @@ mod tests {
             (Outcome::Trapped("unreachable".into()), "GUEST_TRAP"),
             (Outcome::OutOfFuel, "OUT_OF_FUEL"),
             (Outcome::TooLarge { length: 2, limit: 1 }, "REPLY_TOO_LARGE"),
-            (Outcome::Parked("x".into()), "MACHINE_PARKED"),
         ];
         for (outcome, reason) in rows {
             let error = guest_reply(outcome, "m").unwrap_err();

@@ -59,6 +59,16 @@ impl Batch {
         &self.ends
     }
 
+    /// A batch of one command of this one.
+    pub(super) fn only(&self, position: usize) -> Self {
+        let at = |position: usize| usize::try_from(self.ends[position]).expect("32 bits fit");
+        let start = if position == 0 { 0 } else { at(position - 1) };
+        let data = self.data.slice(start..at(position));
+        let end = u32::try_from(data.len()).expect("a part of what fits");
+        let sessions = self.sessions.get(position).copied().into_iter().collect();
+        Self { machine: self.machine, ends: vec![end], sessions, data }
+    }
+
     /// Length of the encoded batch.
     pub(super) fn encoded_bytes(&self) -> usize {
         HEAD_BYTES + 4 * self.ends.len() + SLOT_BYTES * self.sessions.len() + self.data.len()

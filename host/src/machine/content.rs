@@ -1,35 +1,43 @@
 //! The replicated state as sections of a snapshot, and back (layout: docs/formats.md, "Snapshot
 //! sections"). Where the bytes go and come from is the caller's: sections travel as `Piece`s
-//! through bounded channels, so that no state is ever in memory twice.
+//! through bounded channels.
 //!
-//! Invariant: a capture holds the state as of the last applied entry, because it runs inside
-//! apply; a guest's part of it is the guest's own export.
+//! Invariant: what is frozen is the state as of the last applied entry, because that happens inside
+//! apply; it is sent while later entries are applied. Invariant: equal states are sent as equal
+//! pieces, on every node.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::HostFailure;
-use super::guest_thread::{CallFailure, ImportChunk};
-use super::kept::{self, Previous};
-use super::machines::{Environment, Machines};
-use super::tables::MachineRecord;
-use crate::types::{LogIndex, MachineId, ModuleDigest};
+use super::guest_thread::GuestHandle;
+use super::instance::Frozen;
+use super::library::ModuleLibrary;
+use super::machines::{Environment, Machines, Running, describe, describe_failure};
+use super::tables::{MachineRecord, Tables};
+use crate::config::limits;
+use crate::types::{MachineId, ModuleDigest};
+use crate::wasm::{self, Image};
 
 /// Section of a module: a chunk with its `ModuleHead`, then its bytes, all or those staged so far.
 pub const SECTION_MODULE: u8 = 1;
 /// Section of a machine: a chunk with its `ExportHead`, then its guest's export.
 pub const SECTION_EXPORT: u8 = 2;
 /// Section that follows an export which is complete: a chunk with the machine's id. An export
-/// without it was broken off by a trap of the guest, and its machine is parked in the tables.
+/// without it was broken off by a failure of the guest.
 pub const SECTION_EXPORT_END: u8 = 3;
-/// Section of the tables: one chunk. The last section, because an export can change the tables.
+/// Section of the tables: one chunk. The last section.
 pub const SECTION_TABLES: u8 = 4;
-/// Section of a parked machine: its last complete export, laid out as `SECTION_EXPORT` and carried
-/// from snapshot to snapshot (`kept`).
-pub const SECTION_KEPT: u8 = 5;
+// 5 was a kept export.
+/// Section of a machine: a chunk with its `ImageHead`, then the blocks of its memory that are not
+/// all zeros, each behind its offset.
+pub const SECTION_IMAGE: u8 = 6;
+
+/// Bytes of the offset before a block of an image.
+const OFFSET_BYTES: usize = 8;
 
 /// What a snapshot is made of, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +46,7 @@ pub enum Piece {
     Begin(u8),
     /// The next chunk of the section.
     Chunk(Vec<u8>),
-    /// The capture is whole. A channel that closes before it was broken off.
+    /// The content is whole. A channel that closes before it was broken off.
     End,
 }
 
@@ -49,7 +57,7 @@ struct ModuleHead {
     length: u64,
 }
 
-/// Head of a machine's section.
+/// Head of a machine's export.
 #[derive(Debug, Serialize, Deserialize)]
 struct ExportHead {
     machine: MachineId,
@@ -58,68 +66,58 @@ struct ExportHead {
     schema: u32,
 }
 
+/// Head of a machine's image.
+#[derive(Debug, Serialize, Deserialize)]
+struct ImageHead {
+    machine: MachineId,
+    name: String,
+    module: ModuleDigest,
+    /// Length of its memory.
+    memory_bytes: u64,
+    /// Fuel of all calls that succeeded.
+    fuel_used: u64,
+}
+
+/// The whole state as of one entry. It does not change any more.
+pub struct FrozenState {
+    tables: Tables,
+    modules: Vec<FrozenModule>,
+    guests: Vec<FrozenGuest>,
+    library: Arc<dyn ModuleLibrary>,
+}
+
+struct FrozenModule {
+    head: ModuleHead,
+    /// What is staged of it, while that is not all.
+    staged: Option<Vec<u8>>,
+}
+
+struct FrozenGuest {
+    image: ImageHead,
+    export: ExportHead,
+    frozen: Frozen,
+}
+
 impl Machines {
-    /// Sends the whole state as of `index` as pieces. A receiver that goes away stops it with an
-    /// error. A guest whose export fails parks its machine, as a trap does anywhere else: on every
-    /// node, because every node captures at the same index.
-    pub async fn capture(
-        &mut self,
-        index: LogIndex,
-        previous: Option<Previous>,
-        pieces: &mpsc::Sender<Piece>,
-    ) -> Result<(), HostFailure> {
-        for (digest, record) in &self.tables.modules {
-            let bytes = match self.staging.get(digest) {
-                Some(staged) => staged.clone(),
-                None => self.module_bytes(*digest).await?,
-            };
-            let head = ModuleHead { digest: *digest, length: record.length };
-            send_section(pieces, SECTION_MODULE, [encode(&head), bytes]).await?;
-        }
-        let machines: Vec<MachineId> = self.running.keys().copied().collect();
-        for machine in machines {
-            self.capture_guest(machine, index, pieces).await?;
-        }
-        let parked = self.tables.parked_machines();
-        if let Some(previous) = previous.filter(|_| !parked.is_empty()) {
-            kept::carry(&parked, &previous, pieces).await?;
-        }
-        send_section(pieces, SECTION_TABLES, [encode(&self.tables)]).await?;
-        send(pieces, Piece::End).await
-    }
-
-    async fn capture_guest(
-        &mut self,
-        machine: MachineId,
-        index: LogIndex,
-        pieces: &mpsc::Sender<Piece>,
-    ) -> Result<(), HostFailure> {
-        let record = &self.tables.machines[&machine];
-        let running = &self.running[&machine];
-        let head = ExportHead {
-            machine,
-            name: record.name.clone(),
-            module: record.module,
-            schema: running.manifest.schema_version,
+    /// Freezes the state as it is. It takes as long as copying what changed of the guests' memory.
+    pub async fn freeze(&mut self) -> Result<FrozenState, HostFailure> {
+        let module = |(digest, record): (&ModuleDigest, &super::ModuleRecord)| FrozenModule {
+            head: ModuleHead { digest: *digest, length: record.length },
+            staged: self.staging.get(digest).cloned(),
         };
-        send_section(pieces, SECTION_EXPORT, [encode(&head)]).await?;
-        let sender = pieces.clone();
-        let sink = move |chunk: Vec<u8>| sender.blocking_send(Piece::Chunk(chunk)).is_ok();
-        let failure = match running.guest.export(Box::new(sink)).await {
-            Ok(()) => return send_section(pieces, SECTION_EXPORT_END, [encode(&machine)]).await,
-            Err(CallFailure::Guest(failure)) => failure,
-            Err(CallFailure::Lost) => return Err(HostFailure::GuestLost),
-        };
-        self.park(machine, index, failure).map(drop)
-    }
-
-    async fn module_bytes(&self, digest: ModuleDigest) -> Result<Vec<u8>, HostFailure> {
+        let modules = self.tables.modules.iter().map(module).collect();
+        let mut guests = Vec::with_capacity(self.running.len());
+        for (machine, running) in &self.running {
+            let frozen = running.guest.freeze().await?;
+            guests.push(FrozenGuest::new(
+                *machine,
+                &self.tables.machines[machine],
+                running,
+                frozen,
+            ));
+        }
         let library = Arc::clone(&self.environment.library);
-        tokio::task::spawn_blocking(move || library.get(&digest))
-            .await
-            .map_err(HostFailure::panicked)?
-            .map(Vec::from)
-            .map_err(|error| HostFailure::Stop(format!("cannot read module {digest}: {error}")))
+        Ok(FrozenState { tables: self.tables.clone(), modules, guests, library })
     }
 
     /// Builds the state from the pieces of a snapshot; not live yet. The channel ends after the
@@ -137,9 +135,9 @@ impl Machines {
             }
             match kind {
                 SECTION_MODULE => machines.restore_module(decode(&head)?, &mut sections).await?,
-                SECTION_EXPORT => machines.restore_guest(decode(&head)?, &mut sections).await?,
-                // What is kept of a parked machine stays in the file.
-                SECTION_KEPT | SECTION_EXPORT_END => while sections.chunk().await?.is_some() {},
+                SECTION_IMAGE => machines.restore_guest(decode(&head)?, &mut sections).await?,
+                // For `lockstep restore` and people, not for a replica.
+                SECTION_EXPORT | SECTION_EXPORT_END => while sections.chunk().await?.is_some() {},
                 SECTION_TABLES => {
                     machines.tables = decode(&head)?;
                     complete = true;
@@ -177,48 +175,30 @@ impl Machines {
         }
     }
 
-    /// Starts a guest and imports its export, unless that was broken off.
+    /// Starts a guest in the state of its image.
     async fn restore_guest(
         &mut self,
-        head: ExportHead,
+        head: ImageHead,
         sections: &mut Sections,
     ) -> Result<(), HostFailure> {
-        let failed = |failure: CallFailure| {
-            let CallFailure::Guest(failure) = failure else { return HostFailure::GuestLost };
-            let reason = super::machines::describe_failure(&failure);
+        let failed = |reason: String| {
             HostFailure::Stop(format!("machine {:?} cannot be restored: {reason}", head.name))
         };
-        let started = self.start(&head.name, head.module).await;
-        let running = started.map_err(CallFailure::Guest).map_err(failed)?;
-        let mut held = Vec::new();
-        let mut chunks = 0_u64;
-        while let Some(chunk) = sections.chunk().await? {
-            let bytes = std::mem::replace(&mut held, chunk);
-            if chunks > 0 {
-                let import = ImportChunk { schema: head.schema, bytes, last: false };
-                running.guest.import(import).await.map_err(failed)?;
-            }
-            chunks += 1;
-        }
-        if sections.take_export_end().await? == Some(head.machine) {
-            let import = ImportChunk { schema: head.schema, bytes: held, last: true };
-            running.guest.import(import).await.map_err(failed)?;
-            self.running.insert(head.machine, running);
-        }
+        let image = restore_image(head.memory_bytes, sections).await?;
+        let blueprint = self.blueprint(head.module).await;
+        let (blueprint, manifest) = blueprint.map_err(|failure| failed(failure.to_string()))?;
+        let guest = GuestHandle::restore(&head.name, blueprint, image, head.fuel_used).await;
+        let guest = guest.map_err(|failure| failed(describe_failure(&failure)))?;
+        self.running.insert(head.machine, Running { guest, manifest });
         Ok(())
     }
 
-    /// Exactly the machines that are not parked have come with their guest's state.
+    /// Exactly the machines in the tables have come with their guest's state.
     fn check_complete(&self) -> Result<(), HostFailure> {
-        let parked = |id: &MachineId| {
-            self.tables.machines.get(id).is_none_or(|record| record.parked.is_some())
-        };
-        if self.running.keys().any(parked) {
-            return Err(malformed("it has the state of a machine that does not run"));
+        if self.running.keys().any(|id| !self.tables.machines.contains_key(id)) {
+            return Err(malformed("it has the state of a machine that does not exist"));
         }
-        let missing = |(id, record): &(&MachineId, &MachineRecord)| {
-            record.parked.is_none() && !self.running.contains_key(id)
-        };
+        let missing = |(id, _): &(&MachineId, &MachineRecord)| !self.running.contains_key(id);
         match self.tables.machines.iter().find(missing) {
             None => Ok(()),
             Some((_, record)) => Err(HostFailure::Stop(format!(
@@ -229,14 +209,138 @@ impl Machines {
     }
 }
 
+/// Puts an image together from its blocks.
+async fn restore_image(bytes: u64, sections: &mut Sections) -> Result<Image, HostFailure> {
+    let length = usize::try_from(bytes).ok().filter(|length| {
+        *length <= limits::GUEST_MEMORY_BYTES_MAX && length.is_multiple_of(wasm::PAGE_BYTES)
+    });
+    let length = length.ok_or_else(|| malformed("an image of a length that no memory has"))?;
+    let no_room = |error| HostFailure::Stop(format!("no memory for an image: {error}"));
+    let mut image = Image::zeroed(length).map_err(no_room)?;
+    while let Some(chunk) = sections.chunk().await? {
+        let (offset, block) = chunk
+            .split_first_chunk::<OFFSET_BYTES>()
+            .ok_or_else(|| malformed("a block of an image without an offset"))?;
+        let offset = usize::try_from(u64::from_le_bytes(*offset)).unwrap_or(usize::MAX);
+        if !image.put(offset, block) {
+            return Err(malformed("a block behind the end of its image"));
+        }
+    }
+    Ok(image)
+}
+
+impl FrozenGuest {
+    fn new(machine: MachineId, record: &MachineRecord, running: &Running, frozen: Frozen) -> Self {
+        let (name, module) = (record.name.clone(), record.module);
+        let memory_bytes = u64::try_from(frozen.image().bytes()).expect("a length fits");
+        let image = ImageHead {
+            machine,
+            name: name.clone(),
+            module,
+            memory_bytes,
+            fuel_used: frozen.fuel_used(),
+        };
+        let export = ExportHead { machine, name, module, schema: running.manifest.schema_version };
+        Self { image, export, frozen }
+    }
+
+    fn send_image(&self, pieces: &Pieces) -> Result<(), HostFailure> {
+        pieces.begin(SECTION_IMAGE, encode(&self.image))?;
+        let image = self.frozen.image();
+        let failed = |error| HostFailure::Stop(format!("cannot read an image: {error}"));
+        for block in image.blocks().map_err(failed)? {
+            let offset = u64::try_from(block.start).expect("a length fits");
+            let mut chunk = Vec::with_capacity(OFFSET_BYTES + block.len());
+            chunk.extend_from_slice(&offset.to_le_bytes());
+            chunk.extend_from_slice(&image.contents()[block]);
+            pieces.send(Piece::Chunk(chunk))?;
+        }
+        Ok(())
+    }
+
+    /// Sends the guest's own export. Why there is none, if the guest fails.
+    fn send_export(&self, pieces: &Pieces) -> Result<Option<String>, HostFailure> {
+        pieces.begin(SECTION_EXPORT, encode(&self.export))?;
+        let mut sink = |chunk| pieces.send(Piece::Chunk(chunk)).is_ok();
+        let Err(outcome) = self.frozen.export(&mut sink)? else {
+            pieces.begin(SECTION_EXPORT_END, encode(&self.export.machine))?;
+            return Ok(None);
+        };
+        let reason = describe(&outcome);
+        let name = &self.export.name;
+        Ok(Some(format!("snapshots hold no export of machine {name}: {reason}")))
+    }
+}
+
+impl FrozenState {
+    /// Sends the whole state as pieces, from a thread of its own. The result is a sentence for each
+    /// machine whose guest could not export its state. A receiver that goes away ends it with
+    /// an error.
+    pub fn send(
+        self,
+        pieces: mpsc::Sender<Piece>,
+    ) -> oneshot::Receiver<Result<Vec<String>, HostFailure>> {
+        let (sent, done) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("snapshot-content".to_owned())
+            .stack_size(wasm::THREAD_STACK_BYTES);
+        let spawned = thread.spawn(move || {
+            // Whoever waits is gone only when the node is stopping.
+            let _ = sent.send(self.send_here(&Pieces(pieces)));
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start a thread for a snapshot");
+        }
+        done
+    }
+
+    fn send_here(self, pieces: &Pieces) -> Result<Vec<String>, HostFailure> {
+        for module in self.modules {
+            let digest = module.head.digest;
+            let bytes = match module.staged {
+                Some(staged) => staged,
+                None => self.library.get(&digest).map(Vec::from).map_err(|error| {
+                    HostFailure::Stop(format!("cannot read module {digest}: {error}"))
+                })?,
+            };
+            pieces.begin(SECTION_MODULE, encode(&module.head))?;
+            pieces.send(Piece::Chunk(bytes))?;
+        }
+        let mut failures = Vec::new();
+        // Each image is let go as soon as it is not needed: the machine wants its room.
+        for guest in self.guests {
+            guest.send_image(pieces)?;
+            failures.extend(guest.send_export(pieces)?);
+        }
+        pieces.begin(SECTION_TABLES, encode(&self.tables))?;
+        pieces.send(Piece::End)?;
+        Ok(failures)
+    }
+}
+
+/// Where pieces go, from a thread that may block.
+struct Pieces(mpsc::Sender<Piece>);
+
+impl Pieces {
+    fn begin(&self, kind: u8, head: Vec<u8>) -> Result<(), HostFailure> {
+        self.send(Piece::Begin(kind))?;
+        self.send(Piece::Chunk(head))
+    }
+
+    fn send(&self, piece: Piece) -> Result<(), HostFailure> {
+        let stopped = |_| HostFailure::Stop("the snapshot's writer stopped".to_owned());
+        self.0.blocking_send(piece).map_err(stopped)
+    }
+}
+
 /// Reads pieces section by section.
-pub(super) struct Sections {
+struct Sections {
     pieces: mpsc::Receiver<Result<Piece, String>>,
     ahead: Option<Piece>,
 }
 
 impl Sections {
-    pub(super) fn new(pieces: mpsc::Receiver<Result<Piece, String>>) -> Self {
+    fn new(pieces: mpsc::Receiver<Result<Piece, String>>) -> Self {
         Self { pieces, ahead: None }
     }
 
@@ -248,7 +352,7 @@ impl Sections {
     }
 
     /// The next section's kind and first chunk, or none where the snapshot ends.
-    pub(super) async fn begin(&mut self) -> Result<Option<(u8, Vec<u8>)>, HostFailure> {
+    async fn begin(&mut self) -> Result<Option<(u8, Vec<u8>)>, HostFailure> {
         let kind = match self.next().await? {
             None => return Ok(None),
             Some(Piece::Begin(kind)) => kind,
@@ -259,7 +363,7 @@ impl Sections {
     }
 
     /// The next chunk of the section, or none where it ends.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
+    async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
         match self.next().await? {
             Some(Piece::Chunk(chunk)) => Ok(Some(chunk)),
             other => {
@@ -268,47 +372,6 @@ impl Sections {
             }
         }
     }
-
-    /// Takes the section that marks an export complete, if it comes next.
-    async fn take_export_end(&mut self) -> Result<Option<MachineId>, HostFailure> {
-        match self.next().await? {
-            Some(Piece::Begin(SECTION_EXPORT_END)) => match self.chunk().await? {
-                Some(head) => decode(&head).map(Some),
-                None => Err(malformed("a section without a head")),
-            },
-            other => {
-                self.ahead = other;
-                Ok(None)
-            }
-        }
-    }
-}
-
-async fn send_section<const N: usize>(
-    pieces: &mpsc::Sender<Piece>,
-    kind: u8,
-    chunks: [Vec<u8>; N],
-) -> Result<(), HostFailure> {
-    let begin = std::iter::once(Piece::Begin(kind));
-    for piece in begin.chain(chunks.into_iter().map(Piece::Chunk)) {
-        send(pieces, piece).await?;
-    }
-    Ok(())
-}
-
-pub(super) async fn send(pieces: &mpsc::Sender<Piece>, piece: Piece) -> Result<(), HostFailure> {
-    let stopped = |_| HostFailure::Stop("the snapshot's writer stopped".to_owned());
-    pieces.send(piece).await.map_err(stopped)
-}
-
-/// The machine whose export has this head.
-pub(super) fn machine_of_export(head: &[u8]) -> Result<MachineId, HostFailure> {
-    decode::<ExportHead>(head).map(|head| head.machine)
-}
-
-/// The chunk of the section that ends a machine's export.
-pub(super) fn export_end_of(machine: MachineId) -> Vec<u8> {
-    encode(&machine)
 }
 
 fn encode(value: &impl Serialize) -> Vec<u8> {

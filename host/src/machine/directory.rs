@@ -24,8 +24,6 @@ pub struct Published {
     pub manifest: Option<Manifest>,
     /// For queries; `None` while the machine is parked.
     pub guest: Option<GuestHandle>,
-    /// Why it applies nothing, and since which index, if so.
-    pub parked: Option<String>,
 }
 
 /// One consistent picture of the tables.

@@ -1,47 +1,29 @@
-//! One thread per machine that owns its guest. Calls arrive in order through a channel, so the
-//! guest is never entered twice at once and never runs on a worker of the async runtime.
+//! The thread a guest lives on. Calls come through a handle; while one runs, nothing else of the
+//! daemon waits on the thread's stack or blocks an async worker.
 //!
-//! A trapped instance cannot be entered again, so it is dropped. After a failed command every
-//! later call gets the same failure; what it means for the machine is decided on the apply path.
-//! After a failed query the machine itself is sound, and later calls say that the instance was
-//! lost, until the apply path has rebuilt it.
+//! Applying goes before answering queries. Queries of one call are asked together; where that
+//! fails they are asked one by one, and what is to be applied goes in between, so that a command
+//! never waits for more than one query.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use tokio::sync::oneshot;
 
+use super::HostFailure;
 use super::batch::Batch;
-use crate::wasm::{self, Context, ExportError, ExportStopped, Failure, Guest, Replies};
+use super::instance::{Blueprint, Frozen, Instance};
+use crate::types::Outcome;
+use crate::wasm::{self, Context, Failure, Image};
 
-/// Receives the chunks of an export; false asks to stop.
-pub type ChunkSink = Box<dyn FnMut(Vec<u8>) -> bool + Send>;
-
-type Done<T> = oneshot::Sender<Result<T, CallFailure>>;
+type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
 
 enum Request {
-    Apply(Context, Batch, Done<Replies>),
-    Query(Context, Queries, Done<Replies>),
-    Export(ChunkSink, Done<()>),
-    Import(ImportChunk, Done<()>),
-    IsLost(oneshot::Sender<bool>),
-}
-
-/// Why a call of a guest came to nothing.
-#[derive(Clone, Debug)]
-pub enum CallFailure {
-    /// The guest failed, or the host did in its place.
-    Guest(Failure),
-    /// An earlier query trapped, and the instance has not been rebuilt yet.
-    Lost,
-}
-
-/// The instance, or why there is none any more.
-enum Instance {
-    Live(Guest),
-    Failed(Failure),
-    Lost,
+    Apply(Context, Batch, Done<Vec<Outcome>>),
+    Query(Context, Queries, Done<Vec<Outcome>>),
+    Freeze(Done<Frozen>),
 }
 
 /// Queries of one call, laid out as commands are.
@@ -53,18 +35,8 @@ pub struct Queries {
     pub ends: Vec<u32>,
 }
 
-/// A piece of an exported state.
-#[derive(Debug)]
-pub struct ImportChunk {
-    /// Schema version of the export.
-    pub schema: u32,
-    /// The piece.
-    pub bytes: Vec<u8>,
-    /// True for the last one.
-    pub last: bool,
-}
-
-/// A handle on a guest's thread. The thread ends when the last handle is dropped.
+/// A handle on a guest's thread. The thread ends when the last handle is dropped, and after a
+/// failure of the host.
 #[derive(Clone, Debug)]
 pub struct GuestHandle {
     requests: mpsc::Sender<Request>,
@@ -72,11 +44,24 @@ pub struct GuestHandle {
 }
 
 impl GuestHandle {
-    /// Starts a thread with a fresh instance of `module`.
-    pub async fn start(
+    /// Starts a thread with a fresh guest.
+    pub(super) async fn start(name: &str, blueprint: Blueprint) -> Result<Self, Failure> {
+        Self::spawn(name, move || Instance::start(blueprint)).await
+    }
+
+    /// Starts a thread with a guest in the state of an image.
+    pub(super) async fn restore(
         name: &str,
-        engine: wasm::Engine,
-        module: wasm::Module,
+        blueprint: Blueprint,
+        image: Image,
+        fuel_used: u64,
+    ) -> Result<Self, Failure> {
+        Self::spawn(name, move || Instance::restore(blueprint, image, fuel_used)).await
+    }
+
+    async fn spawn(
+        name: &str,
+        make: impl FnOnce() -> Result<Instance, Failure> + Send + 'static,
     ) -> Result<Self, Failure> {
         let (requests, receiver) = mpsc::channel();
         let (started, start) = oneshot::channel();
@@ -85,36 +70,41 @@ impl GuestHandle {
         std::thread::Builder::new()
             .name(format!("guest-{name}"))
             .stack_size(wasm::THREAD_STACK_BYTES)
-            .spawn(move || run(&engine, &module, started, receiver, &gauge))
+            .spawn(move || match make() {
+                Ok(instance) => {
+                    // Nobody waits only when the node is stopping.
+                    let _ = started.send(Ok(()));
+                    Thread { instance, windows: VecDeque::new(), memory_bytes: gauge }
+                        .run(&receiver);
+                }
+                Err(failure) => drop(started.send(Err(failure))),
+            })
             .map_err(|error| Failure::Host(format!("cannot start a guest thread: {error}")))?;
-        start.await.map_err(|_| gone())??;
+        start.await.map_err(|_| Failure::Host(GONE.to_owned()))??;
         Ok(Self { requests, memory_bytes })
     }
 
-    /// Applies the batch of one entry.
-    pub async fn apply(&self, context: Context, batch: Batch) -> Result<Replies, CallFailure> {
+    /// Applies the batch of one entry: an outcome for each command.
+    pub(super) async fn apply(
+        &self,
+        context: Context,
+        batch: Batch,
+    ) -> Result<Vec<Outcome>, HostFailure> {
         self.call(|done| Request::Apply(context, batch, done)).await
     }
 
-    /// Asks the live instance.
-    pub async fn query(&self, context: Context, queries: Queries) -> Result<Replies, CallFailure> {
+    /// Asks the guest, without changing it: an outcome for each query.
+    pub async fn query(
+        &self,
+        context: Context,
+        queries: Queries,
+    ) -> Result<Vec<Outcome>, HostFailure> {
         self.call(|done| Request::Query(context, queries, done)).await
     }
 
-    /// Has the guest serialize its state into `sink`.
-    pub async fn export(&self, sink: ChunkSink) -> Result<(), CallFailure> {
-        self.call(|done| Request::Export(sink, done)).await
-    }
-
-    /// Gives a fresh guest a piece of an exported state.
-    pub async fn import(&self, chunk: ImportChunk) -> Result<(), CallFailure> {
-        self.call(|done| Request::Import(chunk, done)).await
-    }
-
-    /// Whether the instance was lost to a failed query, once the calls before this one are done.
-    pub async fn is_lost(&self) -> bool {
-        let (done, reply) = oneshot::channel();
-        self.requests.send(Request::IsLost(done)).is_ok() && reply.await.unwrap_or(false)
+    /// The state as of the last call.
+    pub(super) async fn freeze(&self) -> Result<Frozen, HostFailure> {
+        self.call(Request::Freeze).await
     }
 
     /// Linear memory the guest holds, in bytes.
@@ -122,109 +112,116 @@ impl GuestHandle {
         self.memory_bytes.load(Ordering::Relaxed)
     }
 
-    async fn call<T>(&self, request: impl FnOnce(Done<T>) -> Request) -> Result<T, CallFailure> {
+    async fn call<T>(&self, request: impl FnOnce(Done<T>) -> Request) -> Result<T, HostFailure> {
         let (done, reply) = oneshot::channel();
-        let gone = || CallFailure::Guest(gone());
+        let gone = || HostFailure::Stop(GONE.to_owned());
         self.requests.send(request(done)).map_err(|_| gone())?;
         reply.await.map_err(|_| gone())?
     }
 }
 
-fn gone() -> Failure {
-    Failure::Host("a guest thread ended unexpectedly".to_owned())
+const GONE: &str = "a guest thread ended unexpectedly";
+
+/// What runs on the thread.
+struct Thread {
+    instance: Instance,
+    windows: VecDeque<Window>,
+    memory_bytes: Arc<AtomicU64>,
 }
 
-/// The thread: an instance, then calls until every handle is gone.
-fn run(
-    engine: &wasm::Engine,
-    module: &wasm::Module,
-    started: oneshot::Sender<Result<(), Failure>>,
-    requests: mpsc::Receiver<Request>,
-    memory_bytes: &AtomicU64,
-) {
-    let mut instance = match Guest::instantiate(engine, module) {
-        Ok(guest) => Instance::Live(guest),
-        Err(failure) => {
-            let _ = started.send(Err(failure));
-            return;
+/// Queries that are asked together, or one by one once that has failed.
+struct Window {
+    context: Context,
+    queries: Queries,
+    apart: bool,
+    /// Length of the one query that is asked by itself.
+    length: [u32; 1],
+    outcomes: Vec<Outcome>,
+    done: Done<Vec<Outcome>>,
+}
+
+impl Thread {
+    /// Serves calls until every handle is gone or the host fails.
+    fn run(mut self, requests: &mpsc::Receiver<Request>) {
+        loop {
+            self.show_memory();
+            let request = if self.windows.is_empty() {
+                requests.recv().map_err(|_| mpsc::TryRecvError::Disconnected)
+            } else {
+                requests.try_recv()
+            };
+            let served = match request {
+                Ok(request) => self.serve(request),
+                Err(mpsc::TryRecvError::Empty) => self.ask(),
+                Err(mpsc::TryRecvError::Disconnected) => return,
+            };
+            if served.is_err() {
+                return;
+            }
         }
-    };
-    memory_bytes.store(instance.memory_bytes(), Ordering::Relaxed);
-    // Nobody waits only when the node is stopping.
-    let _ = started.send(Ok(()));
-    for request in requests {
-        instance.serve(request);
-        memory_bytes.store(instance.memory_bytes(), Ordering::Relaxed);
     }
-}
 
-impl Instance {
-    /// Serves one request. A receiver that is gone means that nobody wants the answer any more.
-    fn serve(&mut self, request: Request) {
+    /// A receiver that is gone means that nobody wants the answer any more. An error is the host's
+    /// and has been told to whoever waited.
+    fn serve(&mut self, request: Request) -> Result<(), ()> {
         match request {
             Request::Apply(context, batch, done) => {
-                let call = wasm::Batch { data: batch.data(), ends: batch.ends() };
-                let result = self.enter(|guest| guest.apply(&context, call));
-                let _ = done.send(self.fail_on_error(result));
+                answer(done, self.instance.apply(context, batch))
             }
             Request::Query(context, queries, done) => {
-                let call = wasm::Batch { data: &queries.data, ends: &queries.ends };
-                let result = self.enter(|guest| guest.query(&context, call));
-                if let (Self::Live(_), Err(CallFailure::Guest(_))) = (&self, &result) {
-                    *self = Self::Lost;
-                }
-                let _ = done.send(result);
+                let outcomes = Vec::with_capacity(queries.ends.len());
+                let window = Window { context, queries, apart: false, length: [0], outcomes, done };
+                self.windows.push_back(window);
+                Ok(())
             }
-            Request::Export(mut sink, done) => {
-                let result = self.enter(|guest| export(guest, &mut *sink));
-                let _ = done.send(self.fail_on_error(result));
-            }
-            Request::IsLost(done) => {
-                let _ = done.send(matches!(self, Self::Lost));
-            }
-            Request::Import(chunk, done) => {
-                let import =
-                    |guest: &mut Guest| guest.import(chunk.schema, &chunk.bytes, chunk.last);
-                let result = self.enter(import);
-                let _ = done.send(self.fail_on_error(result));
-            }
+            Request::Freeze(done) => answer(done, self.instance.freeze()),
         }
     }
 
-    fn enter<T>(
-        &mut self,
-        call: impl FnOnce(&mut Guest) -> Result<T, Failure>,
-    ) -> Result<T, CallFailure> {
-        match self {
-            Self::Live(guest) => call(guest).map_err(CallFailure::Guest),
-            Self::Failed(failure) => Err(CallFailure::Guest(failure.clone())),
-            Self::Lost => Err(CallFailure::Lost),
+    /// Makes one call for the queries that have waited longest.
+    fn ask(&mut self) -> Result<(), ()> {
+        let Some(mut window) = self.windows.pop_front() else { return Ok(()) };
+        if window.done.is_closed() {
+            return Ok(());
         }
+        let count = window.queries.ends.len();
+        let context = window.context;
+        match self.instance.query(context, window.next()) {
+            Err(failure) => return answer(window.done, Err(failure)),
+            Ok(Ok(outcomes)) => window.outcomes.extend(outcomes),
+            Ok(Err(outcome)) if window.apart || count == 1 => window.outcomes.push(outcome),
+            Ok(Err(_)) => window.apart = true,
+        }
+        if window.outcomes.len() == count {
+            return answer(window.done, Ok(window.outcomes));
+        }
+        self.windows.push_back(window);
+        Ok(())
     }
 
-    fn fail_on_error<T>(&mut self, result: Result<T, CallFailure>) -> Result<T, CallFailure> {
-        if let Err(CallFailure::Guest(failure)) = &result {
-            *self = Self::Failed(failure.clone());
-        }
-        result
-    }
-
-    fn memory_bytes(&self) -> u64 {
-        match self {
-            Self::Live(guest) => u64::try_from(guest.memory_bytes()).unwrap_or(u64::MAX),
-            Self::Failed(_) | Self::Lost => 0,
-        }
+    fn show_memory(&self) {
+        let bytes = u64::try_from(self.instance.memory_bytes()).unwrap_or(u64::MAX);
+        self.memory_bytes.store(bytes, Ordering::Relaxed);
     }
 }
 
-/// Exports the state into `sink`. A sink that wants no more is the host's doing, not the guest's.
-fn export(guest: &mut Guest, sink: &mut dyn FnMut(Vec<u8>) -> bool) -> Result<(), Failure> {
-    let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
-    match guest.export(&mut emit) {
-        Ok(_) => Ok(()),
-        Err(ExportError::Guest(failure)) => Err(failure),
-        Err(ExportError::Stopped) => {
-            Err(Failure::Host("nobody takes the export of a guest".to_owned()))
+impl Window {
+    /// What to ask next.
+    fn next(&mut self) -> wasm::Batch<'_> {
+        let Queries { data, ends } = &self.queries;
+        if !self.apart {
+            return wasm::Batch { data, ends };
         }
+        let position = self.outcomes.len();
+        let start = if position == 0 { 0 } else { ends[position - 1] };
+        self.length = [ends[position] - start];
+        let at = |end: u32| usize::try_from(end).expect("32 bits fit");
+        wasm::Batch { data: &data[at(start)..at(ends[position])], ends: &self.length }
     }
+}
+
+fn answer<T>(done: Done<T>, result: Result<T, HostFailure>) -> Result<(), ()> {
+    let served = if result.is_ok() { Ok(()) } else { Err(()) };
+    let _ = done.send(result);
+    served
 }

@@ -14,13 +14,14 @@ use tokio::sync::mpsc;
 use super::batch::Batch;
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
-use super::guest_thread::{CallFailure, GuestHandle};
+use super::guest_thread::GuestHandle;
+use super::instance::{Blueprint, outcome_of};
 use super::library::ModuleLibrary;
 use super::proposal::{ModuleChunk, Proposal};
 use super::tables::{MachineRecord, Refusal, Tables};
 use super::{HostFailure, Response};
 use crate::types::{ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome};
-use crate::wasm::{Context, Engine, Failure, Manifest, Replies};
+use crate::wasm::{Context, Engine, Failure, Limits, Manifest};
 
 /// What the apply path needs from this node.
 #[derive(Clone)]
@@ -131,12 +132,6 @@ impl Machines {
         self.environment.directory.publish(view);
     }
 
-    /// Whether a query has cost a machine its instance.
-    pub async fn any_guest_lost(&self) -> bool {
-        let checks = self.running.values().map(|running| running.guest.is_lost());
-        futures::future::join_all(checks).await.contains(&true)
-    }
-
     async fn apply_batches(
         &mut self,
         index: LogIndex,
@@ -145,53 +140,15 @@ impl Machines {
     ) -> Result<Vec<Outcome>, HostFailure> {
         let mut outcomes = Vec::with_capacity(batches.iter().map(Batch::count).sum());
         for batch in batches {
-            let (machine, count) = (batch.machine(), batch.count());
+            let machine = batch.machine();
+            let Some(running) = self.running.get(&machine) else {
+                outcomes.extend(std::iter::repeat_n(Outcome::NoSuchMachine, batch.count()));
+                continue;
+            };
             let context = Context { index, time_ms, seed: self.seed(machine, index) };
-            match self.apply_batch(context, batch).await? {
-                Ok(replies) => push_replies(&mut outcomes, replies),
-                Err(outcome) => outcomes.extend(std::iter::repeat_n(outcome, count)),
-            }
+            outcomes.extend(running.guest.apply(context, batch).await?);
         }
         Ok(outcomes)
-    }
-
-    /// One apply call. The inner error is the outcome of every command of the batch.
-    async fn apply_batch(
-        &mut self,
-        context: Context,
-        batch: Batch,
-    ) -> Result<Result<Replies, Outcome>, HostFailure> {
-        let machine = batch.machine();
-        let Some(record) = self.tables.machines.get(&machine) else {
-            return Ok(Err(Outcome::NoSuchMachine));
-        };
-        if let Some(reason) = &record.parked {
-            return Ok(Err(Outcome::Parked(reason.clone())));
-        }
-        let running = self.running.get(&machine).expect("a machine that is not parked runs");
-        let index = context.index;
-        match running.guest.apply(context, batch).await {
-            Ok(replies) => Ok(Ok(replies)),
-            Err(CallFailure::Lost) => Err(HostFailure::GuestLost),
-            Err(CallFailure::Guest(failure)) => self.park(machine, index, failure).map(Err),
-        }
-    }
-
-    /// A guest failed: its instance cannot be entered again, so its machine applies nothing more.
-    pub(super) fn park(
-        &mut self,
-        machine: MachineId,
-        index: LogIndex,
-        failure: Failure,
-    ) -> Result<Outcome, HostFailure> {
-        let outcome = outcome_of(failure)?;
-        let record = self.tables.machines.get_mut(&machine).expect("the caller looked it up");
-        let reason = format!("since log index {index}: {}", describe(&outcome));
-        tracing::warn!(machine = %record.name, %machine, index, %reason, "machine parked");
-        record.parked = Some(reason);
-        self.running.remove(&machine);
-        self.publish();
-        Ok(outcome)
     }
 
     /// Keeps a piece of a module; the last one is checked against the digest and made durable.
@@ -252,13 +209,22 @@ impl Machines {
                 return Ok(Err(Refusal::ModuleNotReady(reason)));
             }
         };
-        self.tables.machines.insert(id, MachineRecord { name, module, parked: None });
+        self.tables.machines.insert(id, MachineRecord { name, module });
         self.publish();
         Ok(Ok(id))
     }
 
-    /// A fresh instance of a staged module.
-    pub(super) async fn start(&self, name: &str, module: ModuleDigest) -> Result<Running, Failure> {
+    /// A fresh guest of a staged module.
+    async fn start(&self, name: &str, module: ModuleDigest) -> Result<Running, Failure> {
+        let (blueprint, manifest) = self.blueprint(module).await?;
+        Ok(Running { guest: GuestHandle::start(name, blueprint).await?, manifest })
+    }
+
+    /// What guests of a staged module are made from.
+    pub(super) async fn blueprint(
+        &self,
+        module: ModuleDigest,
+    ) -> Result<(Blueprint, Manifest), Failure> {
         let environment = self.environment.clone();
         let compile =
             move || environment.compiled.get(&environment.engine, &*environment.library, module);
@@ -272,8 +238,7 @@ impl Machines {
             })?;
         let manifest = compiled.manifest().clone();
         let engine = self.environment.engine.clone();
-        let guest = GuestHandle::start(name, engine, compiled).await?;
-        Ok(Running { guest, manifest })
+        Ok((Blueprint { engine, module: compiled, limits: Limits::default() }, manifest))
     }
 
     fn remove(&mut self, machine: MachineId) -> Result<(), Refusal> {
@@ -309,7 +274,6 @@ impl Machines {
                 module: record.module,
                 manifest: running.map(|running| running.manifest.clone()),
                 guest: running.map(|running| running.guest.clone()),
-                parked: record.parked.clone(),
             };
             (record.name.clone(), published)
         });
@@ -322,35 +286,6 @@ impl Machines {
     }
 }
 
-/// Cuts the replies apart without copying them.
-pub(crate) fn push_replies(outcomes: &mut Vec<Outcome>, replies: Replies) {
-    let data = Bytes::from(replies.data);
-    let mut rejected = replies.rejected.into_iter().peekable();
-    let mut start = 0;
-    for (position, end) in (0_u32..).zip(replies.ends) {
-        let end = usize::try_from(end).expect("32 bits fit");
-        let reply = data.slice(start..end);
-        start = end;
-        outcomes.push(match rejected.next_if_eq(&position) {
-            Some(_) => Outcome::Rejected(reply),
-            None => Outcome::Accepted(reply),
-        });
-    }
-}
-
-/// A guest's failure as an outcome; the host's own is an error.
-pub(crate) fn outcome_of(failure: Failure) -> Result<Outcome, HostFailure> {
-    match failure {
-        Failure::Trapped(reason) => Ok(Outcome::Trapped(reason)),
-        Failure::Malformed(reason) => {
-            Ok(Outcome::Trapped(format!("the guest broke its contract: {reason}")))
-        }
-        Failure::OutOfFuel => Ok(Outcome::OutOfFuel),
-        Failure::TooLarge { length, limit } => Ok(Outcome::TooLarge { length, limit }),
-        Failure::Host(reason) => Err(HostFailure::Stop(reason)),
-    }
-}
-
 /// A sentence about a failed outcome.
 pub fn describe(outcome: &Outcome) -> String {
     match outcome {
@@ -360,7 +295,6 @@ pub fn describe(outcome: &Outcome) -> String {
         Outcome::TooLarge { length, limit } => {
             format!("the guest's reply has {length} bytes, the limit is {limit}")
         }
-        Outcome::Parked(reason) => format!("the machine is parked {reason}"),
         Outcome::NoSuchMachine => "there is no such machine (any more)".to_owned(),
     }
 }

@@ -6,7 +6,7 @@ mod compiled;
 pub mod content;
 mod directory;
 mod guest_thread;
-mod kept;
+mod instance;
 mod library;
 mod machines;
 pub mod proposal;
@@ -16,12 +16,12 @@ mod tests;
 
 pub use batch::Batch;
 pub use compiled::CompiledModules;
+pub use content::FrozenState;
 pub use directory::{Directory, Published, View};
-pub use guest_thread::{CallFailure, GuestHandle, Queries};
-pub use kept::Previous;
+pub use guest_thread::{GuestHandle, Queries};
+pub use instance::{Blueprint, Frozen, Instance};
 pub use library::{MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
-pub(crate) use machines::{outcome_of, push_replies};
 pub use proposal::Proposal;
 pub use tables::{ModuleRecord, Refusal};
 
@@ -60,14 +60,10 @@ pub enum HostFailure {
     /// The host failed: the node must stop, because applying on would diverge.
     #[error("{0}")]
     Stop(String),
-    /// A guest's instance was lost to a query that trapped: the state must be rebuilt from the
-    /// newest snapshot and the log before the entry is applied.
-    #[error("a guest was lost to a failed query")]
-    GuestLost,
 }
 
 impl HostFailure {
-    fn panicked(error: tokio::task::JoinError) -> Self {
+    pub(crate) fn panicked(error: tokio::task::JoinError) -> Self {
         Self::Stop(format!("a task of the apply path ended early: {error}"))
     }
 }

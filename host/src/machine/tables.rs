@@ -42,8 +42,6 @@ pub struct MachineRecord {
     pub name: String,
     /// Its module.
     pub module: ModuleDigest,
-    /// Why it applies nothing, if so.
-    pub parked: Option<String>,
 }
 
 /// Why an entry changed nothing. Part of the replicated result: equal on all nodes.
@@ -134,12 +132,6 @@ impl Tables {
             Some(record) if record.staged == record.length => record.check_ready(membership),
             _ => Err(Refusal::NoSuchModule(*digest)),
         }
-    }
-
-    /// Machines that apply nothing any more.
-    pub fn parked_machines(&self) -> BTreeSet<MachineId> {
-        let parked = self.machines.iter().filter(|(_, record)| record.parked.is_some());
-        parked.map(|(id, _)| *id).collect()
     }
 
     /// Notes nodes that left the membership: their ids are spent.

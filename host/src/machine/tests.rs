@@ -86,37 +86,21 @@ impl Node {
         }
     }
 
-    /// Everything a snapshot of this node would hold.
-    async fn capture(&mut self) -> Vec<Piece> {
-        self.capture_after(None).await
+    /// Everything a snapshot of this node would hold, and what could not be exported.
+    async fn capture(&mut self) -> (Vec<Piece>, Vec<String>) {
+        let frozen = self.machines.freeze().await.expect("the host does not fail in these tests");
+        let (sender, mut receiver) = mpsc::channel(1);
+        let sent = frozen.send(sender);
+        let mut pieces = Vec::new();
+        while let Some(piece) = receiver.recv().await {
+            pieces.push(piece);
+        }
+        let failures = sent.await.unwrap().expect("the host does not fail in these tests");
+        (pieces, failures)
     }
 
-    /// The same, after a snapshot that holds `previous`.
-    async fn capture_after(&mut self, previous: Option<Vec<Piece>>) -> Vec<Piece> {
-        let previous = previous.map(|pieces| -> Previous {
-            Box::new(move || {
-                let (sender, receiver) = mpsc::channel(pieces.len());
-                let pieces = pieces.iter().filter(|piece| **piece != Piece::End);
-                pieces.for_each(|piece| sender.try_send(Ok(piece.clone())).unwrap());
-                receiver
-            })
-        });
-        let (sender, mut receiver) = mpsc::channel(1);
-        let collect = async {
-            let mut pieces = Vec::new();
-            while let Some(piece) = receiver.recv().await {
-                pieces.push(piece);
-            }
-            pieces
-        };
-        let capture = async {
-            let captured = self.machines.capture(self.index, previous, &sender).await;
-            drop(sender);
-            captured
-        };
-        let (captured, pieces) = tokio::join!(capture, collect);
-        captured.expect("the host does not fail in these tests");
-        pieces
+    async fn pieces(&mut self) -> Vec<Piece> {
+        self.capture().await.0
     }
 
     /// A node that has nothing but the pieces.
@@ -160,77 +144,41 @@ async fn commands_for_an_absent_machine_say_so() {
     assert_eq!(node.apply(Proposal::RemoveMachine { machine: counter }).await, gone);
 }
 
-/// A guest that fails parks its own machine: the reason is the answer from then on, also after a
-/// restore, and the other machines go on.
+/// A command that fails costs itself and nothing else: not the commands before and after it
+/// in its entry, not the state, and not the machine's next entries.
 #[tokio::test]
-async fn a_failing_guest_parks_its_machine_alone() {
-    for (command, why) in [("unreachable", "unreachable"), ("long reply", "1048577 bytes")] {
-        let mut node = Node::new();
-        let hostile = node.create("hostile", "hostile").await;
-        let counter = node.create("counter", "counter").await;
-        assert_eq!(node.execute(hostile, &["echo"]).await, [accepted("echo")]);
-        let failed = node.execute(hostile, &[command]).await;
-        assert!(describe(&failed[0]).contains(why), "{failed:?}");
-        let parked = node.execute(hostile, &["echo"]).await;
-        assert!(
-            matches!(&parked[0], Outcome::Parked(reason) if reason.contains(why)),
-            "{parked:?}"
-        );
-        assert_eq!(node.execute(counter, &["3"]).await, [accepted("3")]);
-
-        let pieces = node.capture().await;
-        let mut restored = node.restored(pieces).await.unwrap();
-        assert_eq!(restored.execute(hostile, &["echo"]).await, parked);
-        assert_eq!(restored.execute(counter, &["4"]).await, [accepted("7")]);
+async fn a_failing_command_costs_itself_alone() {
+    let commands = ["unreachable", "long reply", "spin", "remember and trap", "no replies"];
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let counter = node.create("counter", "counter").await;
+    assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=1 ")]);
+    for command in commands {
+        let outcomes = node.execute(hostile, &["before", command, "after"]).await;
+        assert_eq!((&outcomes[0], &outcomes[2]), (&accepted("before"), &accepted("after")));
+        assert!(!matches!(outcomes[1], Outcome::Accepted(_)), "{command}: {outcomes:?}");
+        let alone = node.execute(hostile, &[command]).await;
+        assert_eq!(alone[0], outcomes[1], "{command} fails alone as it does among others");
     }
+    assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=2 ")]);
+    assert_eq!(node.execute(counter, &["3"]).await, [accepted("3")]);
 }
 
-/// A guest whose export fails is parked by the checkpoint, and the snapshot is whole without it.
+/// A guest whose export fails is told of, and the snapshot is whole by its image.
 #[tokio::test]
-async fn a_failing_export_parks_its_machine() {
+async fn a_failing_export_is_an_alarm() {
     let mut node = Node::new();
     let hostile = node.create("hostile", "hostile").await;
     let counter = node.create("counter", "counter").await;
     node.execute(counter, &["5"]).await;
-    let pieces = node.capture().await;
-    let parked = node.execute(hostile, &["echo"]).await;
-    assert!(matches!(&parked[0], Outcome::Parked(_)), "{parked:?}");
+    node.execute(hostile, &["remember me"]).await;
+    let (pieces, failures) = node.capture().await;
+    let expected = "snapshots hold no export of machine hostile: the guest trapped: the guest \
+                    broke its contract: an export chunk has 262145 bytes, and 262144 were asked for";
+    assert_eq!(failures, [expected]);
     let mut restored = node.restored(pieces).await.unwrap();
-    assert_eq!(restored.execute(hostile, &["echo"]).await, parked);
+    assert_eq!(restored.execute(hostile, &["remember me"]).await, [accepted("remember me=2 ")]);
     assert_eq!(restored.execute(counter, &["1"]).await, [accepted("6")]);
-}
-
-/// The last complete export of a machine that is parked goes from snapshot to snapshot, whole and
-/// once, and a node that restores one of them keeps the machine parked.
-#[tokio::test]
-async fn a_parked_machine_keeps_its_last_state_in_snapshots() {
-    let mut node = Node::new();
-    let counter = node.create("counter", "counter").await;
-    node.execute(counter, &["41"]).await;
-    let good = node.capture().await;
-    let export: Vec<Piece> = good
-        .iter()
-        .skip_while(|piece| **piece != Piece::Begin(content::SECTION_EXPORT))
-        .skip(1)
-        .take_while(|piece| **piece != Piece::Begin(content::SECTION_TABLES))
-        .cloned()
-        .collect();
-    node.machines.park(counter, 9, wasm::Failure::OutOfFuel).unwrap();
-    let mut snapshot = good;
-    for _ in 0..3 {
-        snapshot = node.capture_after(Some(snapshot)).await;
-        let kept: Vec<Piece> = snapshot
-            .iter()
-            .skip_while(|piece| **piece != Piece::Begin(content::SECTION_KEPT))
-            .skip(1)
-            .take_while(|piece| **piece != Piece::Begin(content::SECTION_TABLES))
-            .cloned()
-            .collect();
-        assert_eq!(kept, export);
-        let mut restored = node.restored(snapshot.clone()).await.unwrap();
-        let outcome = restored.execute(counter, &["1"]).await;
-        assert!(matches!(&outcome[0], Outcome::Parked(_)), "{outcome:?}");
-    }
 }
 
 /// A module half staged, machines and their states come back from a capture as they were.
@@ -242,11 +190,11 @@ async fn a_captured_state_comes_back_whole() {
     let half =
         ModuleChunk { digest: ModuleDigest([3; 32]), length: 10, offset: 0, bytes: vec![1, 2, 3] };
     node.apply(Proposal::StageModule(half)).await;
-    let pieces = node.capture().await;
+    let pieces = node.pieces().await;
     let mut restored = node.restored(pieces.clone()).await.unwrap();
     assert_eq!(restored.machines.tables, node.machines.tables);
     assert_eq!(restored.machines.staging, node.machines.staging);
-    assert_eq!(restored.capture().await, pieces);
+    assert_eq!(restored.pieces().await, pieces);
     assert_eq!(restored.execute(counter, &["4"]).await, [accepted("7")]);
 }
 
@@ -256,11 +204,12 @@ async fn a_snapshot_without_a_section_is_refused() {
     let mut node = Node::new();
     let counter = node.create("counter", "counter").await;
     node.execute(counter, &["1"]).await;
-    let pieces = node.capture().await;
+    let pieces = node.pieces().await;
     let begins = |piece: &Piece| matches!(piece, Piece::Begin(_));
     let sections = pieces.iter().filter(|piece| begins(piece)).count();
-    assert_eq!(sections, 4, "module, export, its end, tables");
-    for left_out in 0..sections {
+    assert_eq!(sections, 5, "module, image, export, its end, tables");
+    // Those of the export are for people and for other clusters.
+    for left_out in [0, 1, 4] {
         let mut number = 0_usize;
         let rest = pieces.iter().filter(|piece| {
             number += usize::from(begins(piece));
@@ -316,21 +265,30 @@ async fn a_module_of_another_digest_is_forgotten() {
     assert!(node.machines.tables.modules.is_empty());
 }
 
-/// A query that traps costs the instance, and the apply path says so instead of answering.
+/// A query that fails, or that writes, changes nothing, and costs no other query its answer.
 #[tokio::test]
-async fn a_failed_query_is_no_outcome_of_a_later_entry() {
+async fn queries_change_nothing() {
     let mut node = Node::new();
     let hostile = node.create("hostile", "hostile").await;
+    let before = node.pieces().await;
     let guest = node.machines.running[&hostile].guest.clone();
     let context = Context { index: 1, time_ms: 1, seed: 0 };
-    let queries = Queries { data: b"unreachable".to_vec(), ends: vec![11] };
-    let failed = guest.query(context, queries.clone()).await;
-    assert!(matches!(failed, Err(CallFailure::Guest(_))), "{failed:?}");
-    assert!(matches!(guest.query(context, queries).await, Err(CallFailure::Lost)));
-    assert!(node.machines.any_guest_lost().await);
-    let command = Command { machine: hostile, session: None, bytes: "echo".into() };
-    let batches = vec![Batch::new(hostile, &[command])];
-    let entry = Proposal::Commands { time_ms: 1, batches };
-    let applied = node.machines.apply(node.index + 1, entry, &node.membership).await;
-    assert_eq!(applied, Err(HostFailure::GuestLost));
+    let ask = async |texts: &[&str]| {
+        let mut queries = Queries::default();
+        for text in texts {
+            queries.data.extend_from_slice(text.as_bytes());
+            queries.ends.push(u32::try_from(queries.data.len()).unwrap());
+        }
+        guest.query(context, queries).await.unwrap()
+    };
+    for _ in 0..3 {
+        assert_eq!(ask(&["remember 1"]).await, [accepted("remember 1=1 ")]);
+        let outcomes = ask(&["a", "unreachable", "remember 2", "spin", "eat memory"]).await;
+        assert_eq!((&outcomes[0], &outcomes[2]), (&accepted("a"), &accepted("remember 2=1 ")));
+        assert!(matches!(outcomes[1], Outcome::Trapped(_)), "{outcomes:?}");
+        assert_eq!(outcomes[3], Outcome::OutOfFuel);
+        assert!(matches!(outcomes[4], Outcome::Accepted(_)), "{outcomes:?}");
+    }
+    assert_eq!(node.pieces().await, before);
+    assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=1 ")]);
 }

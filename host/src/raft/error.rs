@@ -61,17 +61,6 @@ pub enum Error {
     /// No machine has this name.
     #[error("there is no machine named {0:?}")]
     NoSuchMachine(String),
-    /// The machine applies nothing since its guest failed.
-    #[error("machine {machine:?} is parked {reason}")]
-    MachineParked {
-        /// The machine.
-        machine: String,
-        /// Since when and why.
-        reason: String,
-    },
-    /// An earlier query cost the guest its instance, which is being rebuilt.
-    #[error("the machine's guest is being rebuilt after a failed query: try again")]
-    GuestRestarting,
     /// A machine of this name exists.
     #[error("a machine named {0:?} exists already")]
     MachineExists(String),

@@ -18,9 +18,7 @@ use super::replica::Answered;
 use super::space::Space;
 use super::type_config::EntryBytes;
 use crate::config::limits;
-use crate::machine::{
-    CallFailure, Context, Directory, GuestHandle, Proposal, Queries, View, outcome_of, push_replies,
-};
+use crate::machine::{Context, Directory, GuestHandle, Proposal, Queries, View};
 use crate::types::TimeMs;
 
 type Answer = Result<Answered, Error>;
@@ -86,8 +84,7 @@ impl ReaderTask {
             match self.round(&waiting).await {
                 Ok(()) => {
                     for batch in self.group(std::mem::take(&mut waiting)) {
-                        let (raft, directory) = (self.raft.clone(), self.directory.clone());
-                        answering.spawn(answer_and_mend(raft, directory, batch));
+                        answering.spawn(batch.answer(Arc::clone(&self.directory)));
                     }
                 }
                 Err(error) => fail(&error, waiting.drain(..).map(|waiting| waiting.answer)),
@@ -127,6 +124,8 @@ impl ReaderTask {
     fn group(&self, waiting: Vec<Waiting>) -> Vec<QueryBatch> {
         let view = self.directory.view();
         let mut batches: BTreeMap<String, QueryBatch> = BTreeMap::new();
+        // Who gave up meanwhile is not asked for.
+        let waiting = waiting.into_iter().filter(|waiting| !waiting.answer.is_closed());
         for Waiting { machine, query, answer } in waiting {
             match guest_of(&view, &machine) {
                 Ok(guest) => {
@@ -141,17 +140,12 @@ impl ReaderTask {
 }
 
 /// Asks a machine at whatever this node has applied.
-pub async fn query_stale(
-    raft: Raft,
-    directory: Arc<Directory>,
-    machine: &str,
-    query: &Bytes,
-) -> Answer {
+pub async fn query_stale(directory: Arc<Directory>, machine: &str, query: &Bytes) -> Answer {
     let guest = guest_of(&directory.view(), machine)?;
     let (sender, receiver) = oneshot::channel();
     let mut batch = QueryBatch::new(guest);
     batch.push(query, sender);
-    answer_and_mend(raft, directory, batch).await;
+    batch.answer(directory).await;
     receiver.await.map_err(|_| Error::ShuttingDown)?
 }
 
@@ -162,13 +156,7 @@ fn guest_of(view: &View, machine: &str) -> Result<GuestHandle, Error> {
     }
     let published =
         view.machines.get(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))?;
-    match (&published.guest, &published.parked) {
-        (Some(guest), _) => Ok(guest.clone()),
-        (None, Some(reason)) => {
-            Err(Error::MachineParked { machine: machine.to_owned(), reason: reason.clone() })
-        }
-        (None, None) => Err(Error::NoSuchMachine(machine.to_owned())),
-    }
+    published.guest.clone().ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))
 }
 
 /// Queries of one guest call, and who waits for their answers.
@@ -190,55 +178,18 @@ impl QueryBatch {
         self.answers.push(answer);
     }
 
-    /// Asks the guest and answers everybody; true when the guest was lost in doing so.
-    async fn answer(self, directory: Arc<Directory>) -> bool {
+    /// Asks the guest and answers everybody.
+    async fn answer(self, directory: Arc<Directory>) {
         let applied = directory.applied();
         let context = Context { index: applied, time_ms: directory.time_ms(), seed: 0 };
-        let (outcomes, lost) = match self.guest.query(context, self.queries).await {
-            Ok(replies) => {
-                let mut outcomes = Vec::with_capacity(self.answers.len());
-                push_replies(&mut outcomes, replies);
-                (outcomes, false)
-            }
-            Err(CallFailure::Lost) => {
-                fail(&Error::GuestRestarting, self.answers);
-                return true;
-            }
-            Err(CallFailure::Guest(failure)) => match outcome_of(failure) {
-                Ok(outcome) => (vec![outcome; self.answers.len()], true),
-                Err(failure) => {
-                    fail(&Error::Stopped(failure.to_string()), self.answers);
-                    return false;
+        match self.guest.query(context, self.queries).await {
+            Ok(outcomes) => {
+                for (answer, outcome) in self.answers.into_iter().zip(outcomes) {
+                    let _ = answer.send(Ok(Answered { outcome, applied }));
                 }
-            },
-        };
-        for (answer, outcome) in self.answers.into_iter().zip(outcomes) {
-            let _ = answer.send(Ok(Answered { outcome, applied }));
+            }
+            Err(failure) => fail(&Error::Stopped(failure.to_string()), self.answers),
         }
-        lost
-    }
-}
-
-async fn answer_and_mend(raft: Raft, directory: Arc<Directory>, batch: QueryBatch) {
-    if batch.answer(directory).await {
-        rebuild(raft).await;
-    }
-}
-
-/// Has the state machine replace a guest that was lost to a query. An error shows again, and
-/// stops the node, at the next entry.
-async fn rebuild(raft: Raft) {
-    let rebuilt = raft
-        .with_state_machine(|state_machine| {
-            Box::pin(async move {
-                if let Err(error) = state_machine.rebuild().await {
-                    tracing::error!(%error, "cannot rebuild a guest after a failed query");
-                }
-            })
-        })
-        .await;
-    if let Err(fatal) = rebuilt {
-        tracing::error!(%fatal, "the replica stopped before a guest was rebuilt");
     }
 }
 

@@ -130,8 +130,7 @@ impl Replica {
                 }
                 Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
                 Consistency::Stale => {
-                    let (raft, directory) = (self.shared.raft.clone(), &self.shared.directory);
-                    query_stale(raft, Arc::clone(directory), machine, &query).await
+                    query_stale(Arc::clone(&self.shared.directory), machine, &query).await
                 }
             }
         };

@@ -4,12 +4,12 @@
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::convert::{log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft};
 use super::type_config::{RaftLogId, RaftSnapshotMeta, RaftStoredMembership};
 use crate::machine::content::Piece;
-use crate::machine::{Environment, HostFailure, Machines, Previous};
+use crate::machine::{Environment, FrozenState, HostFailure, Machines};
 use crate::storage::Error;
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{LogId, LogIndex, Membership};
@@ -33,12 +33,13 @@ pub struct Snapshots {
     dir: SnapshotDir,
     newest: watch::Sender<Option<LogIndex>>,
     alarm: Mutex<Option<String>>,
+    export_failures: Mutex<Vec<String>>,
 }
 
-/// A snapshot under way: what takes the pieces, and what comes of them.
+/// A snapshot under way.
 pub struct Capture {
-    /// Takes the pieces of the state.
-    pub pieces: mpsc::Sender<Piece>,
+    /// What became of sending the state: sentences about guests that could not export theirs.
+    pub sent: oneshot::Receiver<Result<Vec<String>, HostFailure>>,
     /// The file, once it is whole and synced.
     pub written: tokio::task::JoinHandle<Result<Snapshot, Error>>,
 }
@@ -47,7 +48,12 @@ impl Snapshots {
     /// Takes over an open folder of snapshots.
     pub fn new(dir: SnapshotDir) -> Self {
         let newest = dir.newest().and_then(|snapshot| index(&snapshot));
-        Self { dir, newest: watch::Sender::new(newest), alarm: Mutex::new(None) }
+        Self {
+            dir,
+            newest: watch::Sender::new(newest),
+            alarm: Mutex::new(None),
+            export_failures: Mutex::default(),
+        }
     }
 
     /// Index of the newest snapshot, and a way to wait for the next.
@@ -82,26 +88,32 @@ impl Snapshots {
         self.alarm.lock().expect("no holder panics").clone()
     }
 
-    /// The newest snapshot as pieces, for what the next one carries on.
-    pub fn previous(&self) -> Option<Previous> {
-        let snapshot = self.dir.newest()?;
-        Some(Box::new(move || {
-            let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
-            let reader = snapshot.clone();
-            // It ends with the receiver.
-            tokio::task::spawn_blocking(move || read(&reader, &sender));
-            pieces
-        }))
+    /// Machines of which the newest snapshot holds no export, a sentence each.
+    pub fn export_failures(&self) -> Vec<String> {
+        self.export_failures.lock().expect("no holder panics").clone()
     }
 
-    /// Begins a snapshot of the state as of `last`, written by a thread of its own.
-    pub fn begin(&self, last: &RaftLogId, membership: &RaftStoredMembership) -> Capture {
+    /// Notes of which machines the newest snapshot holds no export.
+    pub fn set_export_failures(&self, failures: Vec<String>) {
+        for failure in &failures {
+            tracing::error!("{failure}");
+        }
+        *self.export_failures.lock().expect("no holder panics") = failures;
+    }
+
+    /// Begins a snapshot of the state as of `last`, written by threads of its own.
+    pub fn begin(
+        &self,
+        last: &RaftLogId,
+        membership: &RaftStoredMembership,
+        frozen: FrozenState,
+    ) -> Capture {
         let meta = encode_meta(membership);
         let last = log_id_from_raft(last);
         let dir = self.dir.clone();
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
         let written = tokio::task::spawn_blocking(move || write(&dir, last, &meta, receiver));
-        Capture { pieces, written }
+        Capture { sent: frozen.send(pieces), written }
     }
 
     /// A snapshot is whole: it becomes the newest, and those no longer needed go.

@@ -13,13 +13,12 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot as RaftSnapshot};
-use openraft::{EntryPayload, OptionalSend, RaftLogReader as _, RaftSnapshotBuilder};
-use tokio::sync::{mpsc, watch};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::convert::membership_from_raft;
-use super::log_store::LogStore;
-use super::snapshots::{SharedSnapshots, meta_to_raft, restore};
+use super::snapshots::{Capture, SharedSnapshots, meta_to_raft, restore};
 use super::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
@@ -33,9 +32,6 @@ type SnapshotOf = RaftSnapshot<
     crate::types::Member,
     Snapshot,
 >;
-
-/// Entries read from the log at once while the state is rebuilt.
-const REPLAY_ENTRIES: u64 = 64;
 
 /// How far the apply path has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +48,6 @@ pub struct Progress {
 pub struct StateMachine {
     environment: Environment,
     machines: Machines,
-    log: LogStore,
     last_applied: Option<RaftLogId>,
     stored_membership: RaftStoredMembership,
     membership: Membership,
@@ -66,7 +61,6 @@ impl StateMachine {
     /// Restores the newest snapshot, or begins empty.
     pub async fn open(
         environment: Environment,
-        log: LogStore,
         snapshots: SharedSnapshots,
         progress: watch::Sender<Progress>,
     ) -> Result<Self, HostFailure> {
@@ -74,7 +68,6 @@ impl StateMachine {
         let mut state_machine = Self {
             environment,
             machines,
-            log,
             last_applied: None,
             stored_membership: RaftStoredMembership::default(),
             membership: Membership::default(),
@@ -130,88 +123,22 @@ impl StateMachine {
             return Ok(Response::NodeParked(reason.clone()));
         }
         let index = log_id.index();
-        let decode = || Proposal::decode(bytes);
-        let proposal = match decode() {
+        let proposal = match Proposal::decode(bytes) {
             Ok(proposal) => proposal,
             Err(error @ proposal::Error::Unknown { .. }) => {
                 return Ok(self.park(format!("{error}, at log index {index}")));
             }
-            Err(error) => return Err(damaged(index, &error)),
+            Err(error) => {
+                let text = format!("the entry at log index {index} cannot be applied: {error}");
+                return Err(HostFailure::Stop(text));
+            }
         };
         let is_checkpoint = proposal == Proposal::Checkpoint;
-        let mut applied = self.machines.apply(index, proposal, &self.membership).await;
-        if applied == Err(HostFailure::GuestLost) {
-            self.rebuild().await?;
-            let proposal = decode().map_err(|error| damaged(index, &error))?;
-            applied = self.machines.apply(index, proposal, &self.membership).await;
-        }
+        let applied = self.machines.apply(index, proposal, &self.membership).await;
         if is_checkpoint {
             self.checkpoint(log_id).await?;
         }
         applied
-    }
-
-    /// Builds the state as of `last_applied` again, from the newest snapshot and the log. A guest
-    /// was lost to a query that trapped; replaying the same entries in the same batches gives the
-    /// same state.
-    pub async fn rebuild(&mut self) -> Result<(), HostFailure> {
-        let Some(target) = self.last_applied else { return Ok(()) };
-        if !self.machines.any_guest_lost().await {
-            return Ok(());
-        }
-        tracing::warn!(index = target.index(), "rebuilding the machines after a failed query");
-        self.finish_writing().await?;
-        // What queries see stays as it is until the new machines have caught up.
-        let (meta, machines) = newest_state(&self.environment, &self.snapshots).await?;
-        self.machines = machines;
-        self.membership = membership_from_raft(meta.last_membership.membership());
-        let mut next = meta.last_log_id.map_or(0, |id| id.index() + 1);
-        while next <= target.index() {
-            let end = (next + REPLAY_ENTRIES).min(target.index() + 1);
-            let entries = self.log.try_get_log_entries(next..end).await;
-            let entries = entries.map_err(|error| HostFailure::Stop(error.to_string()))?;
-            for entry in &entries {
-                self.replay(entry).await?;
-            }
-            next = end;
-        }
-        self.machines.go_live(target.index());
-        Ok(())
-    }
-
-    /// Applies an entry that was applied before. A checkpoint exports into nothing, because an
-    /// export that fails parks its machine.
-    async fn replay(&mut self, entry: &Entry) -> Result<(), HostFailure> {
-        let index = entry.log_id.index();
-        match &entry.payload {
-            EntryPayload::Blank => {}
-            EntryPayload::Membership(membership) => {
-                let now = membership_from_raft(membership);
-                self.machines.change_membership(&self.membership, &now);
-                self.membership = now;
-            }
-            EntryPayload::Normal(EntryBytes(bytes)) => {
-                let proposal = Proposal::decode(bytes).map_err(|error| damaged(index, &error))?;
-                let is_checkpoint = proposal == Proposal::Checkpoint;
-                self.machines.apply(index, proposal, &self.membership).await?;
-                if is_checkpoint {
-                    self.capture_into_nothing(index).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn capture_into_nothing(&mut self, index: LogIndex) -> Result<(), HostFailure> {
-        let (pieces, mut receiver) = mpsc::channel(1);
-        let drain = async { while receiver.recv().await.is_some() {} };
-        let capture = async {
-            let captured = self.machines.capture(index, None, &pieces).await;
-            drop(pieces);
-            captured
-        };
-        let (captured, ()) = tokio::join!(capture, drain);
-        captured
     }
 
     /// From here on this node keeps the log and applies nothing.
@@ -232,27 +159,10 @@ impl StateMachine {
         if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {
             return Ok(());
         }
-        self.rebuild().await?;
-        let capture = self.snapshots.begin(log_id, &self.stored_membership);
-        let previous = self.snapshots.previous();
-        let captured = self.machines.capture(log_id.index(), previous, &capture.pieces).await;
-        drop(capture.pieces);
-        let writing = tokio::spawn(finish(Arc::clone(&self.snapshots), capture.written));
-        match captured {
-            Ok(()) => {
-                self.writing = Some(writing);
-                Ok(())
-            }
-            // A writer that stopped has the real error, or an alarm that is none of ours.
-            Err(failure) => match writing.await {
-                Ok(Ok(())) if self.snapshots.alarm().is_some() => Ok(()),
-                Ok(Ok(())) => Err(failure),
-                Ok(Err(cause)) => Err(cause),
-                Err(error) => {
-                    Err(HostFailure::Stop(format!("writing a snapshot panicked: {error}")))
-                }
-            },
-        }
+        let frozen = self.machines.freeze().await?;
+        let capture = self.snapshots.begin(log_id, &self.stored_membership, frozen);
+        self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
+        Ok(())
     }
 
     /// Waits for a snapshot that is still being written.
@@ -274,10 +184,6 @@ impl StateMachine {
     }
 }
 
-fn damaged(index: LogIndex, error: &proposal::Error) -> HostFailure {
-    HostFailure::Stop(format!("the entry at log index {index} cannot be applied: {error}"))
-}
-
 /// The newest snapshot's state and place, or the beginning.
 async fn newest_state(
     environment: &Environment,
@@ -290,21 +196,22 @@ async fn newest_state(
 }
 
 /// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
-/// all, and the next checkpoint tries again.
-async fn finish(
-    snapshots: SharedSnapshots,
-    written: JoinHandle<Result<Snapshot, crate::storage::Error>>,
-) -> Result<(), HostFailure> {
+/// all, and the next checkpoint tries again. So is a guest that cannot export its state.
+async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), HostFailure> {
+    let (written, sent) = tokio::join!(capture.written, capture.sent);
     let written = written
-        .await
         .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
-    let error = match written {
-        Ok(snapshot) => {
+    let error = match (written, sent) {
+        (Ok(snapshot), Ok(Ok(failures))) => {
+            snapshots.set_export_failures(failures);
             return snapshots
                 .adopt(&snapshot)
                 .map_err(|error| HostFailure::Stop(error.to_string()));
         }
-        Err(error) => error.into_io(),
+        // Content that was broken off leaves no file, and has the reason.
+        (Err(crate::storage::Error::Refused(_)) | Ok(_), Ok(Err(failure))) => return Err(failure),
+        (Ok(_), Err(_)) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
+        (Err(error), _) => error.into_io(),
     };
     if error.kind() == io::ErrorKind::StorageFull {
         snapshots.refused(format!("no room for a snapshot: {error}"));

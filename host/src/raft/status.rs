@@ -64,7 +64,7 @@ pub struct MachineStatus {
     pub memory_bytes: u64,
     /// Last index it applied here.
     pub applied: LogIndex,
-    /// Why it applies nothing, if so.
+    /// Why this node applies nothing to it, if so.
     pub parked: Option<String>,
 }
 
@@ -179,7 +179,7 @@ pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
             uses_time: manifest.is_some_and(|manifest| manifest.uses_time),
             memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
             applied,
-            parked: published.parked.clone(),
+            parked: view.parked.clone(),
         }
     };
     view.machines.values().map(describe).collect()
@@ -216,9 +216,6 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     alarms.extend(view.parked.iter().map(|reason| format!("this node is parked: {reason}")));
     alarms.extend(shared.space.check().err().map(|error| error.to_string()));
     alarms.extend(shared.snapshots.alarm());
-    let parked = |machine: &Published| {
-        machine.parked.as_ref().map(|reason| format!("machine {} is parked {reason}", machine.name))
-    };
-    alarms.extend(view.machines.values().filter_map(parked));
+    alarms.extend(shared.snapshots.export_failures());
     alarms
 }

@@ -12,8 +12,10 @@ use wasmtime::{Config, OperatorCost, OptLevel, Strategy};
 
 use super::admission::{self, Error};
 use super::bindings::{self, Prepared};
-use super::guest::{Failure, Guest};
+use super::caller::Caller;
+use super::guest::Failure;
 use super::limits::{Limits, Room, THREAD_STACK_BYTES};
+use super::memory::{self, HostMemory};
 use crate::config::limits;
 
 /// Version of our own rules for applying an entry: what is called when, with what, and what its
@@ -31,7 +33,7 @@ const TARGET: &str = "aarch64-apple-darwin";
 
 /// Addresses set aside for a guest's memory: all that 32 bits reach, so that it never moves and
 /// no access needs a check.
-const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
+pub(super) const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
 
 /// Compiles modules. Clones share one engine.
 #[derive(Clone)]
@@ -73,6 +75,7 @@ impl Engine {
     pub fn new() -> Result<Self, Error> {
         let refused = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
         let engine = config().and_then(|config| wasmtime::Engine::new(&config)).map_err(refused)?;
+        memory::prepare().map_err(|error| Error::Engine(format!("signals: {error}")))?;
         let mut linker = Linker::new(&engine);
         bindings::add_log(&mut linker).map_err(refused)?;
         let profile = profile(&engine);
@@ -110,7 +113,7 @@ impl Engine {
         let contract = |error: wasmtime::Error| Error::Contract(format!("{error:#}"));
         let linked = self.0.linker.instantiate_pre(&component).map_err(contract)?;
         let prepared = Prepared::new(linked).map_err(contract)?;
-        let manifest = Guest::describe(&self.0.engine, &prepared)?;
+        let manifest = Caller::describe(&self.0.engine, &prepared)?;
         manifest.check()?;
         Ok(Module { prepared, manifest: Arc::new(manifest) })
     }
@@ -182,6 +185,7 @@ fn config() -> wasmtime::Result<Config> {
         .memory_reservation(MEMORY_RESERVATION_BYTES)
         .memory_may_move(false)
         .memory_init_cow(false)
+        .with_host_memory(Arc::new(HostMemory))
         // The text of a trap is replicated, and a backtrace is no part of it.
         .wasm_backtrace_max_frames(None);
     Ok(config)

@@ -1,21 +1,12 @@
-//! One live instance of a module, and its calls.
+//! One live instance of a module, and forks of it.
 //!
 //! It does not decide what to do about a failure: after one the instance is spent, and whoever
-//! holds it drops it. It checks all that a guest returns, so that what it hands on fits.
+//! holds it drops it.
 
-use wasmtime::{Store, Trap};
-
-use super::admission::Error;
-use super::bindings::{self, Calls, Instance, Prepared};
-use super::engine::{Engine, Manifest, Module};
+use super::caller::{Caller, Emit};
+use super::engine::{Engine, Module};
 use super::limits::{Limits, Room};
-use crate::config::limits::EXPORT_CHUNK_BYTES;
-
-/// What wasmtime's error begins with when more crosses to the host than was allowed; its type is
-/// not public. The version is pinned, and a test makes a guest cross it.
-const CROSSED_TOO_MUCH: &str = "too much data is being copied between the host and the guest";
-/// Bytes of a guest's own words in the text of a failure.
-const WORDS_BYTES_MAX: usize = 512;
+use super::memory::{Image, Memory, Shadow};
 
 /// Where and when a call stands; see `context` in `wit/guest.wit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,9 +91,20 @@ impl From<ExportStopped> for ExportError {
 ///
 /// Calls must be made on a thread with [`super::THREAD_STACK_BYTES`] of stack.
 pub struct Guest {
-    store: Store<Room>,
-    instance: Instance,
-    schema_version: u32,
+    caller: Caller,
+    memory: Memory,
+}
+
+/// An instance that begins each call in the state of another, the original, and whose
+/// own changes are thrown away by [`Fork::discard`].
+///
+/// It is used where the original is not called meanwhile. After a [`Failure`] it must not be
+/// called again.
+pub struct Fork {
+    caller: Caller,
+    shadow: Shadow,
+    /// Length of the memory that it was made from.
+    memory_bytes: usize,
 }
 
 impl Guest {
@@ -117,228 +119,136 @@ impl Guest {
         module: &Module,
         limits: Limits,
     ) -> Result<Self, Failure> {
-        let manifest = module.manifest();
-        let room = Room::new(&manifest.name, limits);
-        let (store, instance) = start(engine.inner(), module.prepared(), room)?;
-        Ok(Self { store, instance, schema_version: manifest.schema_version })
+        let (caller, memory) = start(engine, module, limits, None)?;
+        Ok(Self { caller, memory })
     }
 
-    /// Asks a module for its manifest, on an instance of its own.
-    pub(super) fn describe(
-        engine: &wasmtime::Engine,
-        prepared: &Prepared<Room>,
-    ) -> Result<Manifest, Error> {
-        let room = Room::new("(being admitted)", Limits::default());
-        let (mut store, instance) =
-            start(engine, prepared, room).map_err(|failure| match failure {
-                // Types are checked as an instance is made; nothing else ends like this there.
-                Failure::Malformed(reason) => Error::Contract(reason),
-                failure => failure.into(),
-            })?;
-        let fuel = store.data().limits().fuel_per_call;
-        begin(&mut store, fuel)?;
-        let manifest = instance.lockstep_guest_machine().call_describe(&mut store);
-        let manifest = manifest.map_err(|error| failure(&mut store, &error))?;
-        Ok(manifest.into())
+    /// Makes an instance in the state of an image, which is used up: its pages become the
+    /// instance's memory.
+    pub fn restore(
+        engine: &Engine,
+        module: &Module,
+        limits: Limits,
+        image: Image,
+    ) -> Result<Self, Failure> {
+        let (caller, memory) = start(engine, module, limits, Some(image.bytes()))?;
+        check_length(&memory, image.bytes())?;
+        memory.restore(image).map_err(host)?;
+        Ok(Self { caller, memory })
+    }
+
+    /// Copies the memory. `room` is an image that is no longer needed: its pages are used
+    /// again, which spares the system handing out new ones.
+    pub fn image(&self, room: Option<Image>) -> Result<Image, Failure> {
+        self.memory.image(room).map_err(host)
+    }
+
+    /// Ends the instance; its memory is room for an image.
+    pub fn into_room(self) -> Option<Image> {
+        drop(self.caller);
+        self.memory.into_image()
+    }
+
+    /// Makes a fork of this instance, which must not be called while the fork is.
+    pub fn fork(&self, engine: &Engine, module: &Module) -> Result<Fork, Failure> {
+        let bytes = self.memory.bytes();
+        let limits = self.caller.room().limits().clone();
+        let (caller, memory) = start(engine, module, limits, Some(bytes))?;
+        check_length(&memory, bytes)?;
+        let shadow = memory.shadow(&self.memory).map_err(host)?;
+        Ok(Fork { caller, shadow, memory_bytes: bytes })
     }
 
     /// Applies the commands of one entry.
     pub fn apply(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        self.answer(batch, |calls, store| calls.call_apply(store, (*context).into(), batch.into()))
-    }
-
-    /// Answers requests. In this version on the live instance: the guest promises not to change
-    /// its state, and the SDK holds it to that.
-    pub fn query(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        self.answer(batch, |calls, store| calls.call_query(store, (*context).into(), batch.into()))
-    }
-
-    /// Hands on the whole state, chunk by chunk, and returns the version of its schema.
-    pub fn export(
-        &mut self,
-        emit: &mut dyn FnMut(Vec<u8>) -> Result<(), ExportStopped>,
-    ) -> Result<u32, ExportError> {
-        self.step(|calls, store| calls.call_export_begin(store))?;
-        let mut bytes: u64 = 0;
-        loop {
-            let chunk =
-                self.step(|calls, store| calls.call_export_next(store, EXPORT_CHUNK_BYTES))?;
-            if chunk.is_empty() {
-                return Ok(self.schema_version);
-            }
-            bytes = bytes.saturating_add(chunk.len() as u64);
-            self.check_export(chunk.len(), bytes)?;
-            emit(chunk)?;
-        }
+        self.caller.apply(context, batch)
     }
 
     /// Hands the guest the next part of an export that has `schema`.
     pub fn import(&mut self, schema: u32, chunk: &[u8], last: bool) -> Result<(), Failure> {
-        let taken =
-            self.step(|calls, store| calls.call_import_chunk(store, schema, chunk, last))?;
-        taken.map_err(|reason| {
-            Failure::Malformed(format!("it refuses the import: {}", cut(&reason)))
-        })
+        self.caller.import(schema, chunk, last)
     }
 
     /// Size of its linear memory, in bytes. It never shrinks.
     pub fn memory_bytes(&self) -> usize {
-        self.store.data().memory_bytes()
+        self.memory.bytes()
     }
 
     /// Fuel that the last call left, out of its limit: equal on every replica.
     pub fn fuel_left(&self) -> u64 {
-        self.store.get_fuel().unwrap_or(0)
+        self.caller.fuel_left()
+    }
+}
+
+impl Fork {
+    /// Makes a fork of an image, which must not change as long as the fork is in use.
+    pub fn of_image(
+        engine: &Engine,
+        module: &Module,
+        limits: Limits,
+        image: &Image,
+    ) -> Result<Self, Failure> {
+        let bytes = image.bytes();
+        let (caller, memory) = start(engine, module, limits, Some(bytes))?;
+        check_length(&memory, bytes)?;
+        let shadow = memory.shadow_image(image).map_err(host)?;
+        Ok(Self { caller, shadow, memory_bytes: bytes })
     }
 
-    fn answer(
-        &mut self,
-        batch: Batch<'_>,
-        call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<bindings::Replies>,
-    ) -> Result<Replies, Failure> {
-        let fuel = self.store.data().limits().fuel_per_call;
-        begin(&mut self.store, fuel)?;
-        let replies = call(self.instance.lockstep_guest_machine(), &mut self.store)
-            .map_err(|error| failure(&mut self.store, &error))?;
-        check_replies(&replies, batch.ends.len(), self.store.data().limits())?;
-        Ok(Replies { data: replies.data, ends: replies.ends, rejected: replies.rejected })
+    /// Whether it still shows the original as it is. Memory that grew, here or there, does not
+    /// show: a new fork must be made.
+    pub fn shows(&self, original: &Guest) -> bool {
+        let bytes = self.memory_bytes;
+        original.memory.bytes() == bytes && self.shadow.bytes() == bytes
     }
 
-    fn step<T>(
-        &mut self,
-        call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
-    ) -> Result<T, Failure> {
-        let fuel = self.store.data().limits().fuel_per_export_call;
-        begin(&mut self.store, fuel)?;
-        call(self.instance.lockstep_guest_machine(), &mut self.store)
-            .map_err(|error| failure(&mut self.store, &error))
+    /// Applies commands to the fork alone.
+    pub fn apply(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
+        self.shadow.watch(|| self.caller.apply(context, batch))
     }
 
-    fn check_export(&self, chunk_bytes: usize, bytes: u64) -> Result<(), Failure> {
-        if chunk_bytes as u64 > u64::from(EXPORT_CHUNK_BYTES) {
-            return Err(Failure::Malformed(format!(
-                "an export chunk has {chunk_bytes} bytes, and {EXPORT_CHUNK_BYTES} were asked for"
-            )));
-        }
-        let limit = self.store.data().limits().export_bytes_max;
-        if bytes > limit {
-            return Err(Failure::Malformed(format!("its export is longer than {limit} bytes")));
-        }
-        Ok(())
+    /// Answers queries.
+    pub fn query(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
+        self.shadow.watch(|| self.caller.query(context, batch))
+    }
+
+    /// Hands on the whole state, chunk by chunk, and returns the version of its schema.
+    pub fn export(&mut self, emit: &mut Emit<'_>) -> Result<u32, ExportError> {
+        self.shadow.watch(|| self.caller.export(emit))
+    }
+
+    /// Throws away what the calls since the last time changed.
+    pub fn discard(&mut self) -> Result<(), Failure> {
+        self.shadow.discard().map_err(host)
+    }
+
+    /// Fuel that the last call left, out of its limit.
+    pub fn fuel_left(&self) -> u64 {
+        self.caller.fuel_left()
     }
 }
 
 fn start(
-    engine: &wasmtime::Engine,
-    prepared: &Prepared<Room>,
-    room: Room,
-) -> Result<(Store<Room>, Instance), Failure> {
-    let fuel = room.limits().fuel_per_call;
-    let crossing_bytes_max = room.limits().crossing_bytes_max();
-    let mut store = Store::new(engine, room);
-    store.limiter(|room| room);
-    store.set_hostcall_fuel(crossing_bytes_max);
-    begin(&mut store, fuel)?;
-    let instance = prepared.instantiate(&mut store);
-    let instance = instance.map_err(|error| failure(&mut store, &error))?;
-    Ok((store, instance))
+    engine: &Engine,
+    module: &Module,
+    limits: Limits,
+    memory_bytes: Option<usize>,
+) -> Result<(Caller, Memory), Failure> {
+    let manifest = module.manifest();
+    let room = Room::new(&manifest.name, limits);
+    let schema = manifest.schema_version;
+    Caller::start(engine.inner(), module.prepared(), room, schema, memory_bytes)
 }
 
-fn begin(store: &mut Store<Room>, fuel: u64) -> Result<(), Failure> {
-    store.data_mut().begin_call();
-    store.set_fuel(fuel).map_err(|error| Failure::Host(format!("{error:#}")))
-}
-
-/// Says whose fault an error of a call is, in words without addresses.
-fn failure(store: &mut Store<Room>, error: &wasmtime::Error) -> Failure {
-    if let Some(reason) = store.data_mut().take_host_failure() {
-        return Failure::Host(reason);
-    }
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => return Failure::OutOfFuel,
-        Some(trap) => return Failure::Trapped(trap_text(*trap, store.data_mut())),
-        None => {}
-    }
-    let text = error.root_cause().to_string();
-    if text.starts_with(CROSSED_TOO_MUCH) {
-        let limit = store.data().limits().replies_bytes_max as u64;
-        return Failure::TooLarge { length: limit + 1, limit };
-    }
-    Failure::Malformed(cut(&text).to_owned())
-}
-
-fn trap_text(trap: Trap, room: &mut Room) -> String {
-    match room.take_last_error() {
-        Some(words) => format!("{trap}; it said: {}", cut(&words)),
-        None => trap.to_string(),
-    }
-}
-
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(WORDS_BYTES_MAX)]
-}
-
-/// Checks that replies are laid out as the contract has it, and within the limits.
-fn check_replies(
-    replies: &bindings::Replies,
-    count: usize,
-    limits: &Limits,
-) -> Result<(), Failure> {
-    let malformed = |text: String| Err(Failure::Malformed(text));
-    if replies.ends.len() != count {
-        return malformed(format!("{} replies to {count} requests", replies.ends.len()));
-    }
-    let mut start = 0;
-    for (position, &end) in replies.ends.iter().enumerate() {
-        let Some(length) = end.checked_sub(start) else {
-            return malformed(format!("reply {position} ends before the one ahead of it"));
-        };
-        if u64::from(length) > limits.reply_bytes_max as u64 {
-            let limit = limits.reply_bytes_max as u64;
-            return Err(Failure::TooLarge { length: u64::from(length), limit });
-        }
-        start = end;
-    }
-    if u64::from(start) != replies.data.len() as u64 {
-        let length = replies.data.len();
-        return malformed(format!("the last reply ends at {start} of {length} bytes"));
-    }
-    if replies.data.len() > limits.replies_bytes_max {
-        let limit = limits.replies_bytes_max as u64;
-        return Err(Failure::TooLarge { length: replies.data.len() as u64, limit });
-    }
-    check_rejected(&replies.rejected, count)
-}
-
-fn check_rejected(rejected: &[u32], count: usize) -> Result<(), Failure> {
-    let rises = rejected.windows(2).all(|pair| pair[0] < pair[1]);
-    let fits = rejected.last().is_none_or(|&last| u64::from(last) < count as u64);
-    if rises && fits {
+/// An instance may be longer than its original from the start, if the image is of another module.
+fn check_length(memory: &Memory, bytes: usize) -> Result<(), Failure> {
+    if memory.bytes() == bytes {
         return Ok(());
     }
-    Err(Failure::Malformed(format!("its list of rejected requests is none of {count} requests")))
+    let started = memory.bytes();
+    Err(Failure::Host(format!("an image of {bytes} bytes for a guest that starts with {started}")))
 }
 
-impl From<Context> for bindings::Context {
-    fn from(context: Context) -> Self {
-        Self { index: context.index, time_ms: context.time_ms, seed: context.seed }
-    }
-}
-
-impl<'a> From<Batch<'a>> for bindings::Batch<'a> {
-    fn from(batch: Batch<'a>) -> Self {
-        Self { data: batch.data, ends: batch.ends }
-    }
-}
-
-impl From<bindings::Manifest> for Manifest {
-    fn from(manifest: bindings::Manifest) -> Self {
-        Self {
-            name: manifest.name,
-            schema_version: manifest.schema_version,
-            importable_schemas: manifest.importable_schemas,
-            uses_time: manifest.uses_time,
-            read_only: manifest.read_only,
-        }
-    }
+fn host(error: std::io::Error) -> Failure {
+    Failure::Host(format!("guest memory: {error}"))
 }

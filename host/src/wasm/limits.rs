@@ -68,8 +68,6 @@ pub(super) struct Room {
     /// Name of the guest in the log.
     name: String,
     limits: Limits,
-    /// Size of its linear memory, in bytes.
-    memory_bytes: usize,
     /// Why the host could not give what the limits allow.
     host_failure: Option<String>,
     lines_left: u32,
@@ -79,22 +77,11 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(name: &str, limits: Limits) -> Self {
-        Self {
-            name: name.to_owned(),
-            limits,
-            memory_bytes: 0,
-            host_failure: None,
-            lines_left: 0,
-            last_error: None,
-        }
+        Self { name: name.to_owned(), limits, host_failure: None, lines_left: 0, last_error: None }
     }
 
     pub(super) fn limits(&self) -> &Limits {
         &self.limits
-    }
-
-    pub(super) fn memory_bytes(&self) -> usize {
-        self.memory_bytes
     }
 
     pub(super) fn begin_call(&mut self) {
@@ -146,11 +133,7 @@ impl ResourceLimiter for Room {
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
         let allowed = self.limits.memory_bytes_max.min(maximum.unwrap_or(usize::MAX));
-        if desired > allowed {
-            return Ok(false);
-        }
-        self.memory_bytes = desired;
-        Ok(true)
+        Ok(desired <= allowed)
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {

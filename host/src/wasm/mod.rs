@@ -11,13 +11,17 @@
 
 mod admission;
 mod bindings;
+mod caller;
 mod engine;
 mod guest;
 mod limits;
+mod memory;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub use admission::Error;
+pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module};
-pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Guest, Replies};
+pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};
 pub use limits::{Limits, THREAD_STACK_BYTES};
+pub use memory::{Image, PAGE_BYTES};

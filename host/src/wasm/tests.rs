@@ -74,13 +74,14 @@ fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>, Failure> {
     replies.map(|replies| text(&replies))
 }
 
-fn query(guest: &mut Guest, requests: &[&str]) -> Vec<String> {
-    text(&guest.query(&CONTEXT, Requests::of(requests).batch()).unwrap())
+fn query(guest: &Guest, module: &Module, requests: &[&str]) -> Vec<String> {
+    let mut fork = guest.fork(&ENGINE, module).unwrap();
+    text(&fork.query(&CONTEXT, Requests::of(requests).batch()).unwrap())
 }
 
-fn exported(guest: &mut Guest) -> (u32, Vec<Vec<u8>>) {
+fn exported(guest: &Guest, module: &Module) -> (u32, Vec<Vec<u8>>) {
     let mut chunks = Vec::new();
-    let schema = guest.export(&mut |chunk| {
+    let schema = guest.fork(&ENGINE, module).unwrap().export(&mut |chunk| {
         chunks.push(chunk);
         Ok(())
     });
@@ -110,7 +111,7 @@ fn a_guest_answers_every_command() {
         let replies = apply(&mut guest, &["1", "x", "", "41", "9223372036854775807"]);
         let no = "!not a whole number";
         assert_eq!(replies.unwrap(), ["1", no, no, "42", "!the total would overflow"]);
-        assert_eq!(query(&mut guest, &["", ""]), ["42", "42"]);
+        assert_eq!(query(&guest, &COUNTER, &["", ""]), ["42", "42"]);
         assert_eq!(apply(&mut guest, &[]).unwrap(), [] as [&str; 0]);
         assert_eq!(apply(&mut guest, &["-2"]).unwrap(), ["40"]);
     });
@@ -129,9 +130,10 @@ fn the_reference_guest_answers() {
         let junk = r"!-ERR Protocol error: expected an array of bulk strings\r\n";
         assert_eq!(replies, [r"+OK\r\n", r"$1\r\nv\r\n", junk]);
         let refused = r"!-READONLY \'set\' writes: send it as a command, not a query\r\n";
-        assert_eq!(query(&mut guest, &[&get, &set]), [r"$1\r\nv\r\n", refused]);
+        assert_eq!(query(&guest, &KV, &[&get, &set]), [r"$1\r\nv\r\n", refused]);
         let later = Context { time_ms: CONTEXT.time_ms + 6, ..CONTEXT };
-        let replies = guest.query(&later, Requests::of(&[&get]).batch()).unwrap();
+        let mut fork = guest.fork(&ENGINE, &KV).unwrap();
+        let replies = fork.query(&later, Requests::of(&[&get]).batch()).unwrap();
         assert_eq!(text(&replies), [r"$-1\r\n"]);
     });
 }
@@ -153,14 +155,14 @@ fn a_million_keys_fit() {
             let replies = guest.apply(&CONTEXT, requests.batch()).unwrap();
             assert_eq!(replies.data, b"+OK\r\n".repeat(1000));
         }
-        let (schema, chunks) = exported(&mut guest);
+        let (schema, chunks) = exported(&guest, &KV);
         assert!(guest.memory_bytes() < 200 << 20, "{} bytes", guest.memory_bytes());
         assert!(chunks.len() > 400, "{} chunks", chunks.len());
         drop(guest);
 
-        let mut copy = imported(&KV, schema, &chunks);
+        let copy = imported(&KV, schema, &chunks);
         assert!(copy.memory_bytes() < 200 << 20, "{} bytes", copy.memory_bytes());
-        assert!(exported(&mut copy).1 == chunks, "the copy exports something else");
+        assert!(exported(&copy, &KV).1 == chunks, "the copy exports something else");
     });
 }
 
@@ -170,10 +172,10 @@ fn a_state_comes_back_from_its_export() {
     on_guest_thread(|| {
         let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
         apply(&mut guest, &["42"]).unwrap();
-        let (schema, chunks) = exported(&mut guest);
+        let (schema, chunks) = exported(&guest, &COUNTER);
         assert_eq!(apply(&mut guest, &["1"]).unwrap(), ["43"], "it goes on after an export");
-        let mut copy = imported(&COUNTER, schema, &chunks);
-        assert_eq!(query(&mut copy, &[""]), ["42"]);
+        let copy = imported(&COUNTER, schema, &chunks);
+        assert_eq!(query(&copy, &COUNTER, &[""]), ["42"]);
 
         let whole = chunks.concat();
         let refused = |schema: u32, bytes: &[u8]| {
@@ -193,9 +195,10 @@ fn a_state_comes_back_from_its_export() {
 fn an_export_can_be_stopped() {
     on_guest_thread(|| {
         let mut guest = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
-        assert_eq!(guest.export(&mut |_| Err(ExportStopped)), Err(ExportError::Stopped));
+        let mut fork = guest.fork(&ENGINE, &COUNTER).unwrap();
+        assert_eq!(fork.export(&mut |_| Err(ExportStopped)), Err(ExportError::Stopped));
         assert_eq!(apply(&mut guest, &["1"]).unwrap(), ["1"]);
-        assert_eq!(exported(&mut guest).0, 1);
+        assert_eq!(exported(&guest, &COUNTER).0, 1);
     });
 }
 
@@ -299,7 +302,8 @@ fn a_chatterer_is_answered() {
 fn exports_and_imports_are_held_to_the_contract() {
     on_guest_thread(|| {
         let too_long = "an export chunk has 262145 bytes, and 262144 were asked for";
-        let failed = hostile().export(&mut |_| Ok(())).unwrap_err();
+        let mut fork = hostile().fork(&ENGINE, &HOSTILE).unwrap();
+        let failed = fork.export(&mut |_| Ok(())).unwrap_err();
         assert_eq!(failed, Failure::Malformed(too_long.to_owned()).into());
         let refused = hostile().import(1, b"", true).unwrap_err();
         let reason = "it refuses the import: it takes nothing in";

@@ -1,7 +1,10 @@
-//! A guest that breaks the contract on request: the first command of a batch says how.
+//! A guest that breaks the contract on request: the first command of a batch that says how.
 //!
 //! It goes below the SDK, which would not let it.
 
+use std::cell::RefCell;
+#[expect(clippy::disallowed_types, reason = "its order is what the tests of images are about")]
+use std::collections::HashMap;
 use std::hint::black_box;
 
 #[cfg(target_family = "wasm")]
@@ -10,6 +13,14 @@ use lockstep_guest_sdk::bindings::exports::lockstep::guest::machine as wit;
 use lockstep_guest_sdk::{Batch, Level, log};
 
 struct Hostile;
+
+#[expect(clippy::disallowed_types, reason = "its order is what the tests of images are about")]
+type Remembered = HashMap<Vec<u8>, u32>;
+
+thread_local! {
+    /// What it was told to remember, in an order that depends on where the map lies in memory.
+    static REMEMBERED: RefCell<Remembered> = RefCell::default();
+}
 
 impl wit::Guest for Hostile {
     fn describe() -> wit::Manifest {
@@ -24,25 +35,16 @@ impl wit::Guest for Hostile {
 
     fn apply(_: wit::Context, batch: wit::Batch) -> wit::Replies {
         let requests = Batch::new(&batch.data, &batch.ends).expect("the host sends whole batches");
-        let first = requests.requests().next().expect("a batch has a request");
-        match first {
-            b"panic" => panic!("as it was told to"),
-            b"unreachable" => trap(),
-            b"spin" => spin(),
-            b"recurse" => one_reply(recurse(black_box(u64::MAX)).to_string().into_bytes()),
-            b"recurse in memory" => one_reply(fill_stack(u64::MAX).to_string().into_bytes()),
-            b"long reply" => one_reply(vec![b'x'; (1 << 20) + 1]),
-            b"flood" => one_reply(vec![b'x'; 40 << 20]),
-            b"no replies" => replies(Vec::new(), Vec::new(), Vec::new()),
-            b"falling ends" => replies(b"abc".to_vec(), vec![3, 2], Vec::new()),
-            b"end too far" => replies(b"abc".to_vec(), vec![4], Vec::new()),
-            b"rejects another" => replies(b"abc".to_vec(), vec![3], vec![1]),
-            b"rejects twice" => replies(b"abc".to_vec(), vec![3], vec![0, 0]),
-            b"eat memory" => eat_memory(),
-            b"grow too far" => one_reply(grow_too_far().to_string().into_bytes()),
-            b"chatter" => chatter(),
-            _ => wit::Replies { data: batch.data, ends: batch.ends, rejected: Vec::new() },
+        let mut answers = Vec::new();
+        let mut ends = Vec::new();
+        for request in requests.requests() {
+            if let Some(misbehaviour) = misbehave(request) {
+                return misbehaviour;
+            }
+            answers.extend_from_slice(&remember(request));
+            ends.push(u32::try_from(answers.len()).expect("replies here are short enough"));
         }
+        replies(answers, ends, Vec::new())
     }
 
     fn query(context: wit::Context, batch: wit::Batch) -> wit::Replies {
@@ -59,6 +61,51 @@ impl wit::Guest for Hostile {
     fn import_chunk(_: u32, _: Vec<u8>, _: bool) -> Result<(), String> {
         Err("it takes nothing in".to_owned())
     }
+}
+
+/// Echoes a request, unless it begins with `remember`: such a one is counted, and answered with
+/// all that were counted, in the map's own order.
+fn remember(request: &[u8]) -> Vec<u8> {
+    if !request.starts_with(b"remember") {
+        return request.to_vec();
+    }
+    REMEMBERED.with_borrow_mut(|remembered| {
+        *remembered.entry(request.to_vec()).or_default() += 1;
+        let one = |(request, count): (&Vec<u8>, &u32)| {
+            format!("{}={count} ", String::from_utf8_lossy(request)).into_bytes()
+        };
+        remembered.iter().flat_map(one).collect()
+    })
+}
+
+/// What comes of a request to fail.
+fn misbehave(request: &[u8]) -> Option<wit::Replies> {
+    Some(match request {
+        b"panic" => panic!("as it was told to"),
+        b"unreachable" => trap(),
+        b"spin" => spin(),
+        b"recurse" => one_reply(recurse(black_box(u64::MAX)).to_string().into_bytes()),
+        b"recurse in memory" => one_reply(fill_stack(u64::MAX).to_string().into_bytes()),
+        b"long reply" => one_reply(vec![b'x'; (1 << 20) + 1]),
+        b"flood" => one_reply(vec![b'x'; 40 << 20]),
+        b"no replies" => replies(Vec::new(), Vec::new(), Vec::new()),
+        b"falling ends" => replies(b"abc".to_vec(), vec![3, 2], Vec::new()),
+        b"end too far" => replies(b"abc".to_vec(), vec![4], Vec::new()),
+        b"rejects another" => replies(b"abc".to_vec(), vec![3], vec![1]),
+        b"rejects twice" => replies(b"abc".to_vec(), vec![3], vec![0, 0]),
+        b"eat memory" => eat_memory(),
+        b"grow too far" => one_reply(grow_too_far().to_string().into_bytes()),
+        b"chatter" => chatter(),
+        b"remember and trap" => {
+            remember(request);
+            trap()
+        }
+        b"remember and spin" => {
+            remember(request);
+            spin()
+        }
+        _ => return None,
+    })
 }
 
 fn replies(data: Vec<u8>, ends: Vec<u32>, rejected: Vec<u32>) -> wit::Replies {

@@ -1,0 +1,159 @@
+//! What images, restores, queries and failing commands cost, by size of the state.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lockstep_host::machine::Instance;
+use lockstep_host::wasm::{Guest, Limits};
+
+use crate::kv::{CONTEXT, Guests, Requests, VALUE_BYTES, key, mixed, reads};
+use crate::timing::{longest, median, micros, millis, row, timed};
+
+/// Queries that are asked together.
+const WINDOW: usize = 16;
+/// Windows of queries in a round.
+const WINDOWS: usize = 200;
+/// Failing commands in a row.
+const POISONS: u32 = 1000;
+
+/// Prints the rows of a state of `mib` MiB of values.
+pub(crate) fn run(guests: &Guests, mib: usize, rounds: usize) -> Result<()> {
+    let keys = Guests::keys_of(mib);
+    let mut guest = filled(guests, keys)?;
+    let memory = guest.memory_bytes() >> 20;
+    println!("state of {mib} MiB: {keys} keys, {memory} MiB of guest memory");
+    images(guests, &mut guest, keys, rounds)?;
+    queries(guests, &mut guest, keys, rounds)?;
+    drop(guest);
+    poison(guests, keys)
+}
+
+fn filled(guests: &Guests, keys: u64) -> Result<Guest> {
+    let mut guest = Guest::instantiate(&guests.engine, &guests.module)?;
+    let value = [b'v'; VALUE_BYTES];
+    let mut number = 0;
+    while number < keys {
+        let mut requests = Requests::default();
+        for _ in 0..256.min(keys - number) {
+            requests.push(&[b"SET", &key(number), &value]);
+            number += 1;
+        }
+        guest.apply(&CONTEXT, requests.batch())?;
+    }
+    Ok(guest)
+}
+
+/// The pause of an image, and a restore from it, after which the guest answers.
+fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(2);
+    let value = [b'w'; VALUE_BYTES];
+    let (first, fresh) = timed(|| guest.image(None));
+    let mut room = Some(first?);
+    let (mut pauses, mut restores, mut refaults) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let requests = mixed(&mut random, keys, 256, &value);
+        guest.apply(&CONTEXT, requests.batch())?;
+        let (image, pause) = timed(|| guest.image(room.take()));
+        pauses.push(pause);
+        let (restored, time) = timed(|| {
+            Guest::restore(&guests.engine, &guests.module, Limits::default(), image?)
+        });
+        restores.push(time);
+        let old = std::mem::replace(guest, restored?);
+        let (applied, time) = timed(|| guest.apply(&CONTEXT, requests.batch()));
+        applied?;
+        refaults.push(time);
+        room = old.into_room();
+    }
+    let pause = median(&mut pauses);
+    row("image: pause", &format!("{}, longest {}", millis(pause), millis(longest(&pauses))));
+    row("image: into room that is new", &millis(fresh));
+    let restore = median(&mut restores);
+    row("rollback: restore the image", &format!("{}, longest {}", millis(restore), millis(longest(&restores))));
+    row("rollback: first 256 commands after it", &millis(median(&mut refaults)));
+    Ok(())
+}
+
+/// A window of queries on a fork, with a batch applied in between, against the same requests as a
+/// batch of the live guest.
+fn queries(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Result<()> {
+    let mut random = fastrand::Rng::with_seed(3);
+    let value = [b'x'; VALUE_BYTES];
+    let mut fork = guest.fork(&guests.engine, &guests.module)?;
+    let (mut live_times, mut fork_times, mut forks) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let (mut live, mut forked) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..WINDOWS {
+            let requests = mixed(&mut random, keys, 64, &value);
+            guest.apply(&CONTEXT, requests.batch())?;
+            if !fork.shows(guest) {
+                fork = guest.fork(&guests.engine, &guests.module)?;
+            }
+            let window = reads(&mut random, keys, WINDOW);
+            let (answered, time) = timed(|| {
+                let answered = fork.query(&CONTEXT, window.batch())?;
+                fork.discard()?;
+                Ok::<_, anyhow::Error>(answered)
+            });
+            let answered = answered?;
+            forked += time;
+            let window = reads(&mut random, keys, WINDOW);
+            let (applied, time) = timed(|| guest.apply(&CONTEXT, window.batch()));
+            live += time;
+            drop((answered, applied?));
+        }
+        let windows = u32::try_from(WINDOWS)?;
+        live_times.push(live / windows);
+        fork_times.push(forked / windows);
+        let (made, time) = timed(|| guest.fork(&guests.engine, &guests.module));
+        fork = made?;
+        forks.push(time);
+    }
+    let (live, forked) = (median(&mut live_times), median(&mut fork_times));
+    let over = forked.saturating_sub(live);
+    row("16 queries on a fork", &format!("{}, {} over the live guest's {}", micros(forked), micros(over), micros(live)));
+    row("making a fork", &micros(median(&mut forks)));
+    Ok(())
+}
+
+/// Failing commands in a row, alone and among good ones, on a machine as it runs in the daemon.
+fn poison(guests: &Guests, keys: u64) -> Result<()> {
+    let value = [b'v'; VALUE_BYTES];
+    let limits = Limits { reply_bytes_max: VALUE_BYTES / 2, ..Limits::default() };
+    let mut machine = guests.filled(keys, &value, limits)?;
+    let mut random = fastrand::Rng::with_seed(4);
+    let good = |random: &mut fastrand::Rng| {
+        let mut requests = Requests::default();
+        let number = random.u64(..keys);
+        requests.push(&[b"SET", &key(number), &value]);
+        requests
+    };
+    let too_large = reads(&mut random, keys, 1);
+    let first = timed(|| machine.apply(CONTEXT, too_large.logged()));
+    first.0?;
+    let row_of = each(&mut machine, |_| reads(&mut fastrand::Rng::with_seed(5), keys, 1))?;
+    let mut among = |random: &mut fastrand::Rng| {
+        let mut requests = good(random);
+        requests.push(&[b"GET", &key(0)]);
+        requests.push(&[b"SET", &key(random.u64(..keys)), &value]);
+        requests
+    };
+    let mixed_in = each(&mut machine, |_| among(&mut random))?;
+    let good_ones = each(&mut machine, |_| good(&mut fastrand::Rng::with_seed(6)))?;
+    row("a failing command: the first, rolled back", &millis(first.1));
+    row("  each of 1000 in a row", &micros(row_of));
+    row("  each of 1000 between two good ones, all three", &micros(mixed_in));
+    row("  a good one after them, mostly tried on a fork no more", &micros(good_ones));
+    Ok(())
+}
+
+fn each(machine: &mut Instance, mut requests: impl FnMut(u32) -> Requests) -> Result<Duration> {
+    let mut total = Duration::ZERO;
+    for number in 0..POISONS {
+        let batch = requests(number).logged();
+        let (applied, time) = timed(|| machine.apply(CONTEXT, batch));
+        applied?;
+        total += time;
+    }
+    Ok(total / POISONS)
+}
