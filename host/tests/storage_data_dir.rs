@@ -168,14 +168,10 @@ fn only_module(folder: &Path) -> std::path::PathBuf {
     paths.into_iter().find(|path| stem(path) == 64).unwrap()
 }
 
-/// Free space is that of the disk under the folder, less than the reserve is an error, and errors
-/// name the folder.
+/// Free space is that of the disk under the folder, and errors name the folder.
 #[test]
 fn free_space_is_known() {
     assert!(space::free_bytes(Path::new("/")).unwrap() > 0);
-    space::check_reserve(Path::new("/"), 1).unwrap();
-    let error = space::check_reserve(Path::new("/"), u64::MAX).unwrap_err();
-    assert!(matches!(error, Error::Full { reserve_bytes: u64::MAX, .. }), "{error}");
     let error = space::free_bytes(Path::new("/no/such/folder")).unwrap_err();
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
 }

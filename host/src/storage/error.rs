@@ -81,20 +81,6 @@ pub enum Error {
         /// The first error.
         first: String,
     },
-    /// The disk has less room than the reserve; nothing was written.
-    #[error(
-        "the disk that holds {path} has {free_bytes} bytes free, and {reserve_bytes} are kept in \
-         reserve",
-        path = path.display()
-    )]
-    Full {
-        /// A folder on that disk.
-        path: PathBuf,
-        /// What is free, in bytes.
-        free_bytes: u64,
-        /// What must stay free, in bytes.
-        reserve_bytes: u64,
-    },
     /// The caller asked for what storage does not hold, or handed over what it may not.
     #[error("{0}")]
     Refused(String),
