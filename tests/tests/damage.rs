@@ -7,6 +7,9 @@ use lockstep_client::Consistency;
 use lockstep_tests::cluster::{Cluster, Plan};
 use lockstep_tests::{files, load};
 
+/// What every refusal of lost or damaged promises says to do (docs/operations.md, "Repairs").
+const REPAIR: &str = "`lockstep cluster remove` this node";
+
 /// A lone node that wrote `value-0` to `value-(count-1)`, one after the other, and was killed.
 async fn killed_after(count: u64) -> Cluster {
     let mut cluster = Plan::new(1).start().await;
@@ -38,8 +41,8 @@ fn name(file: &Path) -> &str {
     file.file_name().and_then(|name| name.to_str()).expect("log files have plain names")
 }
 
-/// A damaged log is refused, naming file and offset, whether the damage lies in the middle or in
-/// the last entry; nothing is changed, so that the undamaged file works again.
+/// A damaged log is refused, naming file, offset and repair, whether the damage lies in the middle
+/// or in the last entry; nothing is changed, so that the undamaged file works again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_log_is_refused() {
     let mut cluster = killed_after(40).await;
@@ -47,7 +50,8 @@ async fn a_damaged_log_is_refused() {
         let (file, offset) = in_log(&cluster, wanted);
         files::flip_bit(&file, offset);
         let before = files::snapshot(&log_folder(&cluster));
-        let complaint = cluster.node_mut(1).refuses_to_start(&[name(&file), "at byte"]).await;
+        let complaint =
+            cluster.node_mut(1).refuses_to_start(&[name(&file), "at byte", REPAIR]).await;
         assert_eq!(files::snapshot(&log_folder(&cluster)), before, "{wanted}: {complaint}");
         files::flip_bit(&file, offset);
     }
@@ -100,10 +104,10 @@ async fn a_torn_tail_is_cut() {
 async fn a_missing_log_is_refused() {
     let mut cluster = killed_after(3).await;
     std::fs::remove_dir_all(log_folder(&cluster)).expect("the log can be removed");
-    cluster.node_mut(1).refuses_to_start(&["log", "remove"]).await;
+    cluster.node_mut(1).refuses_to_start(&["log", REPAIR]).await;
 }
 
-/// A damaged identity, snapshot or module is refused, naming the file.
+/// A damaged identity or snapshot is refused, naming the file and the repair.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_identity_or_snapshot_is_refused() {
     let mut cluster = Plan::new(1).start().await;
@@ -111,11 +115,12 @@ async fn a_damaged_identity_or_snapshot_is_refused() {
     cluster.run(&["snapshot"]).await.ok();
     cluster.node_mut(1).kill().await;
     let data = cluster.node(1).data_dir.clone();
-    let damaged = [data.join("identity"), files::last(&data.join("snapshots"))];
-    for file in damaged {
+    let damaged =
+        [(data.join("identity"), REPAIR), (files::last(&data.join("snapshots")), "Repair: ")];
+    for (file, repair) in damaged {
         let middle = files::length(&file) / 2;
         files::flip_bit(&file, middle);
-        cluster.node_mut(1).refuses_to_start(&[name(&file)]).await;
+        cluster.node_mut(1).refuses_to_start(&[name(&file), repair]).await;
         files::flip_bit(&file, middle);
     }
     cluster.node_mut(1).start().await;

@@ -34,7 +34,7 @@ impl DataDir {
         let lock = Lock::take(path)?;
         durable::remove_temporaries(path)?;
         let identity_path = path.join("identity");
-        let identity = match Identity::load(&identity_path)? {
+        let identity = match Identity::load(&identity_path).map_err(Error::with_repair)? {
             Some(identity) => identity,
             None => first_start(path, &identity_path, node_id)?,
         };
@@ -103,7 +103,8 @@ impl DataDir {
 fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity, Error> {
     let log = longest_file(&path.join("log"))?;
     if log.or(longest_file(&path.join("snapshots"))?).is_some() {
-        return Err(Error::damaged(identity, 0, "it is missing, although the folder holds data"));
+        let reason = "it is missing, although the folder holds data";
+        return Err(Error::damaged(identity, 0, reason).with_repair());
     }
     let created = Identity::create(node_id).map_err(|error| Error::io(identity, error))?;
     created.store(identity)?;

@@ -97,6 +97,21 @@ impl Error {
         Self::Damaged { file: file.to_owned(), offset, reason: reason.into() }
     }
 
+    /// Adds the repair to damage of what only this node holds: its log, vote and identity.
+    pub(crate) fn with_repair(self) -> Self {
+        match self {
+            Self::Damaged { file, offset, reason } => {
+                let reason = format!(
+                    "{reason}. Repair: keep the folder for a look at the disk, and never edit or \
+                     cut the file; `lockstep cluster remove` this node, start it under a new id \
+                     on an empty data folder, and `lockstep cluster add` it"
+                );
+                Self::Damaged { file, offset, reason }
+            }
+            other => other,
+        }
+    }
+
     /// The same as an I/O error, for interfaces that carry no other.
     pub fn into_io(self) -> io::Error {
         let kind = match &self {

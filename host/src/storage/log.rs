@@ -93,8 +93,12 @@ impl Log {
     /// Opens the log in `folder`, or creates one. What is readable afterwards is synced.
     ///
     /// # Errors
-    /// `Damaged`, naming file and offset, for anything but a torn end, which is cut.
+    /// `Damaged`, naming file, offset and repair, for anything but a torn end, which is cut.
     pub fn open(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
+        Self::open_undamaged(folder, config).map_err(Error::with_repair)
+    }
+
+    fn open_undamaged(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
         durable::create_folder(folder)?;
         let config = raft_log_config(folder, config)?;
         let lock = ChunkedWal::<raft_log::RaftWalTypes<LogTypes>>::acquire_lock(&config.wal);
