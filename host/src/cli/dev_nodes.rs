@@ -1,16 +1,18 @@
-//! The node processes of `lockstep dev --nodes 3`: started, watched, and stopped with it.
+//! The node processes of `lockstep dev --nodes 3`: started, watched, and stopped with it. Each
+//! holds the reading end of a pipe from this process, and stops by itself when that ends, as it
+//! does when this process is killed.
 //!
 //! A node that ends while others run is reported with the command that starts it again, and not
 //! restarted: killing one is what `dev` is for.
 
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use rustix::process::{Pid, Signal};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 
 use super::dev::Logging;
@@ -43,6 +45,8 @@ struct Node {
     config: Config,
     process: Child,
     ended: bool,
+    /// Its end would stop the node. Apart from the process, since waiting for that closes it.
+    _lifeline: Option<ChildStdin>,
 }
 
 impl Nodes {
@@ -51,13 +55,16 @@ impl Nodes {
         let program = std::env::current_exe().context("cannot find the lockstep program")?;
         let start = |config: Config| -> anyhow::Result<Node> {
             println!("starting node {}, data in {}", config.node_id, config.data_dir.display());
-            let process = Command::new(&program)
+            let mut process = Command::new(&program)
                 .args(arguments(&config))
+                .arg("--stop-with-stdin")
+                .stdin(Stdio::piped())
                 .args(["--log-level", &logging.level, "--log-format", logging.format.name()])
                 .kill_on_drop(true)
                 .spawn()
                 .with_context(|| format!("cannot start {}", program.display()))?;
-            Ok(Node { config, process, ended: false })
+            let lifeline = process.stdin.take();
+            Ok(Node { config, process, ended: false, _lifeline: lifeline })
         };
         Ok(Self {
             nodes: configs.into_iter().map(start).collect::<Result<_, _>>()?,

@@ -1,9 +1,13 @@
-//! `lockstep serve`: runs one node until SIGTERM or SIGINT.
+//! `lockstep serve`: runs one node until SIGTERM or SIGINT, and with `--stop-with-stdin` until
+//! whoever started it is gone.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
 
 use crate::config::{Config, FileConfig};
 use crate::node;
@@ -32,9 +36,13 @@ pub(super) struct Arguments {
     /// Listen on other addresses than loopback, without encryption or authentication
     #[arg(long)]
     insecure: bool,
+    /// Stop at the end of standard input, a pipe that `dev` holds the other end of
+    #[arg(long, hide = true)]
+    stop_with_stdin: bool,
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let input = arguments.stop_with_stdin.then(input_pipe).transpose()?;
     let config = arguments.into_config()?;
     if config.insecure {
         tracing::warn!(
@@ -43,7 +51,28 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
             "--insecure: whoever can reach these addresses can read and change everything"
         );
     }
-    node::run(config).await
+    let Some(input) = input else { return node::run(config).await };
+    let signal = node::shutdown_signal()?;
+    let shutdown = async {
+        tokio::select! {
+            () = signal => {}
+            () = ends(input) => tracing::info!("standard input ended: stopping"),
+        }
+    };
+    node::Node::start(config).await?.run_until(shutdown).await
+}
+
+/// Standard input, to be watched without a thread that a stop would have to wait for.
+fn input_pipe() -> anyhow::Result<pipe::Receiver> {
+    let input = std::io::stdin().as_fd().try_clone_to_owned()?;
+    pipe::Receiver::from_owned_fd(input).context("--stop-with-stdin: standard input must be a pipe")
+}
+
+/// Completes once nobody holds the other end of a pipe. The system closes it however its holder
+/// ends.
+async fn ends(mut input: pipe::Receiver) {
+    let mut ignored = [0; 64];
+    while input.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
 }
 
 impl Arguments {
