@@ -1,8 +1,8 @@
 //! Nodes that belong together: how they are set up, found, restarted, and shown on failure.
 //!
 //! A cluster lives in one temporary folder on the real disk. When its test fails, the seed, the
-//! command that replays it and the logs are printed, and the folder is kept; `LOCKSTEP_KEEP`
-//! keeps it always. Few clusters run at once, however many threads the tests have.
+//! command that replays it and the logs are printed, and the folder is kept until the next run;
+//! `LOCKSTEP_KEEP` keeps it always. Few clusters run at once, however many threads the tests have.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -11,9 +11,9 @@ use fastrand::Rng;
 use lockstep_client::Client;
 use lockstep_proto::v1::StatusReply;
 use lockstep_proto::v1::status_reply::Role;
-use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::folder::Folder;
 use crate::link::Link;
 use crate::node::{Node, summary};
 use crate::wait::until;
@@ -92,7 +92,7 @@ pub struct Cluster {
     plan: Plan,
     links: Vec<Link>,
     seed: u64,
-    directory: Option<TempDir>,
+    directory: Option<Folder>,
     _turn: SemaphorePermit<'static>,
 }
 
@@ -100,14 +100,13 @@ impl Cluster {
     async fn new(plan: Plan) -> Self {
         let turn = TURNS.acquire().await.expect("it is never closed");
         let seed = seed::choose();
-        let directory = tempfile::Builder::new().prefix("lockstep-test-").tempdir_in(disk());
         Self {
             nodes: Vec::new(),
             random: Rng::with_seed(seed),
             plan,
             links: Vec::new(),
             seed,
-            directory: Some(directory.expect("a folder for the test can be made")),
+            directory: Some(Folder::new()),
             _turn: turn,
         }
     }
@@ -334,15 +333,7 @@ impl Drop for Cluster {
         if (failed || std::env::var_os("LOCKSTEP_KEEP").is_some())
             && let Some(directory) = self.directory.take()
         {
-            eprintln!("its files are kept in {}", directory.keep().display());
+            eprintln!("its files are kept until the next run: {}", directory.keep().display());
         }
     }
-}
-
-/// Where data folders of tests lie: below what cargo builds, which is a real disk also where the
-/// system's temporary folder is memory.
-fn disk() -> std::path::PathBuf {
-    let folder = program::built().join("test-data");
-    std::fs::create_dir_all(&folder).expect("the build folder can be written");
-    folder
 }

@@ -8,6 +8,7 @@
 //! - [`kv`]: commands and replies of the reference guest.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
+//! - [`folder`]: where all of this lies, and when it goes.
 //! - [`wait`]: the one way to wait: for a condition, with a deadline.
 //! - [`ports`], [`seed`]: what runs of tests must not share, and what a replay needs.
 //!
@@ -15,6 +16,7 @@
 
 pub mod cluster;
 pub mod files;
+pub mod folder;
 pub mod kv;
 pub mod link;
 pub mod load;
