@@ -1,14 +1,12 @@
 //! The daemon as a process: starting, stopping, what it refuses to start with, what it serves.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use lockstep_proto::v1::status_reply::Role;
 use lockstep_tests::cluster::{Plan, SOON};
 use lockstep_tests::wait::until;
-use lockstep_tests::{files, load, ports, program};
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
+use lockstep_tests::{load, ports, program};
+use rustix::process::Signal;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -185,66 +183,6 @@ async fn health_and_reflection_are_on() {
     let reply = asked.expect("it reflects").into_inner().message().await.expect("it answers");
     let listed = format!("{reply:?}");
     program::assert_holds("reflection", &listed, &["lockstep.v1.Client", "lockstep.v1.Admin"]);
-}
-
-/// `lockstep dev` is the main job in one command: a node, or three, with the machine `kv`; it
-/// prints what to type next, starts again on the same folder, and ends with all of its nodes.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dev_runs_the_main_job() {
-    for nodes in ["1", "3"] {
-        let cluster = Plan::new(0).start_bare().await;
-        let data = cluster.directory().join("dev-data");
-        // Its nodes take ports in a row, and their peers' ports 100 higher.
-        let port = ports::free_block(103).to_string();
-        for (round, expected) in ["(nil)", "\"v\""].into_iter().enumerate() {
-            let mut dev = tokio::process::Command::new(program::lockstep())
-                .args(["dev", "--nodes", nodes, "--port", &port, "--data-dir"])
-                .arg(&data)
-                .arg("--guest")
-                .arg(program::guest("guest-kv"))
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("lockstep can be started");
-            let id = dev.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-            let end = EndOnDrop(id.expect("it runs"));
-            let mut lines = BufReader::new(dev.stdout.take().expect("it is piped")).lines();
-            let ready = async {
-                let mut printed = String::new();
-                while !(printed.contains("lockstep kv") && printed.contains("SET")) {
-                    let line = lines.next_line().await.expect("its output can be read");
-                    let line = line.unwrap_or_else(|| panic!("it ended after printing: {printed}"));
-                    printed.push_str(&line);
-                }
-            };
-            let typed = tokio::time::timeout(SOON, ready).await;
-            typed.expect("it says soon what to type next");
-            let endpoint = format!("127.0.0.1:{port}");
-            let get = until("the machine kv", SOON, async || {
-                let ran = program::run(["kv", "--endpoint", &endpoint, "GET", "k"]).await;
-                if ran.code == Some(0) { Ok(ran.ok()) } else { Err(ran.err) }
-            });
-            assert_eq!(get.await, expected, "round {round} of {nodes} nodes");
-            let set = ["kv", "--endpoint", &endpoint, "SET", "k", "v"];
-            assert_eq!(program::run(set).await.ok(), "OK");
-            drop(end);
-            let status = tokio::time::timeout(SOON, dev.wait()).await;
-            let status = status.expect("it ends soon").expect("it can be waited for");
-            assert!(status.success(), "{status}");
-        }
-        assert!(!files::snapshot(&data).is_empty(), "the data stays");
-    }
-}
-
-/// Asks a process to end gracefully, so that it can end its own.
-struct EndOnDrop(Pid);
-
-impl Drop for EndOnDrop {
-    fn drop(&mut self) {
-        // It may be gone already.
-        let _ = kill_process(self.0, Signal::TERM);
-    }
 }
 
 /// A follower that is stopped leaves its leader alone, and status of it says what each node is.

@@ -7,6 +7,7 @@ mod crashes;
 mod daemon;
 mod damage;
 mod deploy;
+mod dev;
 mod limits;
 mod membership;
 mod reads;
