@@ -8,6 +8,8 @@
 //! - [`kv`]: commands and replies of the reference guest.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
+//! - [`disk`]: a disk of a node's own, whose power can be cut.
+//! - [`faults`]: writes and syncs of a running node that fail, or take their time.
 //! - [`folder`]: where all of this lies, and when it goes.
 //! - [`wait`]: the one way to wait: for a condition, with a deadline.
 //! - [`ports`], [`seed`]: what runs of tests must not share, and what a replay needs.
@@ -15,6 +17,8 @@
 //! Nothing here is lenient: a helper that cannot do its part panics and says why.
 
 pub mod cluster;
+pub mod disk;
+pub mod faults;
 pub mod files;
 pub mod folder;
 pub mod kv;

@@ -15,6 +15,7 @@ use lockstep_proto::v1::{StatusReply, StatusRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Endpoint;
 
+use crate::faults::Faults;
 use crate::program;
 use crate::wait::until;
 
@@ -37,6 +38,8 @@ pub struct Node {
     pub peer_addr: String,
     /// What else is said on its command line.
     pub flags: Vec<String>,
+    /// The faults that its disk can be given.
+    pub faults: Option<Faults>,
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -54,6 +57,7 @@ impl Node {
             client_addr,
             peer_addr,
             flags: Vec::new(),
+            faults: None,
             config: directory.join(format!("node-{id}.toml")),
             log: directory.join(format!("node-{id}.log")),
             child: None,
@@ -78,6 +82,7 @@ impl Node {
         command.args(["--client-addr", &self.client_addr, "--peer-addr", &self.peer_addr]);
         command.arg("--config").arg(&self.config).args(&self.flags);
         command.env_remove("LOCKSTEP_ENDPOINT").env_remove("RUST_LOG");
+        command.envs(self.faults.iter().flat_map(Faults::environment));
         command
     }
 
@@ -143,6 +148,14 @@ impl Node {
         let before = self.log_text().len();
         self.spawn();
         self.ends_refusing(before, parts).await
+    }
+
+    /// The faults of its disk.
+    ///
+    /// # Panics
+    /// When the cluster was not planned with them.
+    pub fn faults(&self) -> &Faults {
+        self.faults.as_ref().expect("the plan has faults")
     }
 
     /// What [`Node::refuses_to_start`] expects, of a process that was started in another way when

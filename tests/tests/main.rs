@@ -10,6 +10,7 @@ mod deploy;
 mod dev;
 mod limits;
 mod membership;
+mod power;
 mod reads;
 mod refusals;
 mod restarts;
