@@ -178,14 +178,16 @@ impl Node {
     /// # Panics
     /// When it was not started, or runs on beyond `limit`.
     pub async fn ends(&mut self, limit: Duration) -> ExitStatus {
-        let mut child = self.child.take().expect("the node was started");
+        let child = self.child.as_mut().expect("the node was started");
         let what = format!("node {} to end", self.id);
         let status = until(&what, limit, async || match child.try_wait() {
             Ok(Some(status)) => Ok(status),
             Ok(None) => Err("it runs on".to_owned()),
             Err(error) => Err(error.to_string()),
         });
-        status.await
+        let status = status.await;
+        self.child = None;
+        status
     }
 
     /// True while its process runs.
