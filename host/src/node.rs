@@ -167,7 +167,7 @@ impl Opened {
         let space = Space::new(config.data_dir.clone(), config.file.disk_reserve_bytes)?;
         space.check().context("the node cannot start on a full disk")?;
         let log = Log::open(&data_dir.log(), &LogConfig::from(&config.file))?;
-        let snapshots = SnapshotDir::open(&data_dir.snapshots())?;
+        let snapshots = SnapshotDir::open(&data_dir.snapshots())?.keeping_free(space.floor());
         let modules = ModuleStore::open(&data_dir.modules())?;
         let engine = Engine::new().context("the sandbox cannot be set up")?;
         Ok(Self { data_dir, log, snapshots, modules, space, engine })
@@ -286,9 +286,13 @@ impl Wiring {
             environment: self.environment.clone(),
             staged: self.staged,
         };
-        let handler =
-            Arc::new(PeerHandler::new(raft.clone(), Arc::clone(&self.local), self.incoming));
         let space = Arc::clone(&self.space);
+        let handler = Arc::new(PeerHandler::new(
+            raft.clone(),
+            Arc::clone(&self.local),
+            self.incoming,
+            Arc::clone(&space),
+        ));
         let (recovered_sender, recovered) = watch::channel(false);
         let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
         let replica = Replica::new(Shared {

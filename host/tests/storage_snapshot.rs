@@ -333,3 +333,14 @@ fn an_unknown_version_is_named() {
     let error = SnapshotDir::open(folder.path()).unwrap_err();
     assert!(error.to_string().contains("format 9"), "{error}");
 }
+
+/// A snapshot is given up, as on a full disk, before it takes the room that must stay free; it
+/// leaves nothing behind.
+#[test]
+fn a_snapshot_leaves_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap().keeping_free(u64::MAX);
+    let error = dir.begin(Some(log_id(1)), b"").err().expect("there is no such disk").into_io();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -36,13 +36,14 @@ pub fn server() -> Server {
 }
 
 /// The client of `raft::network` relies on these: FAILED_PRECONDITION is a refusal to show to the
-/// operator, ABORTED says that another node leads.
+/// operator, RESOURCE_EXHAUSTED a full disk, ABORTED says that another node leads.
 fn status(rejected: Rejected) -> Status {
     let message = rejected.to_string();
     match rejected {
         Rejected::Refused(_) => Status::failed_precondition(message),
         Rejected::Malformed(_) => Status::invalid_argument(message),
         Rejected::NotLeader => Status::aborted(message),
+        Rejected::DiskFull => Status::resource_exhausted(message),
         Rejected::Superseded => Status::cancelled(message),
         Rejected::Failed(_) => Status::internal(message),
         Rejected::Stopped(_) => Status::unavailable(message),

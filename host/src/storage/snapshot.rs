@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
-use super::{Error, durable};
+use super::{Error, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
 pub use incoming::IncomingSnapshot;
@@ -65,6 +65,7 @@ fn file_name(last: Option<LogId>) -> String {
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
     folder: Arc<Path>,
+    keep_free_bytes: u64,
     list: Arc<Mutex<BTreeMap<Place, Snapshot>>>,
 }
 
@@ -86,7 +87,22 @@ impl SnapshotDir {
                 list.insert(place(snapshot.id().last), snapshot);
             }
         }
-        Ok(Self { folder: folder.into(), list: Arc::new(Mutex::new(list)) })
+        let list = Arc::new(Mutex::new(list));
+        Ok(Self { folder: folder.into(), keep_free_bytes: 0, list })
+    }
+
+    /// Leaves so much of the disk free: a snapshot that is written here ends as on a full disk
+    /// before that, since on a really full one the log would fail, and with it the node.
+    pub fn keeping_free(self, bytes: u64) -> Self {
+        Self { keep_free_bytes: bytes, ..self }
+    }
+
+    fn check_room(&self) -> Result<(), Error> {
+        if space::free_bytes(&self.folder)? >= self.keep_free_bytes {
+            return Ok(());
+        }
+        let reason = format!("less than {} bytes are free", self.keep_free_bytes);
+        Err(Error::io(&self.folder, io::Error::new(io::ErrorKind::StorageFull, reason)))
     }
 
     /// The snapshot with the latest log id.

@@ -53,7 +53,7 @@ impl Peer {
         format!("this node is in no cluster yet, and so cannot call node {}", self.target)
     }
 
-    /// Sorts a failed call for openraft, and remembers a refusal for the operator.
+    /// Sorts a failed call for openraft, and remembers for the operator what he can mend.
     pub(super) fn failure(&self, status: &Status) -> RPCError<TypeConfig> {
         let text = format!("node {} ({}): {}", self.target, self.member, describe(status));
         match status.code() {
@@ -61,12 +61,14 @@ impl Peer {
                 self.local.refused_by(self.target, status.message());
                 RPCError::Unreachable(Unreachable::from_string(text))
             }
+            Code::ResourceExhausted => {
+                self.local.full(self.target, status.message());
+                RPCError::Unreachable(Unreachable::from_string(text))
+            }
             // Nobody there, or it would answer the same to the same message.
-            Code::Unavailable
-            | Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::ResourceExhausted
-            | Code::Unimplemented => RPCError::Unreachable(Unreachable::from_string(text)),
+            Code::Unavailable | Code::InvalidArgument | Code::OutOfRange | Code::Unimplemented => {
+                RPCError::Unreachable(Unreachable::from_string(text))
+            }
             _ => RPCError::Network(NetworkError::from_string(text)),
         }
     }

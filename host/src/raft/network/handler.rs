@@ -20,6 +20,7 @@ use super::hello::Local;
 use super::receive_snapshot::Inbox;
 use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
 use crate::raft::convert::vote_from_raft;
+use crate::raft::space::Space;
 use crate::raft::type_config::{EntryBytes, RaftVote, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{Member, NodeId};
@@ -29,6 +30,9 @@ pub trait Machine: RaftStateMachine<TypeConfig, SnapshotData = Snapshot> {}
 
 impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Snapshot>> Machine for SM {}
 
+/// What an entry takes in the log beside its own bytes, rounded up.
+const ENTRY_OVERHEAD_BYTES: u64 = 256;
+
 /// The replies of an append stream.
 pub(super) type AppendReplies =
     Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Rejected>> + Send + 'static>>;
@@ -37,15 +41,21 @@ pub(super) type AppendReplies =
 pub struct PeerHandler<SM: Machine> {
     raft: Raft<TypeConfig, SM>,
     local: Arc<Local>,
+    space: Arc<Space>,
     inbox: Inbox,
     stopped: watch::Sender<bool>,
 }
 
 impl<SM: Machine> PeerHandler<SM> {
-    /// Answers for `raft`; snapshots of peers go to `snapshots`.
-    pub fn new(raft: Raft<TypeConfig, SM>, local: Arc<Local>, snapshots: SnapshotDir) -> Self {
+    /// Answers for `raft`; snapshots of peers go to `snapshots`, as far as there is `space`.
+    pub fn new(
+        raft: Raft<TypeConfig, SM>,
+        local: Arc<Local>,
+        snapshots: SnapshotDir,
+        space: Arc<Space>,
+    ) -> Self {
         let inbox = Inbox::new(snapshots);
-        Self { raft, local, inbox, stopped: watch::Sender::new(false) }
+        Self { raft, local, space, inbox, stopped: watch::Sender::new(false) }
     }
 
     /// Ends the streams that peers keep open, and refuses new ones, so that a server can drain.
@@ -66,7 +76,8 @@ impl<SM: Machine> PeerHandler<SM> {
             return Err(Rejected::Malformed("the first request is more than a hello".into()));
         }
         let failure = Failure::default();
-        let input = decoded(from, requests, self.stopped.subscribe(), failure.clone());
+        let space = Arc::clone(&self.space);
+        let input = decoded(from, requests, space, self.stopped.subscribe(), failure.clone());
         let results = self.raft.stream_append(input).map(|result| match result {
             Ok(result) => Ok(append_reply(&result)),
             Err(fatal) => Err(Rejected::Stopped(fatal.to_string())),
@@ -83,6 +94,7 @@ impl<SM: Machine> PeerHandler<SM> {
         request: peer::AppendRequest,
     ) -> Result<peer::AppendReply, Rejected> {
         let from = self.admit(request.hello.as_ref()).await?;
+        take_room(&self.space, &request)?;
         let request = decode_append(from, request)?;
         let input = futures::stream::once(async { request });
         let mut results = Box::pin(self.raft.stream_append(input));
@@ -151,6 +163,9 @@ impl<SM: Machine> PeerHandler<SM> {
         let ours = self.raft.server_metrics().borrow_watched().vote;
         if ours > head.vote {
             return Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&ours) });
+        }
+        if !self.space.take(head.id.length.saturating_sub(offset)) {
+            return Err(Rejected::DiskFull);
         }
         let snapshot = self.inbox.receive(head.id, offset, requests).await?;
         tracing::info!(%from, length = head.id.length, "installing a snapshot of a peer");
@@ -221,6 +236,14 @@ fn check_sender(from: NodeId, vote: &RaftVote) -> Result<(), Rejected> {
     Err(Rejected::Malformed(format!("node {from} calls with the vote of node {node}")))
 }
 
+/// Refuses entries that the disk has no room for, while openraft has not seen them. A request
+/// without entries (a heartbeat, a commit) always passes.
+fn take_room(space: &Space, request: &peer::AppendRequest) -> Result<(), Rejected> {
+    let length = |entry: &Bytes| u64::try_from(entry.len()).expect("a usize fits");
+    let room = request.entries.iter().map(|entry| length(entry) + ENTRY_OVERHEAD_BYTES).sum();
+    if request.entries.is_empty() || space.take(room) { Ok(()) } else { Err(Rejected::DiskFull) }
+}
+
 fn decode_append(
     from: NodeId,
     request: peer::AppendRequest,
@@ -253,6 +276,7 @@ impl Failure {
 fn decoded<S, E>(
     from: NodeId,
     requests: S,
+    space: Arc<Space>,
     stopped: watch::Receiver<bool>,
     failure: Failure,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static
@@ -261,7 +285,7 @@ where
     E: std::fmt::Display + Send + 'static,
 {
     futures::stream::unfold((requests, stopped), move |(mut requests, mut stopped)| {
-        let failure = failure.clone();
+        let (failure, space) = (failure.clone(), Arc::clone(&space));
         async move {
             let request = tokio::select! {
                 request = requests.next() => request?,
@@ -271,7 +295,11 @@ where
                 }
             };
             let request = request.map_err(|error| Rejected::Failed(error.to_string()));
-            match request.and_then(|request| decode_append(from, request)) {
+            let request = request.and_then(|request| {
+                take_room(&space, &request)?;
+                decode_append(from, request)
+            });
+            match request {
                 Ok(request) => Some((request, (requests, stopped))),
                 Err(reason) => {
                     failure.set(reason);

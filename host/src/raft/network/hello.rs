@@ -130,6 +130,8 @@ enum Side {
     Refused,
     /// This node called, the peer refused.
     RefusedBy,
+    /// The peer had no room on its disk for what this node sent.
+    Full,
 }
 
 /// This node, as far as its peers are concerned.
@@ -295,6 +297,16 @@ impl Local {
         self.clear(peer, Side::RefusedBy);
     }
 
+    /// `peer` has no room for entries or a snapshot.
+    pub(super) fn full(&self, peer: NodeId, reason: &str) {
+        self.raise(peer, Side::Full, printable(reason));
+    }
+
+    /// `peer` takes entries.
+    pub(super) fn takes_entries(&self, peer: NodeId) {
+        self.clear(peer, Side::Full);
+    }
+
     /// What keeps this node and its peers from talking, a sentence each. A sentence goes when the
     /// peer is talked to again, or when nobody has tried for a while.
     pub fn alarms(&self) -> Vec<String> {
@@ -303,6 +315,7 @@ impl Local {
         let sentence = |((peer, side), alarm): (&(NodeId, Side), &Alarm)| match side {
             Side::Refused => format!("node {peer} is refused: {}", alarm.reason),
             Side::RefusedBy => format!("node {peer} refuses this node: {}", alarm.reason),
+            Side::Full => format!("node {peer} falls behind: {}", alarm.reason),
         };
         alarms.iter().map(sentence).collect()
     }
@@ -319,6 +332,7 @@ impl Local {
             match side {
                 Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
                 Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
+                Side::Full => tracing::warn!(%peer, reason, "a peer falls behind"),
             }
         }
         alarms.insert((peer, side), Alarm { reason, raised: Instant::now() });

@@ -63,6 +63,9 @@ pub enum Rejected {
     /// The call was overtaken by a later one of the same kind.
     #[error("a later transfer took the place of this one")]
     Superseded,
+    /// The disk has no room for what the peer sends; it may try again until there is.
+    #[error("its disk is nearly full: it takes no entries and no snapshot until there is room")]
+    DiskFull,
     /// The disk or the stream failed under the call; it may be tried again.
     #[error("{0}")]
     Failed(String),

@@ -113,6 +113,7 @@ where
             bytes_in_flight: 0,
             moved: Instant::now(),
             stall: Box::pin(tokio::time::sleep(STALL_TIMEOUT)),
+            takes_entries: false,
         };
         let stream = futures::stream::unfold(Some(pipeline), |pipeline| async {
             let mut pipeline = pipeline?;
@@ -136,6 +137,8 @@ struct Pipeline<S> {
     /// When the last reply came, or the first request after a pause went.
     moved: Instant,
     stall: Pin<Box<Sleep>>,
+    /// Entries were taken on this stream: an alarm about the peer's disk is over.
+    takes_entries: bool,
 }
 
 enum Event {
@@ -208,6 +211,10 @@ where
         };
         self.bytes_in_flight -= expected.bytes;
         self.moved = Instant::now();
+        if expected.bytes > 0 && !self.takes_entries {
+            self.takes_entries = true;
+            self.peer.local.takes_entries(self.peer.target);
+        }
         expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))
     }
 

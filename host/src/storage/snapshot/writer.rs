@@ -28,6 +28,7 @@ pub struct SnapshotWriter {
 
 impl SnapshotWriter {
     pub(super) fn begin(dir: SnapshotDir, last: Option<LogId>, meta: &[u8]) -> Result<Self, Error> {
+        dir.check_room()?;
         let header = format::encode_header(last, meta)?;
         let temporary = durable::temporary_in(&dir.folder)?;
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
@@ -114,6 +115,7 @@ impl SnapshotWriter {
     }
 
     fn sync(&mut self) -> Result<(), Error> {
+        self.dir.check_room()?;
         let synced = self.out.flush().and_then(|()| self.out.get_ref().as_file().sync_data());
         synced.map_err(|error| Error::io(self.out.get_ref().path(), error))?;
         self.synced_bytes = self.written_bytes;

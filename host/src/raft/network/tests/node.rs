@@ -14,6 +14,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
 use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::space::Space;
 use crate::raft::type_config::TypeConfig;
 use crate::storage::snapshot::SnapshotDir;
 use crate::types::{ClusterId, Incarnation, Member, NodeId};
@@ -91,7 +92,9 @@ impl Node {
         let log = MemoryLog::default();
         let raft =
             Raft::new(NodeId(node), config(), network.clone(), log, machine.clone()).await.unwrap();
-        let handler = Arc::new(PeerHandler::new(raft.clone(), local.clone(), snapshots.clone()));
+        let space = Arc::new(Space::new(folder.path().to_owned(), 0).unwrap());
+        let handler = PeerHandler::new(raft.clone(), local.clone(), snapshots.clone(), space);
+        let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = api::peer::service(handler.clone());
