@@ -8,6 +8,7 @@ mod daemon;
 mod damage;
 mod deploy;
 mod dev;
+mod disk_faults;
 mod full_follower;
 mod limits;
 mod membership;

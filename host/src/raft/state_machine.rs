@@ -165,6 +165,15 @@ impl StateMachine {
         Ok(())
     }
 
+    /// A snapshot that could not be written stops the node at the next entry: not only at the
+    /// next checkpoint, which may be hours away.
+    async fn check_writing(&mut self) -> Result<(), HostFailure> {
+        match &self.writing {
+            Some(writing) if writing.is_finished() => self.finish_writing().await,
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for a snapshot that is still being written.
     async fn finish_writing(&mut self) -> Result<(), HostFailure> {
         match self.writing.take() {
@@ -217,6 +226,7 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
         snapshots.refused(format!("no room for a snapshot: {error}"));
         return Ok(());
     }
+    tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");
     Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
 }
 
@@ -237,6 +247,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            self.check_writing().await.map_err(io::Error::other)?;
             let response = self.apply_entry(&entry).await.map_err(io::Error::other)?;
             if let Some(responder) = responder {
                 responder.send(response);
