@@ -39,8 +39,8 @@ pub(crate) fn run(guests: &Guests, mib: usize, dir: &Path) -> Result<()> {
     let alone = apply_for(&mut machine, &|elapsed| elapsed < ALONE)?;
     let (frozen, pause) = timed(|| machine.freeze());
     let frozen = frozen?;
+    let done = AtomicBool::new(false);
     let (writing, meanwhile) = std::thread::scope(|scope| {
-        let done = AtomicBool::new(false);
         let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
         let writer = thread.spawn_scoped(scope, || {
             let (written, time) = timed(|| write(&snapshots, frozen));

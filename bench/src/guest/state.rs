@@ -132,7 +132,7 @@ fn poison(guests: &Guests, keys: u64) -> Result<()> {
     let first = timed(|| machine.apply(CONTEXT, too_large.logged()));
     first.0?;
     let row_of = each(&mut machine, |_| reads(&mut fastrand::Rng::with_seed(5), keys, 1))?;
-    let mut among = |random: &mut fastrand::Rng| {
+    let among = |random: &mut fastrand::Rng| {
         let mut requests = good(random);
         requests.push(&[b"GET", &key(0)]);
         requests.push(&[b"SET", &key(random.u64(..keys)), &value]);

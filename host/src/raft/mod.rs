@@ -13,6 +13,7 @@ pub mod proposer;
 pub mod reader;
 pub mod recovery;
 pub mod replica;
+mod returning;
 pub mod snapshots;
 pub mod space;
 pub mod state_machine;

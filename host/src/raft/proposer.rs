@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Raft;
 use super::error::Error;
 use super::replica::Executed;
+use super::returning::{Answered, Returning};
 use super::type_config::{EntryBytes, TypeConfig};
 use crate::config::{FileConfig, limits};
 use crate::machine::{Batch, Directory, Proposal, Response};
@@ -58,6 +59,7 @@ pub struct ProposerTask {
     queue: mpsc::Receiver<Waiting>,
     queued_bytes: Arc<AtomicUsize>,
     entries_in_flight_max: usize,
+    returning: Returning,
     last_time_ms: TimeMs,
 }
 
@@ -83,6 +85,7 @@ impl Proposer {
             queue,
             queued_bytes,
             entries_in_flight_max: config.entries_in_flight_max,
+            returning: Returning::default(),
             last_time_ms: 0,
         };
         (proposer, task)
@@ -132,15 +135,22 @@ impl ProposerTask {
         loop {
             let room = in_flight.len() < self.entries_in_flight_max;
             tokio::select! {
-                Some(()) = in_flight.next(), if !in_flight.is_empty() => {}
+                Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
+                    self.returning.expect(&answered, self.queue.len());
+                }
                 first = self.queue.recv(), if room => {
                     let Some(first) = first else { break };
                     // Answers to one entry bring many commands at once: let those that are here
                     // already be queued, so that they share the next entry.
                     tokio::task::yield_now().await;
-                    let waiting = self.gather(first);
-                    if !waiting.is_empty() {
-                        in_flight.push(self.submit(waiting).await);
+                    let mut gathered = Gathered::default();
+                    self.take(first, &mut gathered);
+                    if in_flight.is_empty() {
+                        self.await_returning(&mut gathered).await;
+                    }
+                    self.take_queued(&mut gathered);
+                    if !gathered.commands.is_empty() {
+                        in_flight.push(self.submit(gathered.commands).await);
                     }
                 }
             }
@@ -148,27 +158,47 @@ impl ProposerTask {
         while in_flight.next().await.is_some() {}
     }
 
-    /// Takes what is queued, up to the limits of an entry, and drops what nobody waits for.
-    fn gather(&mut self, first: Waiting) -> Vec<Waiting> {
-        let mut gathered = Vec::new();
-        let mut bytes = 0;
-        let mut next = Some(first);
-        while let Some(waiting) = next {
-            let length = waiting.command.bytes.len();
-            self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
-            if !waiting.claimed.swap(true, Ordering::AcqRel) {
-                bytes += length;
-                gathered.push(waiting);
-            }
-            let full =
-                gathered.len() >= limits::ENTRY_COMMANDS_MAX || bytes >= limits::ENTRY_BYTES_MAX;
-            next = if full { None } else { self.queue.try_recv().ok() };
+    /// Takes a command off the queue, unless nobody waits for it any more.
+    fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
+        let length = waiting.command.bytes.len();
+        self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
+        if !waiting.claimed.swap(true, Ordering::AcqRel) {
+            gathered.bytes += length;
+            gathered.commands.push(waiting);
         }
-        gathered
+    }
+
+    /// Takes what is queued, up to the limits of an entry.
+    fn take_queued(&mut self, gathered: &mut Gathered) {
+        while !gathered.is_full() {
+            match self.queue.try_recv() {
+                Ok(waiting) => self.take(waiting, gathered),
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Takes commands as they come, as long as it pays to wait for those of clients that were just
+    /// answered.
+    async fn await_returning(&mut self, gathered: &mut Gathered) {
+        let Some((count, until)) = self.returning.worth_waiting_for() else { return };
+        while gathered.commands.len() < count && !gathered.is_full() {
+            match tokio::time::timeout_at(until.into(), self.queue.recv()).await {
+                Ok(Some(waiting)) if Instant::now() < until => self.take(waiting, gathered),
+                Ok(Some(waiting)) => {
+                    self.take(waiting, gathered);
+                    return self.returning.disappoint();
+                }
+                Ok(None) => return,
+                Err(_) => return self.returning.disappoint(),
+            }
+        }
+        self.returning.satisfy();
     }
 
     /// Hands one entry to openraft; the future completes when all its commands are answered.
-    async fn submit(&mut self, waiting: Vec<Waiting>) -> impl Future<Output = ()> + use<> {
+    async fn submit(&mut self, waiting: Vec<Waiting>) -> impl Future<Output = Answered> + use<> {
+        let (commands, start) = (waiting.len(), Instant::now());
         let (batches, outcomes) = into_batches(waiting);
         let floor = self.last_time_ms.max(self.directory.time_ms());
         let time_ms = (self.clock)().max(floor);
@@ -184,8 +214,22 @@ impl ProposerTask {
                 Err(fatal) => Err(Error::Stopped(fatal.to_string())),
             };
             distribute(answer.and_then(into_response), outcomes);
+            Answered { commands, took: start.elapsed() }
         }
     }
+}
+
+impl Gathered {
+    fn is_full(&self) -> bool {
+        self.commands.len() >= limits::ENTRY_COMMANDS_MAX || self.bytes >= limits::ENTRY_BYTES_MAX
+    }
+}
+
+/// Commands of the next entry.
+#[derive(Default)]
+struct Gathered {
+    commands: Vec<Waiting>,
+    bytes: usize,
 }
 
 /// Groups commands by machine, one batch each, and puts those who wait in the same order.
