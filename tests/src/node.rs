@@ -308,6 +308,19 @@ impl Node {
         Client::connect([self.client_addr.clone()]).expect("an address is an endpoint")
     }
 
+    /// Memory that its process holds, in bytes.
+    ///
+    /// # Panics
+    /// When it doesn't run.
+    pub fn resident_bytes(&self) -> u64 {
+        let child = self.child.as_ref().expect("the node runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()));
+        let status = status.expect("a running process has a status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("it has a size");
+        kib.parse::<u64>().expect("the size is a number") << 10
+    }
+
     /// The end of its log, for people.
     pub fn show_log(&self) {
         let text = self.log_text();

@@ -41,7 +41,7 @@ impl wit::Guest for Hostile {
             if let Some(misbehaviour) = misbehave(request) {
                 return misbehaviour;
             }
-            answers.extend_from_slice(&remember(request));
+            answers.extend_from_slice(&answer(request));
             ends.push(u32::try_from(answers.len()).expect("replies here are short enough"));
         }
         replies(answers, ends, Vec::new())
@@ -63,12 +63,41 @@ impl wit::Guest for Hostile {
     }
 }
 
-/// Echoes a request, unless it begins with `remember`: such a one is counted, and answered with
-/// all that were counted, in the map's own order.
-fn remember(request: &[u8]) -> Vec<u8> {
-    if !request.starts_with(b"remember") {
-        return request.to_vec();
+/// Answers what is no misbehaviour; what it does not know it echoes.
+fn answer(request: &[u8]) -> Vec<u8> {
+    match request {
+        b"nan" => not_a_number(),
+        _ if request.starts_with(b"remember") => remember(request),
+        _ if request.starts_with(b"count") => count(request).to_string().into_bytes(),
+        _ => request.to_vec(),
     }
+}
+
+/// How often it was told this, this time included.
+fn count(request: &[u8]) -> u32 {
+    REMEMBERED.with_borrow_mut(|remembered| {
+        let count = remembered.entry(request.to_vec()).or_default();
+        *count += 1;
+        *count
+    })
+}
+
+/// Bits of results that are no number, of which a processor may choose the sign and the payload.
+fn not_a_number() -> Vec<u8> {
+    let (zero, one) = (black_box(0.0_f64), black_box(1.0_f64));
+    let infinite = one / zero;
+    let wide = [zero / zero, infinite - infinite, infinite * zero, -(zero / zero) + one];
+    let signalling = black_box(f32::from_bits(0xffa0_0001));
+    let narrow = [signalling + 1.0, black_box(0.0_f32) / black_box(0.0_f32)];
+    let wide = wide.iter().map(|number| format!("{:016x} ", number.to_bits()));
+    let narrow = narrow.iter().map(|number| format!("{:08x} ", number.to_bits()));
+    let text: String = wide.chain(narrow).collect();
+    remember(format!("remember {text}").as_bytes());
+    text.into_bytes()
+}
+
+/// Counts a request, and tells of all that were counted, in the map's own order.
+fn remember(request: &[u8]) -> Vec<u8> {
     REMEMBERED.with_borrow_mut(|remembered| {
         *remembered.entry(request.to_vec()).or_default() += 1;
         let one = |(request, count): (&Vec<u8>, &u32)| {
