@@ -50,7 +50,7 @@ impl Faults {
         self.set(&format!("{call} {part} fail 0"));
     }
 
-    /// No faults from now on. Tells whether there was a rule: a rule that has failed a call is gone.
+    /// No faults from now on. Tells whether there was a rule: one that has failed a call is gone.
     ///
     /// # Panics
     /// When the rule cannot be removed.

@@ -42,8 +42,8 @@ async fn power_is_cut_under_load() {
     report.check_equal(&cluster, &[1, 2, 3]).await;
 }
 
-/// A node whose disk goes away, with all that was written, ends by itself with exit code 1, and what
-/// it acknowledged is there when the disk is back: with nobody else to get it from.
+/// A node whose disk goes away, with all that was written, ends by itself with exit code 1, and
+/// what it acknowledged is there when the disk is back: with nobody else to get it from.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_without_a_disk_ends() {
     if !disk::available() {
