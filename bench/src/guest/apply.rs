@@ -23,9 +23,8 @@ pub(crate) fn run(guests: &Guests, rounds: usize) -> Result<()> {
     println!("apply: {KEYS} keys, half SET and half GET, a core");
     for size in [1, 16, 256] {
         let mut random = fastrand::Rng::with_seed(1);
-        let batches: Vec<Requests> = (0..ROUND_COMMANDS / size)
-            .map(|_| mixed(&mut random, KEYS, size, VALUE))
-            .collect();
+        let batches: Vec<Requests> =
+            (0..ROUND_COMMANDS / size).map(|_| mixed(&mut random, KEYS, size, VALUE)).collect();
         let entries: Vec<_> = batches
             .iter()
             .map(|requests| Proposal::Commands { time_ms: 1, batches: vec![requests.logged()] })
@@ -79,11 +78,8 @@ pub(crate) fn run(guests: &Guests, rounds: usize) -> Result<()> {
 }
 
 fn natively(live: &mut Live<Kv>, batches: &[Requests]) -> Duration {
-    let context = || wit::Context {
-        index: CONTEXT.index,
-        time_ms: CONTEXT.time_ms,
-        seed: CONTEXT.seed,
-    };
+    let context =
+        || wit::Context { index: CONTEXT.index, time_ms: CONTEXT.time_ms, seed: CONTEXT.seed };
     let start = Instant::now();
     for requests in batches {
         // The sandbox copies the batch into the guest, so a copy is fair here.

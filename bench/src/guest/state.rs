@@ -55,9 +55,8 @@ fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resul
         guest.apply(&CONTEXT, requests.batch())?;
         let (image, pause) = timed(|| guest.image(room.take()));
         pauses.push(pause);
-        let (restored, time) = timed(|| {
-            Guest::restore(&guests.engine, &guests.module, Limits::default(), image?)
-        });
+        let (restored, time) =
+            timed(|| Guest::restore(&guests.engine, &guests.module, Limits::default(), image?));
         restores.push(time);
         let old = std::mem::replace(guest, restored?);
         let (applied, time) = timed(|| guest.apply(&CONTEXT, requests.batch()));
@@ -69,7 +68,10 @@ fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resul
     row("image: pause", &format!("{}, longest {}", millis(pause), millis(longest(&pauses))));
     row("image: into room that is new", &millis(fresh));
     let restore = median(&mut restores);
-    row("rollback: restore the image", &format!("{}, longest {}", millis(restore), millis(longest(&restores))));
+    row(
+        "rollback: restore the image",
+        &format!("{}, longest {}", millis(restore), millis(longest(&restores))),
+    );
     row("rollback: first 256 commands after it", &millis(median(&mut refaults)));
     Ok(())
 }
@@ -111,7 +113,10 @@ fn queries(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resu
     }
     let (live, forked) = (median(&mut live_times), median(&mut fork_times));
     let over = forked.saturating_sub(live);
-    row("16 queries on a fork", &format!("{}, {} over the live guest's {}", micros(forked), micros(over), micros(live)));
+    row(
+        "16 queries on a fork",
+        &format!("{}, {} over the live guest's {}", micros(forked), micros(over), micros(live)),
+    );
     row("making a fork", &micros(median(&mut forks)));
     Ok(())
 }

@@ -91,11 +91,7 @@ impl Instance {
     }
 
     /// A guest in the state of an image.
-    pub fn restore(
-        blueprint: Blueprint,
-        image: Image,
-        fuel_used: u64,
-    ) -> Result<Self, Failure> {
+    pub fn restore(blueprint: Blueprint, image: Image, fuel_used: u64) -> Result<Self, Failure> {
         let Blueprint { engine, module, limits } = &blueprint;
         let live = Guest::restore(engine, module, limits.clone(), image)?;
         Self::with(blueprint, live, fuel_used)
@@ -109,11 +105,7 @@ impl Instance {
 
     /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
     /// the fuel of one as long as that is enough for all, and have it each where it isn't.
-    pub fn apply(
-        &mut self,
-        context: Context,
-        batch: Batch,
-    ) -> Result<Vec<Outcome>, HostFailure> {
+    pub fn apply(&mut self, context: Context, batch: Batch) -> Result<Vec<Outcome>, HostFailure> {
         let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, &batch)?) };
         let outcomes = match tried {
             None => match self.call(context, &batch) {
