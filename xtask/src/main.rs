@@ -44,8 +44,8 @@ enum Task {
     /// Checks everything that must hold before a change lands: formatting, house rules, clippy
     /// with warnings denied, all tests.
     Ci,
-    /// Measures whole clusters; the arguments go to `lockstep-bench` (`--help` for all). With `guest`
-    /// as the first, the sandbox by itself (`lockstep-bench-guest`).
+    /// Measures whole clusters; the arguments go to `lockstep-bench` (`--help` for all). With
+    /// `guest` as the first, the sandbox by itself (`lockstep-bench-guest`).
     #[command(disable_help_flag = true)]
     Bench {
         /// For `lockstep-bench`.

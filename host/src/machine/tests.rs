@@ -173,8 +173,9 @@ async fn a_failing_export_is_an_alarm() {
     node.execute(counter, &["5"]).await;
     node.execute(hostile, &["remember me"]).await;
     let (pieces, failures) = node.capture().await;
-    let expected = "snapshots hold no export of machine hostile: the guest trapped: the guest \
-                    broke its contract: an export chunk has 262145 bytes, and 262144 were asked for";
+    let expected = "snapshots hold no export of machine hostile: the guest trapped: \
+                    the guest broke its contract: \
+                    an export chunk has 262145 bytes, and 262144 were asked for";
     assert_eq!(failures, [expected]);
     let mut restored = node.restored(pieces).await.unwrap();
     assert_eq!(restored.execute(hostile, &["remember me"]).await, [accepted("remember me=2 ")]);
