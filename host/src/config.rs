@@ -28,6 +28,28 @@ pub mod limits {
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
     /// Longest module, in bytes.
     pub const MODULE_BYTES_MAX: usize = 32 << 20;
+    /// Core modules in a module. `wit-component` makes two or three.
+    pub const MODULE_CORE_MODULES_MAX: u64 = 32;
+    /// Functions in a module. A whole JavaScript engine or Python has 10,000 to 30,000.
+    pub const MODULE_FUNCTIONS_MAX: u64 = 100_000;
+    /// Types of functions in a module. Those engines have below 1,000.
+    pub const MODULE_TYPES_MAX: u64 = 10_000;
+    /// Names that core modules import and export, all together.
+    pub const MODULE_NAMES_MAX: u64 = 10_000;
+    /// Globals in a module. Few guests have more than three.
+    pub const MODULE_GLOBALS_MAX: u64 = 10_000;
+    /// Data and element segments in a module. Pre-initialized modules have up to 10,000.
+    pub const MODULE_SEGMENTS_MAX: u64 = 20_000;
+    /// Items in all element segments of a module: functions that are called by pointer.
+    pub const MODULE_SEGMENT_ITEMS_MAX: u64 = 100_000;
+    /// Items that the component is wired with: types, instances, aliases, functions, names. A guest
+    /// has about a hundred.
+    pub const COMPONENT_ITEMS_MAX: u64 = 10_000;
+    /// Locals of one function, in number, parameters not counted. The loop of an interpreter has
+    /// below 1,000, unoptimized code some thousands.
+    pub const FUNCTION_LOCALS_MAX: u32 = 10_000;
+    /// Code of one function, in bytes. The loop of an interpreter has below 200 KiB.
+    pub const FUNCTION_BODY_BYTES_MAX: usize = 512 << 10;
     /// Bytes of a module in one `StageModule` entry.
     pub const MODULE_CHUNK_BYTES: usize = 512 << 10;
     /// Machines that may exist at once.

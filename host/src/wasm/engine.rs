@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, OperatorCost, OptLevel, Strategy};
+use wasmtime::{Config, OperatorCost, OptLevel, Strategy, WasmFeatures};
 
 use super::admission::{self, Error};
 use super::bindings::{self, Prepared};
@@ -171,11 +171,9 @@ fn config() -> wasmtime::Result<Config> {
         .cranelift_nan_canonicalization(true)
         .target(TARGET)?
         // Results must be equal, or not be at all.
-        .wasm_relaxed_simd(false)
+        .wasm_features(WasmFeatures::all().difference(admission::FEATURES), false)
+        .wasm_features(admission::FEATURES, true)
         .relaxed_simd_deterministic(true)
-        .wasm_multi_memory(false)
-        .wasm_memory64(false)
-        .wasm_component_model(true)
         .concurrency_support(false)
         .consume_fuel(true)
         .operator_cost(OperatorCost::new())

@@ -19,7 +19,7 @@ mod memory;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use admission::Error;
+pub use admission::{Error, Place};
 pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};
