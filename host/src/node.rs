@@ -15,7 +15,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::api::{self, Options, Services};
 use crate::config::{Config, FileConfig};
-use crate::machine::{CompiledModules, Directory, Environment, ModuleLibrary};
+use crate::machine::{CodeCache, CompiledModules, Directory, Environment, ModuleLibrary};
 use crate::raft::Raft;
 use crate::raft::checkpoints::CheckpointTask;
 use crate::raft::log_store::LogStore;
@@ -28,6 +28,7 @@ use crate::raft::replica::{Replica, Shared};
 use crate::raft::snapshots::Snapshots;
 use crate::raft::space::Space;
 use crate::raft::state_machine::{Progress, StateMachine};
+use crate::storage::code::CodeStore;
 use crate::storage::modules::ModuleStore;
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{self, DataDir, Log, LogConfig};
@@ -157,6 +158,7 @@ struct Opened {
     log: Log,
     snapshots: SnapshotDir,
     modules: ModuleStore,
+    compiled: CompiledModules,
     space: Space,
     engine: Engine,
 }
@@ -170,7 +172,14 @@ impl Opened {
         let snapshots = SnapshotDir::open(&data_dir.snapshots())?.keeping_free(space.floor());
         let modules = ModuleStore::open(&data_dir.modules())?;
         let engine = Engine::new().context("the sandbox cannot be set up")?;
-        Ok(Self { data_dir, log, snapshots, modules, space, engine })
+        let compiled = match CodeStore::open(&data_dir.cache(), engine.profile()) {
+            Ok(store) => CompiledModules::with_cache(Box::new(DiskCache(store))),
+            Err(error) => {
+                tracing::warn!(%error, "compiled code is not kept: each start compiles anew");
+                CompiledModules::default()
+            }
+        };
+        Ok(Self { data_dir, log, snapshots, modules, compiled, space, engine })
     }
 }
 
@@ -185,6 +194,19 @@ impl ModuleLibrary for DiskLibrary {
     fn get(&self, digest: &ModuleDigest) -> std::io::Result<Bytes> {
         let bytes = self.0.get(*digest).map_err(storage::Error::into_io)?;
         bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+}
+
+/// Compiled code on disk, as the machines know it.
+struct DiskCache(CodeStore);
+
+impl CodeCache for DiskCache {
+    fn put(&self, digest: &ModuleDigest, code: &[u8]) -> std::io::Result<()> {
+        self.0.put(*digest, code).map_err(storage::Error::into_io)
+    }
+
+    fn get(&self, digest: &ModuleDigest) -> std::io::Result<Option<Vec<u8>>> {
+        self.0.get(*digest).map_err(storage::Error::into_io)
     }
 }
 
@@ -205,7 +227,7 @@ struct Wiring {
 
 impl Wiring {
     async fn wire(config: &Config, opened: Opened) -> anyhow::Result<Self> {
-        let Opened { data_dir, log, snapshots, modules, space, engine } = opened;
+        let Opened { data_dir, log, snapshots, modules, compiled, space, engine } = opened;
         let identity = data_dir.identity();
         let cluster = Arc::new(identity.cluster.map(OnceLock::from).unwrap_or_default());
         let (staged_sender, staged) = mpsc::unbounded_channel();
@@ -213,7 +235,7 @@ impl Wiring {
             cluster: Arc::clone(&cluster),
             engine: engine.clone(),
             library: Arc::new(DiskLibrary(modules)),
-            compiled: Arc::new(CompiledModules::default()),
+            compiled: Arc::new(compiled),
             staged: staged_sender,
             directory: Arc::new(Directory::default()),
         };

@@ -91,6 +91,52 @@ async fn modules_that_are_no_guests_are_refused() {
     assert_eq!(machines.len(), 1, "nothing was created");
 }
 
+/// A module is compiled once on each node, also on the one that took the upload; and after a
+/// restart its code comes from the cache, unless it was changed or is open to others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_module_is_compiled_once() {
+    const COMPILED: &str = "a module was compiled";
+    const LOADED: &str = "compiled code was loaded from the cache";
+    const IGNORED: &str = "cached code is ignored";
+    let mut cluster = Plan::new(3).start().await;
+    let counts = |cluster: &Cluster, line: &str| -> Vec<usize> {
+        cluster.nodes.iter().map(|node| node.log_text().matches(line).count()).collect()
+    };
+    load::write(&cluster.client(), "k", "v").await;
+    assert_eq!(counts(&cluster, COMPILED), [1, 1, 1]);
+    cluster.crash_all().await;
+    cluster.leader().await;
+    cluster.level(&[1, 2, 3], SOON).await;
+    assert_eq!(cluster.kv("GET k").await.ok(), "\"v\"");
+    assert_eq!((counts(&cluster, COMPILED), counts(&cluster, LOADED)), (vec![1; 3], vec![1; 3]));
+
+    change_cached_code(&cluster.node(1).data_dir, |file| {
+        let mut code = std::fs::read(file).expect("it can be read");
+        let middle = code.len() / 2;
+        code[middle] ^= 1;
+        std::fs::write(file, code).expect("it can be written");
+    });
+    change_cached_code(&cluster.node(2).data_dir, |file| {
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(file, open).expect("its mode can be set");
+    });
+    cluster.crash_all().await;
+    cluster.leader().await;
+    cluster.level(&[1, 2, 3], SOON).await;
+    assert_eq!(cluster.kv("GET k").await.ok(), "\"v\"");
+    assert_eq!(counts(&cluster, IGNORED), [1, 1, 0]);
+    assert_eq!(counts(&cluster, COMPILED), [2, 2, 1]);
+    assert_eq!(counts(&cluster, LOADED), [1, 1, 2]);
+}
+
+/// Does something to the one file of a node's compiled code.
+fn change_cached_code(data_dir: &std::path::Path, change: impl Fn(&std::path::Path)) {
+    let entries = std::fs::read_dir(data_dir.join("cache")).expect("the folder is there");
+    let files: Vec<_> = entries.map(|entry| entry.expect("it can be listed").path()).collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    change(&files[0]);
+}
+
 /// The smallest component that imports a function of this name: a function type, and the import.
 fn component_that_imports(name: &str) -> Vec<u8> {
     let length = u8::try_from(name.len()).expect("the name is short");

@@ -3,20 +3,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 
-use super::library::ModuleLibrary;
+use super::library::{CodeCache, ModuleLibrary};
 use crate::types::ModuleDigest;
 use crate::wasm::{Engine, Module};
 
 type Slot = Arc<OnceLock<Result<Module, String>>>;
 
-/// Compiled modules by digest; a module that could not be compiled is remembered with the reason.
+/// Compiled modules by digest; a staged module that could not be compiled is remembered with the
+/// reason.
 #[derive(Default)]
 pub struct CompiledModules {
     slots: Mutex<BTreeMap<ModuleDigest, Slot>>,
+    cache: Option<Box<dyn CodeCache>>,
 }
 
 impl CompiledModules {
+    /// Modules whose code is kept in a cache.
+    pub fn with_cache(cache: Box<dyn CodeCache>) -> Self {
+        Self { slots: Mutex::default(), cache: Some(cache) }
+    }
+
     /// The compiled module, compiling it now if need be. Two callers share one compilation.
     pub fn get(
         &self,
@@ -24,14 +32,201 @@ impl CompiledModules {
         library: &dyn ModuleLibrary,
         digest: ModuleDigest,
     ) -> Result<Module, String> {
-        let slot = {
-            let mut slots = self.slots.lock().expect("no holder panics");
-            Arc::clone(slots.entry(digest).or_default())
-        };
         let compile = || {
             let bytes = library.get(&digest).map_err(|error| error.to_string())?;
-            engine.compile(&bytes).map_err(|error| error.to_string())
+            self.make(engine, digest, &bytes)
         };
-        slot.get_or_init(compile).clone()
+        self.slot(digest).get_or_init(compile).clone()
+    }
+
+    /// Compiles bytes that are not in the library yet, which have this digest. Once they are,
+    /// `get` finds the module; a refusal is not remembered.
+    pub fn admit(
+        &self,
+        engine: &Engine,
+        digest: ModuleDigest,
+        bytes: &[u8],
+    ) -> Result<Module, String> {
+        let made = self.slot(digest).get_or_init(|| self.make(engine, digest, bytes)).clone();
+        if made.is_err() {
+            self.forget(&digest);
+        }
+        made
+    }
+
+    /// Drops a module that was admitted and is not needed after all.
+    pub fn forget(&self, digest: &ModuleDigest) {
+        self.slots.lock().expect("no holder panics").remove(digest);
+    }
+
+    fn slot(&self, digest: ModuleDigest) -> Slot {
+        let mut slots = self.slots.lock().expect("no holder panics");
+        Arc::clone(slots.entry(digest).or_default())
+    }
+
+    fn make(&self, engine: &Engine, digest: ModuleDigest, bytes: &[u8]) -> Result<Module, String> {
+        let started = Instant::now();
+        if let Some(module) = self.load(engine, digest, bytes) {
+            let ms = started.elapsed().as_millis();
+            tracing::info!(%digest, %ms, "compiled code was loaded from the cache");
+            return Ok(module);
+        }
+        let module = engine.compile(bytes).map_err(|error| error.to_string())?;
+        tracing::info!(%digest, ms = %started.elapsed().as_millis(), "a module was compiled");
+        self.save(engine, digest, &module);
+        Ok(module)
+    }
+
+    /// The module with code from the cache. Whatever is wrong with it, compiling anew cures.
+    fn load(&self, engine: &Engine, digest: ModuleDigest, bytes: &[u8]) -> Option<Module> {
+        let code = match self.cache.as_ref()?.get(&digest) {
+            Ok(code) => code?,
+            Err(error) => {
+                tracing::warn!(%digest, %error, "cached code is ignored");
+                return None;
+            }
+        };
+        match engine.load(bytes, &digest, &code) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "cached code is ignored");
+                None
+            }
+        }
+    }
+
+    fn save(&self, engine: &Engine, digest: ModuleDigest, module: &Module) {
+        let Some(cache) = &self.cache else { return };
+        let saved = engine
+            .seal(module, &digest)
+            .map_err(|error| error.to_string())
+            .and_then(|code| cache.put(&digest, &code).map_err(|error| error.to_string()));
+        if let Err(reason) = saved {
+            tracing::warn!(%digest, %reason, "compiled code is not kept: a restart compiles anew");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use bytes::Bytes;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+    use crate::machine::MemoryLibrary;
+    use crate::wasm::tests::{ENGINE, component};
+
+    type Files = Arc<Mutex<BTreeMap<ModuleDigest, Vec<u8>>>>;
+
+    /// A cache without a disk, which can be made to fail, and counts what is put into it.
+    #[derive(Clone, Default)]
+    struct MemoryCache {
+        files: Files,
+        puts: Arc<Mutex<u32>>,
+        fails: bool,
+    }
+
+    impl MemoryCache {
+        fn puts(&self) -> u32 {
+            *self.puts.lock().unwrap()
+        }
+    }
+
+    impl CodeCache for MemoryCache {
+        fn put(&self, digest: &ModuleDigest, code: &[u8]) -> io::Result<()> {
+            *self.puts.lock().unwrap() += 1;
+            if self.fails {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.files.lock().unwrap().insert(*digest, code.to_vec());
+            Ok(())
+        }
+
+        fn get(&self, digest: &ModuleDigest) -> io::Result<Option<Vec<u8>>> {
+            if self.fails {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            Ok(self.files.lock().unwrap().get(digest).cloned())
+        }
+    }
+
+    fn counter() -> (ModuleDigest, Bytes, MemoryLibrary) {
+        let bytes = Bytes::from(component("counter"));
+        let digest = ModuleDigest(Sha256::digest(&bytes).into());
+        let library = MemoryLibrary::default();
+        library.put(&digest, &bytes).unwrap();
+        (digest, bytes, library)
+    }
+
+    fn modules(cache: &MemoryCache) -> CompiledModules {
+        CompiledModules::with_cache(Box::new(cache.clone()))
+    }
+
+    /// Code is kept when a module is compiled, and a later start takes it from there.
+    #[test]
+    fn a_second_start_compiles_nothing() {
+        let (digest, _, library) = counter();
+        let cache = MemoryCache::default();
+        let first = modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        assert_eq!(cache.puts(), 1);
+        let second = modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        assert_eq!(cache.puts(), 1, "it was not compiled again");
+        assert_eq!(second.manifest(), first.manifest());
+        assert_eq!(second.shape(), first.shape());
+    }
+
+    /// Cached code that is damaged, or another module's, is ignored, and replaced.
+    #[test]
+    fn odd_code_is_compiled_anew() {
+        let (digest, _, library) = counter();
+        let cache = MemoryCache::default();
+        modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        let good = cache.files.lock().unwrap()[&digest].clone();
+        for place in [0, 100, good.len() / 2, good.len() - 1] {
+            cache.files.lock().unwrap().get_mut(&digest).unwrap()[place] ^= 1;
+            let before = cache.puts();
+            modules(&cache).get(&ENGINE, &library, digest).unwrap();
+            assert_eq!(cache.puts(), before + 1, "byte {place}");
+            assert!(cache.files.lock().unwrap()[&digest] == good, "it is replaced");
+        }
+        let other = component("hostile");
+        let other_digest = ModuleDigest(Sha256::digest(&other).into());
+        library.put(&other_digest, &other).unwrap();
+        cache.files.lock().unwrap().insert(other_digest, good);
+        let module = modules(&cache).get(&ENGINE, &library, other_digest).unwrap();
+        assert_eq!(module.manifest().name, "hostile");
+    }
+
+    /// A cache that fails costs nothing but time.
+    #[test]
+    fn a_cache_that_fails_is_done_without() {
+        let (digest, _, library) = counter();
+        let cache = MemoryCache { fails: true, ..MemoryCache::default() };
+        modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        assert_eq!(cache.puts(), 1);
+    }
+
+    /// A module that is checked before it is staged is not compiled again when it is; one that is
+    /// refused is not remembered; one that is forgotten is compiled anew.
+    #[test]
+    fn a_checked_module_is_compiled_once() {
+        let (digest, bytes, library) = counter();
+        let cache = MemoryCache::default();
+        let modules = modules(&cache);
+        modules.admit(&ENGINE, digest, &bytes).unwrap();
+        cache.files.lock().unwrap().clear();
+        modules.get(&ENGINE, &library, digest).unwrap();
+        assert_eq!(cache.puts(), 1, "it was compiled once");
+
+        let wrong = ModuleDigest([1; 32]);
+        let reason = modules.admit(&ENGINE, wrong, b"junk").err().unwrap();
+        assert_eq!(reason, ENGINE.compile(b"junk").err().unwrap().to_string());
+        modules.admit(&ENGINE, wrong, &bytes).unwrap();
+        let before = cache.puts();
+        modules.forget(&digest);
+        modules.get(&ENGINE, &library, digest).unwrap();
+        assert_eq!(cache.puts(), before + 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Where the bytes of staged modules are kept.
+//! Where the bytes of staged modules are kept, and what was compiled from them.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,6 +15,16 @@ pub trait ModuleLibrary: Send + Sync {
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> io::Result<()>;
     /// A module's bytes. Blocking.
     fn get(&self, digest: &ModuleDigest) -> io::Result<Bytes>;
+}
+
+/// Keeps compiled code by digest, to save the time of compiling it again. Obligations: none but
+/// the user of this process can have written what `get` returns. It may lose and damage things:
+/// the engine knows its own code.
+pub trait CodeCache: Send + Sync {
+    /// Keeps code. Blocking.
+    fn put(&self, digest: &ModuleDigest, code: &[u8]) -> io::Result<()>;
+    /// The code of a module; `None` when there is none. Blocking.
+    fn get(&self, digest: &ModuleDigest) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// A library without a disk, for tests.

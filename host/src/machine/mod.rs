@@ -20,7 +20,7 @@ pub use content::FrozenState;
 pub use directory::{Directory, Published, View};
 pub use guest_thread::{GuestHandle, Queries};
 pub use instance::{Blueprint, Frozen, Instance};
-pub use library::{MemoryLibrary, ModuleLibrary};
+pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
 pub use tables::{ModuleRecord, Refusal};

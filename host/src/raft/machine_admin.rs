@@ -32,7 +32,23 @@ impl Replica {
             self.wait_ready(digest, deadline).await?;
             return Ok(digest);
         }
-        self.check_module(module.clone()).await?;
+        self.check_module(digest, module.clone()).await?;
+        let staged = self.stage_module(digest, &module, deadline).await;
+        if staged.is_err() {
+            self.shared.environment.compiled.forget(&digest);
+        }
+        staged?;
+        self.wait_ready(digest, deadline).await?;
+        Ok(digest)
+    }
+
+    /// Writes a module to the log, piece by piece.
+    async fn stage_module(
+        &self,
+        digest: ModuleDigest,
+        module: &Bytes,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         for (number, piece) in module.chunks(limits::MODULE_CHUNK_BYTES).enumerate() {
             let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
             let chunk = ModuleChunk {
@@ -43,23 +59,24 @@ impl Replica {
             };
             self.write(&Proposal::StageModule(chunk), deadline).await?;
         }
-        self.wait_ready(digest, deadline).await?;
-        Ok(digest)
+        Ok(())
     }
 
-    /// Compiles a module here before anything of it reaches the log.
-    async fn check_module(&self, module: Bytes) -> Result<(), Error> {
+    /// Compiles a module here before anything of it reaches the log. What this comes to is kept
+    /// for when it is staged.
+    async fn check_module(&self, digest: ModuleDigest, module: Bytes) -> Result<(), Error> {
         if module.len() > limits::MODULE_BYTES_MAX {
             let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
             let (length, limit) = (as_u64(module.len()), as_u64(limits::MODULE_BYTES_MAX));
             return Err(Error::TooLarge { what: "the module", length, limit });
         }
-        let engine = self.shared.environment.engine.clone();
-        tokio::task::spawn_blocking(move || engine.compile(&module))
+        let environment = self.shared.environment.clone();
+        let compile =
+            move || environment.compiled.admit(&environment.engine, digest, &module).map(drop);
+        tokio::task::spawn_blocking(compile)
             .await
             .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
-            .map(drop)
-            .map_err(|error| Error::ModuleRefused(error.to_string()))
+            .map_err(Error::ModuleRefused)
     }
 
     /// Waits until every voter has compiled a staged module; a voter that cannot is named.

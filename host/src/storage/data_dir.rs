@@ -96,6 +96,11 @@ impl DataDir {
     pub fn modules(&self) -> PathBuf {
         self.path.join("modules")
     }
+
+    /// Folder of compiled code, for [`super::code::CodeStore::open`].
+    pub fn cache(&self) -> PathBuf {
+        self.path.join("cache")
+    }
 }
 
 /// Writes the identity of an empty folder. One that holds data has lost its identity, and must

@@ -7,6 +7,7 @@
 //! **Invariant:** a file becomes visible under its name only when it is whole and synced.
 //! **Invariant:** nothing read back is trusted before its checksum is.
 
+pub mod code;
 mod data_dir;
 mod durable;
 mod error;

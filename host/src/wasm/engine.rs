@@ -10,13 +10,15 @@ use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, OperatorCost, OptLevel, Strategy, WasmFeatures};
 
-use super::admission::{self, Error};
+use super::admission::{self, Error, Shape};
 use super::bindings::{self, Prepared};
+use super::cache;
 use super::caller::Caller;
 use super::guest::Failure;
 use super::limits::{Limits, Room, THREAD_STACK_BYTES};
 use super::memory::{self, HostMemory};
 use crate::config::limits;
+use crate::types::ModuleDigest;
 
 /// Version of our own rules for applying an entry: what is called when, with what, and what its
 /// result comes to. A change that could make replicas differ raises it.
@@ -48,8 +50,10 @@ struct Shared {
 /// A compiled module and what it says of itself. Clones share the code.
 #[derive(Clone)]
 pub struct Module {
+    component: Component,
     prepared: Prepared<Room>,
     manifest: Arc<Manifest>,
+    shape: Arc<Shape>,
 }
 
 /// What a guest says of itself; see `manifest` in `wit/guest.wit`.
@@ -94,28 +98,61 @@ impl Engine {
     /// # Errors
     /// Why the bytes can't be a guest.
     pub fn compile(&self, bytes: &[u8]) -> Result<Module, Error> {
-        admission::inspect(bytes, &Limits::default())?;
+        let compile = || {
+            Component::from_binary(&self.0.engine, bytes)
+                .map_err(|error| Error::Compile(format!("{error:#}")))
+        };
+        self.admit(bytes, compile)
+    }
+
+    /// The same with code that [`Engine::seal`] gave for the module that has this digest. It is
+    /// admitted and described as if it was compiled now.
+    ///
+    /// # Errors
+    /// Why the bytes can't be a guest, or [`Error::Code`] when the code is not such code.
+    pub fn load(
+        &self,
+        bytes: &[u8],
+        digest: &ModuleDigest,
+        sealed: &[u8],
+    ) -> Result<Module, Error> {
+        self.admit(bytes, || cache::open(&self.0.engine, sealed, self.profile(), digest))
+    }
+
+    /// The code of a module, which has this digest, for a later [`Engine::load`].
+    ///
+    /// # Errors
+    /// [`Error::Code`] when it cannot be given out.
+    pub fn seal(&self, module: &Module, digest: &ModuleDigest) -> Result<Vec<u8>, Error> {
+        cache::seal(&module.component, self.profile(), digest)
+    }
+
+    fn admit(
+        &self,
+        bytes: &[u8],
+        code: impl FnOnce() -> Result<Component, Error> + Send,
+    ) -> Result<Module, Error> {
+        let shape = admission::inspect(bytes, &Limits::default())?;
         // Both the compiler and `describe` may recurse deeper than the caller's stack.
         std::thread::scope(|scope| {
             std::thread::Builder::new()
                 .name("wasm-compile".to_owned())
                 .stack_size(THREAD_STACK_BYTES)
-                .spawn_scoped(scope, || self.compile_here(bytes))
+                .spawn_scoped(scope, || self.link(code()?, shape))
                 .map_err(|error| Error::Engine(format!("no thread to compile on: {error}")))?
                 .join()
                 .unwrap_or_else(|_| Err(Error::Compile("the compiler gave up".to_owned())))
         })
     }
 
-    fn compile_here(&self, bytes: &[u8]) -> Result<Module, Error> {
-        let component = Component::from_binary(&self.0.engine, bytes)
-            .map_err(|error| Error::Compile(format!("{error:#}")))?;
+    fn link(&self, component: Component, shape: Shape) -> Result<Module, Error> {
         let contract = |error: wasmtime::Error| Error::Contract(format!("{error:#}"));
         let linked = self.0.linker.instantiate_pre(&component).map_err(contract)?;
         let prepared = Prepared::new(linked).map_err(contract)?;
         let manifest = Caller::describe(&self.0.engine, &prepared)?;
         manifest.check()?;
-        Ok(Module { prepared, manifest: Arc::new(manifest) })
+        let (manifest, shape) = (Arc::new(manifest), Arc::new(shape));
+        Ok(Module { component, prepared, manifest, shape })
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
@@ -127,6 +164,11 @@ impl Module {
     /// What the guest says of itself.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What it is made of.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     pub(super) fn prepared(&self) -> &Prepared<Room> {

@@ -11,6 +11,7 @@
 
 mod admission;
 mod bindings;
+mod cache;
 mod caller;
 mod engine;
 mod guest;
@@ -19,7 +20,7 @@ mod memory;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use admission::{Error, Place};
+pub use admission::{Error, Place, Shape};
 pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};

@@ -5,7 +5,7 @@ use std::fmt;
 use super::super::bindings::{LOG, MACHINE};
 use super::super::guest::Failure;
 
-/// Why bytes cannot become a guest. All of them but `Engine` are the module's fault.
+/// Why bytes cannot become a guest. All of them but `Engine` and `Code` are the module's fault.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The engine cannot run on this machine.
@@ -123,6 +123,9 @@ pub enum Error {
         /// What is missing.
         reason: &'static str,
     },
+    /// Compiled code that is not what this engine made of this module.
+    #[error("compiled code cannot be used: {0}")]
+    Code(String),
     /// The engine refuses the code.
     #[error("the component cannot be compiled: {0}")]
     Compile(String),
