@@ -33,7 +33,7 @@ use crate::storage::modules::ModuleStore;
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{self, DataDir, Log, LogConfig};
 use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
-use crate::wasm::Engine;
+use crate::wasm::{self, Engine};
 
 /// How long servers may take to finish what is under way once the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -115,6 +115,15 @@ impl Node {
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = shutdown_signal()?;
     Node::start(config).await?.run_until(shutdown).await
+}
+
+/// Says of a module what a node says of one that is uploaded: admits it, compiles it, and asks it
+/// to describe itself. Blocking.
+///
+/// # Errors
+/// Why it can't be a guest, in the words of the node.
+pub fn check_module(bytes: &[u8]) -> Result<wasm::Module, wasm::Error> {
+    Engine::new()?.compile(bytes)
 }
 
 /// Completes at SIGTERM or SIGINT.

@@ -83,12 +83,31 @@ async fn modules_that_are_no_guests_are_refused() {
         std::fs::write(&file, bytes).expect("a file can be written");
         let complaint = cluster.create_machine(name, &file).await.refused(parts);
         assert!(complaint.lines().count() <= 5, "{name}: it is short: {complaint}");
+        // `check` says the same, without a node.
+        let path = file.to_str().expect("its name is text");
+        let checked = program::run(["check", path]).await.refused(parts);
+        let reason = checked.strip_prefix("error: ").expect("it is one sentence").trim_end();
+        assert!(complaint.contains(reason), "{name}: {complaint} does not hold {reason}");
     }
     let nowhere = cluster.directory().join("nowhere.wasm");
     cluster.create_machine("nowhere", &nowhere).await.refused(&["nowhere.wasm"]);
     assert_eq!(logged(&cluster).await, before, "nothing was logged");
     let machines = cluster.client().list_machines().await.expect("they are listed");
     assert_eq!(machines.len(), 1, "nothing was created");
+}
+
+/// What `check` says of a guest is what the cluster makes of it; nothing listens meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_checked_without_a_node() {
+    let guest = program::guest("guest-kv");
+    let said = program::run(["check", guest.to_str().expect("its name is text")]).await.ok();
+    let parts = ["(state schema ", "imports    lockstep:guest/log@0.1.0", "GET, EXISTS, PING"];
+    program::assert_holds("the answer", &said, &parts);
+    let cluster = Plan::new(1).start().await;
+    let machines = cluster.client().list_machines().await.expect("they are listed");
+    let digest: String =
+        machines[0].module_digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    program::assert_holds("the answer", &said, &[&format!("module     {digest} (")]);
 }
 
 /// A module is compiled once on each node, also on the one that took the upload; and after a

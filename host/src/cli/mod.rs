@@ -3,6 +3,7 @@
 //!
 //! What succeeded goes to standard output, everything else to standard error.
 
+mod check;
 mod cluster;
 mod dev;
 mod dev_nodes;
@@ -58,6 +59,8 @@ enum Command {
     /// Create, list, describe and remove machines
     #[command(subcommand)]
     Machine(machine::Command),
+    /// Say of a module what a node would: whether it is a guest, and what it is made of
+    Check(check::Arguments),
     /// Take a checkpoint now
     Snapshot(snapshot::Arguments),
     /// Show what a node knows of itself and its cluster
@@ -89,6 +92,7 @@ impl Cli {
             Command::Exec(arguments) => exec::run_exec(arguments).await,
             Command::Query(arguments) => exec::run_query(arguments).await,
             Command::Machine(command) => machine::run(command).await.map(done),
+            Command::Check(arguments) => check::run(arguments).await.map(done),
             Command::Snapshot(arguments) => snapshot::run(arguments).await.map(done),
             Command::Status(arguments) => status::run(arguments).await.map(done),
         }

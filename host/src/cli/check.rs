@@ -1,0 +1,36 @@
+//! `lockstep check`: says of a module what a node would, without a node.
+
+use std::path::PathBuf;
+
+use sha2::{Digest as _, Sha256};
+
+use super::{machine, view};
+use crate::node;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The module, a WebAssembly component
+    file: PathBuf,
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let bytes = machine::read_module(&arguments.file)?;
+    let digest = view::hex(&Sha256::digest(&bytes));
+    let length = bytes.len();
+    let module = tokio::task::spawn_blocking(move || node::check_module(&bytes)).await??;
+    let (manifest, shape) = (module.manifest(), module.shape());
+    let list = |names: &[String]| match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    };
+    let schemas: Vec<_> = manifest.importable_schemas.iter().map(u32::to_string).collect();
+    println!("module     {digest} ({length} bytes)");
+    println!("guest      {} (state schema {})", manifest.name, manifest.schema_version);
+    println!("reads      state schemas {}", list(&schemas));
+    println!("read-only  {}", list(&manifest.read_only));
+    println!("uses time  {}", if manifest.uses_time { "yes" } else { "no" });
+    println!("imports    {}", list(&shape.imports));
+    println!("memory     {} bytes at the start", shape.memory_bytes);
+    println!("code       {} functions in {} core modules", shape.functions, shape.core_modules);
+    Ok(())
+}
