@@ -48,6 +48,11 @@ pub mod limits {
     /// Locals of one function, in number, parameters not counted. The loop of an interpreter has
     /// below 1,000, unoptimized code some thousands.
     pub const FUNCTION_LOCALS_MAX: u32 = 10_000;
+    /// Locals of one function times the places where it branches or blocks begin: what a compiler
+    /// has to keep in mind, at some 30 bytes each. The loop of an interpreter has below 4 million.
+    pub const FUNCTION_WORK_MAX: u64 = 8_000_000;
+    /// The same of all functions of a module together.
+    pub const MODULE_WORK_MAX: u64 = 200_000_000;
     /// Code of one function, in bytes. The loop of an interpreter has below 200 KiB.
     pub const FUNCTION_BODY_BYTES_MAX: usize = 512 << 10;
     /// Bytes of a module in one `StageModule` entry.

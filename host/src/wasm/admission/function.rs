@@ -46,6 +46,8 @@ pub(super) struct Functions {
     allocations: FuncValidatorAllocations,
     steps: Vec<Step>,
     offsets: Vec<usize>,
+    /// Locals times branches, of all functions so far.
+    work: u64,
 }
 
 impl Functions {
@@ -83,8 +85,9 @@ impl Functions {
             let (count, kind) = local?;
             validator.define_locals(body.range().start, count, kind)?;
         }
+        let locals = u64::from(validator.len_locals());
         let mut operators = body.get_operators_reader()?;
-        let mut written = None;
+        let (mut written, mut branches) = (None, 0);
         while !operators.eof() {
             let (operator, offset) = operators.read_with_offset()?;
             validator.op(offset, &operator)?;
@@ -97,10 +100,14 @@ impl Functions {
                 }
                 written = Some(global_index);
             }
+            branches += u64::from(branches_at(&operator));
+            check_work("locals times branches", locals * branches, limits::FUNCTION_WORK_MAX)?;
             self.steps.push(step(&operator, validator));
             self.offsets.push(offset);
         }
         operators.finish()?;
+        self.work += locals * branches;
+        check_work("locals times branches with all before it", self.work, limits::MODULE_WORK_MAX)?;
         let Some(pointer) = written else { return Ok(None) };
         // Other globals are never written; what they hold is not followed.
         for step in &mut self.steps {
@@ -124,6 +131,28 @@ fn check_size(body: &FunctionBody<'_>) -> Result<(), Wrong> {
         if count > limit {
             return Err(Wrong::TooLarge { what, count, limit });
         }
+    }
+    Ok(())
+}
+
+/// Places where this operator makes the compiler begin a block, or lead to one.
+fn branches_at(operator: &Operator<'_>) -> u32 {
+    match operator {
+        Operator::Block { .. }
+        | Operator::Loop { .. }
+        | Operator::If { .. }
+        | Operator::Else
+        | Operator::Br { .. }
+        | Operator::BrIf { .. } => 1,
+        Operator::BrTable { targets } => 1 + targets.len(),
+        _ => 0,
+    }
+}
+
+/// Bounds what compiling costs beyond the length of the code: each block knows of each local.
+fn check_work(what: &'static str, count: u64, limit: u64) -> Result<(), Wrong> {
+    if count > limit {
+        return Err(Wrong::TooLarge { what, count, limit });
     }
     Ok(())
 }

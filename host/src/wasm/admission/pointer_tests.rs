@@ -46,7 +46,8 @@ fn what_compilers_emit_is_proved() {
         ),
         (
             "a switch",
-            "PROLOGUE (block $c (block $b (block $a (br_table $a $b $a $c (local.get $p))) EPILOGUE \
+            "PROLOGUE (block $c (block $b (block $a (br_table $a $b $a $c (local.get $p))) \
+             EPILOGUE \
              (return (i32.const 1))) (drop (call $callee))) EPILOGUE (i32.const 2)",
         ),
         (
@@ -79,11 +80,13 @@ fn what_compilers_emit_is_proved() {
         ("a loop without end", "PROLOGUE (loop $again (br $again)) (unreachable)"),
         (
             "code that is never reached",
-            "PROLOGUE EPILOGUE (return (i32.const 1)) (global.set $sp (i32.const 3)) (block (br 0)) (loop (br 0)) (if (i32.const 0) (then) (else)) (i32.const 1)",
+            "PROLOGUE EPILOGUE (return (i32.const 1)) (global.set $sp (i32.const 3)) (block (br \
+             0)) (loop (br 0)) (if (i32.const 0) (then) (else)) (i32.const 1)",
         ),
         (
             "values under a block stay where they are",
-            "(global.get $sp) PROLOGUE (block (drop (i32.const 7)) (br_if 0 (local.get $p))) (global.set $sp) (i32.const 1)",
+            "(global.get $sp) PROLOGUE (block (drop (i32.const 7)) (br_if 0 (local.get $p))) \
+             (global.set $sp) (i32.const 1)",
         ),
         (
             "both ways of an if",
@@ -92,11 +95,13 @@ fn what_compilers_emit_is_proved() {
         ("a branch out of the function", "PROLOGUE EPILOGUE (br 0 (i32.const 1))"),
         (
             "around the addresses",
-            "(global.set $sp (i32.sub (global.get $sp) (i32.const -2147483648))) (global.set $sp (i32.sub (global.get $sp) (i32.const -2147483648))) (i32.const 1)",
+            "(global.set $sp (i32.sub (global.get $sp) (i32.const -2147483648))) (global.set $sp \
+             (i32.sub (global.get $sp) (i32.const -2147483648))) (i32.const 1)",
         ),
         (
             "an if with a result",
-            "PROLOGUE (if (result i32) (local.get $p) (then (i32.const 1)) (else (i32.const 2))) EPILOGUE",
+            "PROLOGUE (if (result i32) (local.get $p) (then (i32.const 1)) (else (i32.const 2))) \
+             EPILOGUE",
         ),
     ];
     for (name, body) in rows {
@@ -154,11 +159,12 @@ fn what_moves_the_pointer_is_refused() {
             "a loop in a loop changes the copy",
             "PROLOGUE (loop $a (loop $b (local.set $fp (i32.add (local.get $fp) (i32.const 1))) \
              (br_if $b (local.get $p))) (br_if $a (local.get $q))) EPILOGUE (i32.const 1)",
-            unknown,
+            moved,
         ),
         (
             "the copy is changed on the way back alone",
-            "PROLOGUE (block $out (loop $a (br_if $out (local.get $p)) (local.set $fp (i32.const 0)) \
+            "PROLOGUE (block $out (loop $a (br_if $out (local.get $p)) (local.set $fp (i32.const \
+             0)) \
              (br $a))) EPILOGUE (i32.const 1)",
             unknown,
         ),
