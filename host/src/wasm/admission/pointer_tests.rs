@@ -150,8 +150,9 @@ fn what_moves_the_pointer_is_refused() {
         ),
         (
             "every turn of a loop takes more",
-            "(loop $again (global.set $sp (i32.sub (global.get $sp) (i32.const 16))) (br_if $again \
-             (local.get $p))) (global.set $sp (i32.add (global.get $sp) (i32.const 16))) (i32.const \
+            "(loop $again (global.set $sp (i32.sub (global.get $sp) (i32.const 16))) \
+             (br_if $again (local.get $p))) (global.set $sp (i32.add (global.get $sp) \
+             (i32.const 16))) (i32.const \
              1)",
             unknown,
         ),
