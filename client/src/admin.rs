@@ -57,13 +57,15 @@ impl Client {
         Ok(self.call(call, attempt).await?.into_inner().digest)
     }
 
-    /// Creates a machine on an uploaded module.
+    /// Creates a machine on an uploaded module. What `limits` leaves out has its default.
     pub async fn create_machine(
         &self,
         name: &str,
         module_digest: Bytes,
+        limits: v1::Limits,
     ) -> Result<v1::Machine, Error> {
-        let message = v1::CreateMachineRequest { name: name.to_owned(), module_digest };
+        let name = name.to_owned();
+        let message = v1::CreateMachineRequest { name, module_digest, limits: Some(limits) };
         let reply = admin!(self, Route::Leader, read: false, long, create_machine(message));
         Ok(reply.machine.unwrap_or_default())
     }
@@ -79,6 +81,14 @@ impl Client {
     pub async fn describe_machine(&self, name: &str) -> Result<v1::Machine, Error> {
         let message = v1::DescribeMachineRequest { name: name.to_owned() };
         let reply = admin!(self, Route::Leader, read: true, short, describe_machine(message));
+        Ok(reply.machine.unwrap_or_default())
+    }
+
+    /// Changes what the guest of a machine may use; what `limits` leaves out stays as it is.
+    /// Returns the machine after it.
+    pub async fn set_limits(&self, name: &str, limits: v1::Limits) -> Result<v1::Machine, Error> {
+        let message = v1::SetLimitsRequest { name: name.to_owned(), limits: Some(limits) };
+        let reply = admin!(self, Route::Leader, read: false, long, set_limits(message));
         Ok(reply.machine.unwrap_or_default())
     }
 

@@ -2,8 +2,9 @@
 //! a number that an operator could want to know.
 //!
 //! `Config` comes from the command line and an optional TOML file; a key the file should not have
-//! is an error that names it. `Limits` are constants of this version: they are part of what
-//! replicas must agree on, so an operator cannot set them apart.
+//! is an error that names it. `limits` are constants of this version: they are part of what
+//! replicas must agree on, so an operator cannot set them apart. What one machine may use is set
+//! through the log, within bounds that stand here.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,12 +18,13 @@ use crate::types::NodeId;
 pub mod limits {
     /// Longest command or query, in bytes.
     pub const COMMAND_BYTES_MAX: usize = 1 << 20;
-    /// Longest reply to one command or query, in bytes.
+    /// Longest reply to one command or query, in bytes: the default of a machine, and the most that
+    /// one can be given.
     pub const REPLY_BYTES_MAX: usize = 1 << 20;
     /// Commands in one log entry, at most.
     pub const ENTRY_COMMANDS_MAX: usize = 256;
     /// All replies to one batch together, in bytes: as many of the longest as an entry can ask
-    /// for, so that no command fails for what its neighbours are answered.
+    /// for, so that no command fails for what its neighbours are answered. Memory of the host.
     pub const REPLIES_BYTES_MAX: usize = ENTRY_COMMANDS_MAX * REPLY_BYTES_MAX;
     /// Bytes of commands in one log entry, at most (one command always fits).
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
@@ -59,14 +61,43 @@ pub mod limits {
     pub const MODULE_CHUNK_BYTES: usize = 512 << 10;
     /// Machines that may exist at once.
     pub const MACHINES_MAX: usize = 64;
-    /// Linear memory of one guest, in bytes.
-    pub const GUEST_MEMORY_BYTES_MAX: usize = 2 << 30;
-    /// Table elements of one guest.
-    pub const GUEST_TABLE_ELEMENTS_MAX: usize = 20_000;
-    /// Fuel for one apply or query call.
-    pub const FUEL_PER_CALL: u64 = 20_000_000_000;
-    /// Fuel for one call of export or import.
-    pub const FUEL_PER_EXPORT_CALL: u64 = 20_000_000_000;
+    /// Fuel for one apply call, where a machine sets none. A unit is about one instruction: a loop
+    /// without an end holds its node up for 0.2 to 0.5 s, which is no longer than an election.
+    pub const FUEL_PER_COMMAND_DEFAULT: u64 = 500_000_000;
+    /// Fuel for one query call, where a machine sets none.
+    pub const FUEL_PER_QUERY_DEFAULT: u64 = 500_000_000;
+    /// Least fuel for either: what the smallest of calls needs.
+    pub const FUEL_MIN: u64 = 1_000_000;
+    /// Most fuel for any call: a loop without an end holds its node up for a minute.
+    pub const FUEL_MAX: u64 = 100_000_000_000;
+    /// Fuel for one call of export or import, where a machine sets none.
+    pub const FUEL_PER_EXPORT_STEP_DEFAULT: u64 = 20_000_000_000;
+    /// Least fuel for that: a guest that serializes its state at once needs it for the whole.
+    pub const FUEL_PER_EXPORT_STEP_MIN: u64 = 1_000_000_000;
+    /// Linear memory of one guest, in bytes, where its machine sets none.
+    pub const GUEST_MEMORY_BYTES_DEFAULT: u64 = 2 << 30;
+    /// Least limit for it: one page.
+    pub const GUEST_MEMORY_BYTES_MIN: u64 = 64 << 10;
+    /// Most: what 32 bits address, but for the page that would end where they do.
+    pub const GUEST_MEMORY_BYTES_MAX: u64 = (4 << 30) - (64 << 10);
+    /// Table elements of one guest, where its machine sets none.
+    pub const GUEST_TABLE_ELEMENTS_DEFAULT: u64 = 20_000;
+    /// Most table elements that a machine can be given; the host holds some 16 bytes for each.
+    pub const GUEST_TABLE_ELEMENTS_MAX: u64 = 1_000_000;
+    /// Length of a whole export, in bytes, where a machine sets none. It may be longer than the
+    /// memory it is made from, but not without an end.
+    pub const EXPORT_BYTES_DEFAULT: u64 = 8 << 30;
+    /// Least limit for it: one chunk.
+    pub const EXPORT_BYTES_MIN: u64 = EXPORT_CHUNK_BYTES as u64;
+    /// Most.
+    pub const EXPORT_BYTES_MAX: u64 = 16 << 30;
+    /// Lines that one call of a guest may log; later ones are dropped. The last error among them
+    /// stands in the text of a trap, which is replicated.
+    pub const GUEST_LOG_LINES_PER_CALL_MAX: u32 = 16;
+    /// Lines of one machine that a node writes in a second; later ones are counted.
+    pub const GUEST_LOG_LINES_PER_SECOND_MAX: u32 = 64;
+    /// Bytes of such a line, before what is unprintable is escaped; what is beyond is cut.
+    pub const GUEST_LOG_LINE_BYTES_MAX: usize = 1024;
     /// Bytes that the host asks the guest for in one `export-next`.
     pub const EXPORT_CHUNK_BYTES: u32 = 256 << 10;
     /// Native stack of a guest thread reserved for wasm, in bytes.

@@ -259,12 +259,18 @@ impl Wiring {
         let network = Network::new(Arc::clone(&local), &config.file.peer_reach);
         let incoming = snapshots.clone();
         let snapshots = Arc::new(Snapshots::new(snapshots));
-        let last_at_start = log.state()?.last.map(|last| last.index);
+        let found = log.state()?;
+        let last_at_start = found.last.map(|last| last.index);
+        let committed_at_start = found.committed.map(|committed| committed.index);
         let log = LogStore::new(log);
         let (progress_sender, progress) = watch::channel(Progress::default());
-        let state_machine =
-            StateMachine::open(environment.clone(), Arc::clone(&snapshots), progress_sender)
-                .await?;
+        let state_machine = StateMachine::open(
+            environment.clone(),
+            Arc::clone(&snapshots),
+            committed_at_start,
+            progress_sender,
+        )
+        .await?;
         let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
         // Nobody is served before openraft says what it found on disk: until then it shows an

@@ -1,7 +1,7 @@
 //! Modules and machines: a guest of one's own, and everything that is none.
 
 use lockstep_client::{Consistency, Outcome, reason};
-use lockstep_proto::v1::Machine;
+use lockstep_proto::v1::{Limits, Machine};
 use lockstep_tests::cluster::{Cluster, Plan, SOON};
 use lockstep_tests::{kv, load, program};
 
@@ -179,7 +179,8 @@ async fn names_that_cannot_be_are_refused() {
     let (digest, long) = (machines[0].module_digest.clone(), "n".repeat(65));
     for name in ["", "a b", "a/b", "../a", "a\nb", "é", "a\0b", "a\u{202e}b", &long] {
         // A NUL cannot stand on a command line, so the library is asked.
-        let error = client.create_machine(name, digest.clone()).await.expect_err("it is refused");
+        let created = client.create_machine(name, digest.clone(), Limits::default()).await;
+        let error = created.expect_err("it is refused");
         assert_eq!(error.reason, reason::BAD_REQUEST, "{name:?}: {error}");
         assert_eq!(error.outcome, Outcome::NotApplied, "{name:?}: {error}");
     }

@@ -13,7 +13,7 @@ use lockstep_proto::v1::upload_module_request::{Header, Part};
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::edge::{Origin, check_machine_name, invalid, too_large};
+use super::edge::{Origin, check_limits, check_machine_name, invalid, too_large};
 use super::error::Error;
 use super::join::{self, Joining};
 use super::{Services, convert};
@@ -43,14 +43,17 @@ impl Admin for Services {
         request: Request<v1::CreateMachineRequest>,
     ) -> Reply<v1::CreateMachineReply> {
         let origin = Origin::of_admin(request.metadata());
-        let v1::CreateMachineRequest { name, module_digest } = request.into_inner();
+        let v1::CreateMachineRequest { name, module_digest, limits } = request.into_inner();
         check_machine_name(&name)?;
+        let limits = limits.unwrap_or_default();
+        let change = check_limits(&limits)?;
         let digest = ModuleDigest::from_slice(&module_digest)
             .ok_or_else(|| invalid("module_digest must be a SHA-256, 32 bytes"))?;
-        let result = self.replica.create_machine(&name, digest, origin.deadline).await;
+        let asked = raft::Limits::default().with(&change);
+        let result = self.replica.create_machine(&name, digest, asked, origin.deadline).await;
         let result = result.map(convert::machine);
         let forward =
-            async |leader: LeaderClient| leader.create_machine(&name, module_digest).await;
+            async |leader: LeaderClient| leader.create_machine(&name, module_digest, limits).await;
         let machine = self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::CreateMachineReply { machine: Some(machine) }))
     }
@@ -69,13 +72,25 @@ impl Admin for Services {
     ) -> Reply<v1::DescribeMachineReply> {
         let name = request.into_inner().name;
         check_machine_name(&name)?;
-        match self.replica.machines().into_iter().find(|machine| machine.name == name) {
-            Some(machine) => {
-                let machine = Some(convert::machine(machine));
-                Ok(Response::new(v1::DescribeMachineReply { machine }))
-            }
-            None => Err(Error::from(raft::Error::NoSuchMachine(name)).into()),
-        }
+        let machine = self.replica.machine(&name).map_err(Error::from)?;
+        let machine = Some(convert::machine(machine));
+        Ok(Response::new(v1::DescribeMachineReply { machine }))
+    }
+
+    async fn set_limits(
+        &self,
+        request: Request<v1::SetLimitsRequest>,
+    ) -> Reply<v1::SetLimitsReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let v1::SetLimitsRequest { name, limits } = request.into_inner();
+        check_machine_name(&name)?;
+        let limits = limits.unwrap_or_default();
+        let change = check_limits(&limits)?;
+        let result = self.replica.set_limits(&name, change, origin.deadline).await;
+        let result = result.map(convert::machine);
+        let forward = async |leader: LeaderClient| leader.set_limits(&name, limits).await;
+        let machine = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::SetLimitsReply { machine: Some(machine) }))
     }
 
     async fn remove_machine(

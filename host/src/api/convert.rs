@@ -1,10 +1,12 @@
-//! From the daemon's types to messages. One function per type; nothing here decides anything.
+//! From the daemon's types to messages, and back where a message holds one. One function per
+//! type; nothing here decides anything.
 
 use bytes::Bytes;
 use lockstep_proto::v1;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
 use crate::raft::status::{MachineStatus, NodeStatus, Role, Status};
+use crate::raft::{Limits, LimitsChange};
 
 /// A machine.
 pub(super) fn machine(status: MachineStatus) -> v1::Machine {
@@ -18,6 +20,34 @@ pub(super) fn machine(status: MachineStatus) -> v1::Machine {
         memory_bytes: status.memory_bytes,
         applied_index: status.applied,
         parked: status.parked.unwrap_or_default(),
+        limits: Some(limits(status.limits)),
+        active_limits: status.active_limits.map(limits),
+    }
+}
+
+/// Limits, all of them.
+fn limits(limits: Limits) -> v1::Limits {
+    v1::Limits {
+        fuel_per_command: Some(limits.fuel_per_command),
+        fuel_per_query: Some(limits.fuel_per_query),
+        fuel_per_export_step: Some(limits.fuel_per_export_step),
+        memory_bytes_max: Some(limits.memory_bytes_max),
+        table_elements_max: Some(limits.table_elements_max),
+        reply_bytes_max: Some(limits.reply_bytes_max),
+        export_bytes_max: Some(limits.export_bytes_max),
+    }
+}
+
+/// The other way: the limits that are given.
+pub(super) fn limits_change(limits: &v1::Limits) -> LimitsChange {
+    LimitsChange {
+        fuel_per_command: limits.fuel_per_command,
+        fuel_per_query: limits.fuel_per_query,
+        fuel_per_export_step: limits.fuel_per_export_step,
+        memory_bytes_max: limits.memory_bytes_max,
+        table_elements_max: limits.table_elements_max,
+        reply_bytes_max: limits.reply_bytes_max,
+        export_bytes_max: limits.export_bytes_max,
     }
 }
 

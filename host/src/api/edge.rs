@@ -8,6 +8,7 @@ use lockstep_client::FORWARDED_HEADER;
 use lockstep_proto::v1;
 use tonic::metadata::MetadataMap;
 
+use super::convert;
 use super::error::{Error, sessions_unsupported};
 use crate::config::limits;
 use crate::raft;
@@ -130,6 +131,13 @@ pub(super) fn check_machine_name(name: &str) -> Result<(), Error> {
     types::check_machine_name(name).map_err(|reason| invalid(format!("{name:?}: {reason}")))
 }
 
+/// Limits for a machine, those that are given; a refusal names the field.
+pub(super) fn check_limits(limits: &v1::Limits) -> Result<raft::LimitsChange, Error> {
+    let change = convert::limits_change(limits);
+    change.check().map_err(|error| invalid(error.to_string()))?;
+    Ok(change)
+}
+
 /// A malformed request.
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     raft::Error::Invalid(message.into()).into()
@@ -186,6 +194,35 @@ mod tests {
         for bad in ["", "-a", ".", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(65)] {
             assert!(check_machine_name(bad).is_err(), "{bad}");
         }
+    }
+
+    /// Limits that no machine can have are refused by their name, before they go anywhere; those
+    /// that are given arrive as they are.
+    #[test]
+    fn limits_are_checked() {
+        let given = v1::Limits {
+            fuel_per_command: Some(1_000_001),
+            fuel_per_query: Some(1_000_002),
+            fuel_per_export_step: Some(1_000_000_003),
+            memory_bytes_max: Some(100_004),
+            table_elements_max: Some(5),
+            reply_bytes_max: Some(6),
+            export_bytes_max: Some(300_007),
+        };
+        let expected = raft::LimitsChange {
+            fuel_per_command: Some(1_000_001),
+            fuel_per_query: Some(1_000_002),
+            fuel_per_export_step: Some(1_000_000_003),
+            memory_bytes_max: Some(100_004),
+            table_elements_max: Some(5),
+            reply_bytes_max: Some(6),
+            export_bytes_max: Some(300_007),
+        };
+        assert_eq!(check_limits(&given), Ok(expected));
+        assert_eq!(check_limits(&v1::Limits::default()), Ok(raft::LimitsChange::default()));
+        let over = v1::Limits { memory_bytes_max: Some(4 << 30), ..v1::Limits::default() };
+        let reason = "memory_bytes_max must be 65536 to 4294901760, and 4294967296 is not";
+        assert_eq!(check_limits(&over), Err(invalid(reason)));
     }
 
     /// Commands that are empty, too long, or in a session are refused before they go anywhere.

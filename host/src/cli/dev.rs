@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use lockstep_client::{Client, reason};
+use lockstep_client::{Client, reason, v1};
 
 use super::dev_nodes::{Event, Nodes};
 use super::machine::read_module;
@@ -153,7 +153,7 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 /// Three nodes started as one have no majority: say so instead of waiting for a leader.
-fn check_quorum(arguments: &Arguments, nodes: &[lockstep_client::v1::Node]) -> anyhow::Result<()> {
+fn check_quorum(arguments: &Arguments, nodes: &[v1::Node]) -> anyhow::Result<()> {
     let voters = nodes.iter().filter(|node| node.voter).count();
     if voters > 1 && arguments.nodes == 1 {
         bail!(
@@ -189,7 +189,7 @@ async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Resul
         );
     };
     let digest = client.upload_module(read_module(file)?).await?;
-    client.create_machine(MACHINE, digest).await?;
+    client.create_machine(MACHINE, digest, v1::Limits::default()).await?;
     println!("created machine {MACHINE} on {}", file.display());
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! `lockstep machine`: create, list, describe and remove machines.
+//! `lockstep machine`: create, list, describe, limit and remove machines.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
 use super::endpoint::Endpoint;
-use super::view;
-use crate::config::limits;
+use super::{limits, view};
+use crate::config::limits::MODULE_BYTES_MAX;
 use crate::types::check_machine_name;
 
 #[derive(Debug, clap::Subcommand)]
@@ -17,6 +17,8 @@ pub(super) enum Command {
         name: String,
         /// The module, a WebAssembly component
         file: PathBuf,
+        #[command(flatten)]
+        limits: limits::Flags,
         #[command(flatten)]
         endpoint: Endpoint,
     },
@@ -38,6 +40,18 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Change what the guest of a machine may use, and show it; without a limit, only show it
+    Limits {
+        /// Name of the machine
+        name: String,
+        #[command(flatten)]
+        limits: limits::Flags,
+        #[command(flatten)]
+        endpoint: Endpoint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Remove a machine and all its state
     Remove {
         /// Name of the machine
@@ -49,9 +63,14 @@ pub(super) enum Command {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Create { name, file, endpoint } => create(&name, file, endpoint).await,
+        Command::Create { name, file, limits, endpoint } => {
+            create(&name, file, limits, endpoint).await
+        }
         Command::List { endpoint, json } => list(endpoint, json).await,
         Command::Describe { name, endpoint, json } => describe(&name, endpoint, json).await,
+        Command::Limits { name, limits, endpoint, json } => {
+            set_limits(&name, limits, endpoint, json).await
+        }
         Command::Remove { name, endpoint } => {
             endpoint.client()?.remove_machine(&name).await?;
             println!("machine {name} is removed");
@@ -60,7 +79,12 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     }
 }
 
-async fn create(name: &str, file: PathBuf, endpoint: Endpoint) -> anyhow::Result<()> {
+async fn create(
+    name: &str,
+    file: PathBuf,
+    limits: limits::Flags,
+    endpoint: Endpoint,
+) -> anyhow::Result<()> {
     let client = endpoint.client()?;
     let module = read_module(&file)?;
     // Asked before a module is sent that would serve for nothing.
@@ -69,7 +93,7 @@ async fn create(name: &str, file: PathBuf, endpoint: Endpoint) -> anyhow::Result
         bail!("a machine named {name:?} exists already");
     }
     let digest = client.upload_module(module).await?;
-    let machine = client.create_machine(name, digest).await?;
+    let machine = client.create_machine(name, digest, limits.into()).await?;
     let (id, digest) = (machine.id, view::hex(&machine.module_digest));
     println!("machine {name} is created (id {id}, module {digest})");
     Ok(())
@@ -78,7 +102,7 @@ async fn create(name: &str, file: PathBuf, endpoint: Endpoint) -> anyhow::Result
 /// Reads a module that is within the limit: a longer one need not be sent to be refused.
 pub(super) fn read_module(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
     let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let (length, limit) = (module.len(), limits::MODULE_BYTES_MAX);
+    let (length, limit) = (module.len(), MODULE_BYTES_MAX);
     if length > limit {
         bail!("{} has {length} bytes, the limit for a module is {limit}", file.display());
     }
@@ -109,7 +133,28 @@ async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<
     println!("applied    {}", machine.applied_index);
     match machine.parked.as_str() {
         "" => println!("state      running"),
-        why => println!("state      parked: {why}"),
+        why => println!("state      parked {why}"),
+    }
+    println!("limits");
+    limits::print(&machine);
+    Ok(())
+}
+
+async fn set_limits(
+    name: &str,
+    flags: limits::Flags,
+    endpoint: Endpoint,
+    json: bool,
+) -> anyhow::Result<()> {
+    let client = endpoint.client()?;
+    let machine = match flags.is_empty() {
+        true => client.describe_machine(name).await?,
+        false => client.set_limits(name, flags.into()).await?,
+    };
+    if json {
+        println!("{:#}", view::machine_json(&machine)["limits"]);
+    } else {
+        limits::print(&machine);
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ mod dev_nodes;
 mod endpoint;
 mod exec;
 mod kv;
+mod limits;
 mod machine;
 mod serve;
 mod snapshot;
@@ -56,7 +57,7 @@ enum Command {
     Exec(exec::ExecArguments),
     /// Ask a machine without changing it
     Query(exec::QueryArguments),
-    /// Create, list, describe and remove machines
+    /// Create, list, describe, limit and remove machines
     #[command(subcommand)]
     Machine(machine::Command),
     /// Say of a module what a node would: whether it is a guest, and what it is made of
@@ -146,8 +147,12 @@ mod tests {
             "lockstep query --machine m --stale text",
             "lockstep query --machine m",
             "lockstep machine create kv guest.wasm",
+            "lockstep machine create kv guest.wasm --memory-bytes 64MiB --fuel-per-query 5000000",
             "lockstep machine list",
             "lockstep machine describe kv --json",
+            "lockstep machine limits kv",
+            "lockstep machine limits kv --fuel-per-command 5000000 --fuel-per-export-step 1 \
+             --table-elements 7 --reply-bytes 1KiB --export-bytes 1GiB --json",
             "lockstep machine remove kv",
             "lockstep snapshot",
             "lockstep status --json --endpoint 127.0.0.1:7411 --log-level debug",
@@ -177,6 +182,8 @@ mod tests {
             "lockstep exec --machine m text --file f",
             "lockstep exec --machine m --stale text",
             "lockstep machine create kv",
+            "lockstep machine limits kv --memory-bytes lots",
+            "lockstep machine limits kv --fuel-per-command -1",
             "lockstep status --log-format xml",
         ];
         for row in rows {

@@ -1,9 +1,10 @@
 //! How nodes and machines look in text and in JSON. Scripts rely on the JSON keys: they are the
-//! field names of `proto/admin.proto`, ids as hexadecimal, and `null` for what is not there.
+//! field names of `proto/admin.proto`, and `state` of a machine; ids as hexadecimal, and `null` for
+//! what is not there.
 
 use lockstep_client::v1;
 use lockstep_client::v1::status_reply::Role;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Bytes as lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
@@ -76,8 +77,16 @@ pub(super) fn machine_json(machine: &v1::Machine) -> Value {
         "uses_time": machine.uses_time,
         "memory_bytes": machine.memory_bytes,
         "applied_index": machine.applied_index,
+        "state": if parked.is_some() { "parked" } else { "running" },
         "parked": parked,
+        "limits": machine.limits.as_ref().map(limits_json),
+        "active_limits": machine.active_limits.as_ref().map(limits_json),
     })
+}
+
+fn limits_json(limits: &v1::Limits) -> Value {
+    let rows = super::limits::rows(limits).into_iter();
+    rows.map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>().into()
 }
 
 /// The membership as a table.
@@ -109,7 +118,7 @@ pub(super) fn print_machines(machines: &[v1::Machine]) {
     for machine in machines {
         let state = match machine.parked.as_str() {
             "" => "running".to_owned(),
-            why => format!("parked: {why}"),
+            why => format!("parked {why}"),
         };
         let module = hex(&machine.module_digest);
         println!(
@@ -146,5 +155,23 @@ mod tests {
         assert_eq!(led["leader_id"], 2);
         assert_eq!(led["machines"][0]["name"], "kv");
         assert_eq!(led["machines"][0]["parked"], Value::Null);
+        assert_eq!(led["machines"][0]["state"], "running");
+        assert_eq!(led["machines"][0]["limits"], Value::Null);
+    }
+
+    /// A machine shows both its limits and, while it runs, its guest's, each by the field's name.
+    #[test]
+    fn a_machine_as_json() {
+        let limits = v1::Limits { reply_bytes_max: Some(7), ..v1::Limits::default() };
+        let parked = machine_json(&v1::Machine {
+            parked: "since log index 4: the guest ran out of fuel".to_owned(),
+            limits: Some(limits),
+            ..v1::Machine::default()
+        });
+        assert_eq!(parked["state"], "parked");
+        assert_eq!(parked["parked"], "since log index 4: the guest ran out of fuel");
+        assert_eq!(parked["limits"]["reply_bytes_max"], 7);
+        assert_eq!(parked["limits"]["fuel_per_query"], Value::Null);
+        assert_eq!(parked["active_limits"], Value::Null);
     }
 }

@@ -20,7 +20,7 @@ use super::machines::{Environment, Machines, Running, describe, describe_failure
 use super::tables::{MachineRecord, Tables};
 use crate::config::limits;
 use crate::types::{MachineId, ModuleDigest};
-use crate::wasm::{self, Image};
+use crate::wasm::{self, Image, Limits};
 
 /// Section of a module: a chunk with its `ModuleHead`, then its bytes, all or those staged so far.
 pub const SECTION_MODULE: u8 = 1;
@@ -76,6 +76,8 @@ struct ImageHead {
     memory_bytes: u64,
     /// Fuel of all calls that succeeded.
     fuel_used: u64,
+    /// What its guest may use.
+    limits: Limits,
 }
 
 /// The whole state as of one entry. It does not change any more.
@@ -185,11 +187,11 @@ impl Machines {
             HostFailure::Stop(format!("machine {:?} cannot be restored: {reason}", head.name))
         };
         let image = restore_image(head.memory_bytes, sections).await?;
-        let blueprint = self.blueprint(head.module).await;
+        let blueprint = self.blueprint(head.module, head.limits).await;
         let (blueprint, manifest) = blueprint.map_err(|failure| failed(failure.to_string()))?;
         let guest = GuestHandle::restore(&head.name, blueprint, image, head.fuel_used).await;
         let guest = guest.map_err(|failure| failed(describe_failure(&failure)))?;
-        self.running.insert(head.machine, Running { guest, manifest });
+        self.running.insert(head.machine, Running { guest, manifest, limits: head.limits });
         Ok(())
     }
 
@@ -211,9 +213,10 @@ impl Machines {
 
 /// Puts an image together from its blocks.
 async fn restore_image(bytes: u64, sections: &mut Sections) -> Result<Image, HostFailure> {
-    let length = usize::try_from(bytes).ok().filter(|length| {
-        *length <= limits::GUEST_MEMORY_BYTES_MAX && length.is_multiple_of(wasm::PAGE_BYTES)
-    });
+    let within = bytes <= limits::GUEST_MEMORY_BYTES_MAX;
+    let length = usize::try_from(bytes)
+        .ok()
+        .filter(|length| within && length.is_multiple_of(wasm::PAGE_BYTES));
     let length = length.ok_or_else(|| malformed("an image of a length that no memory has"))?;
     let no_room = |error| HostFailure::Stop(format!("no memory for an image: {error}"));
     let mut image = Image::zeroed(length).map_err(no_room)?;
@@ -239,6 +242,7 @@ impl FrozenGuest {
             module,
             memory_bytes,
             fuel_used: frozen.fuel_used(),
+            limits: record.limits,
         };
         let export = ExportHead { machine, name, module, schema: running.manifest.schema_version };
         Self { image, export, frozen }

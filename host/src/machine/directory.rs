@@ -8,7 +8,7 @@ use std::sync::{Arc, RwLock};
 use super::guest_thread::GuestHandle;
 use super::tables::ModuleRecord;
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
-use crate::wasm::Manifest;
+use crate::wasm::{Limits, Manifest};
 
 /// A machine as published.
 #[derive(Clone, Debug)]
@@ -19,9 +19,12 @@ pub struct Published {
     pub name: String,
     /// Its module.
     pub module: ModuleDigest,
-    /// What its guest says of itself; `None` for a machine that was parked before this node
-    /// could start a guest for it.
+    /// What its guest says of itself.
     pub manifest: Option<Manifest>,
+    /// What the log says that its guest may use.
+    pub limits: Limits,
+    /// What the guest that runs here may use.
+    pub active_limits: Option<Limits>,
     /// For queries; `None` while the machine is parked.
     pub guest: Option<GuestHandle>,
 }

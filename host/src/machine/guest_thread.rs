@@ -15,8 +15,8 @@ use tokio::sync::oneshot;
 use super::HostFailure;
 use super::batch::Batch;
 use super::instance::{Blueprint, Frozen, Instance};
-use crate::types::Outcome;
-use crate::wasm::{self, Context, Failure, Image};
+use crate::types::{LogIndex, Outcome};
+use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
 
 type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
 
@@ -24,6 +24,7 @@ enum Request {
     Apply(Context, Batch, Done<Vec<Outcome>>),
     Query(Context, Queries, Done<Vec<Outcome>>),
     Freeze(Done<Frozen>),
+    SetLimits(Limits, Done<()>),
 }
 
 /// Queries of one call, laid out as commands are.
@@ -41,6 +42,7 @@ pub struct Queries {
 pub struct GuestHandle {
     requests: mpsc::Sender<Request>,
     memory_bytes: Arc<AtomicU64>,
+    log: GuestLog,
 }
 
 impl GuestHandle {
@@ -67,11 +69,14 @@ impl GuestHandle {
         let (started, start) = oneshot::channel();
         let memory_bytes = Arc::new(AtomicU64::new(0));
         let gauge = Arc::clone(&memory_bytes);
+        let log = GuestLog::new(name);
+        let heard = log.clone();
         std::thread::Builder::new()
             .name(format!("guest-{name}"))
             .stack_size(wasm::THREAD_STACK_BYTES)
             .spawn(move || match make() {
-                Ok(instance) => {
+                Ok(mut instance) => {
+                    instance.set_log(heard);
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
                     Thread { instance, windows: VecDeque::new(), memory_bytes: gauge }
@@ -81,7 +86,7 @@ impl GuestHandle {
             })
             .map_err(|error| Failure::Host(format!("cannot start a guest thread: {error}")))?;
         start.await.map_err(|_| Failure::Host(GONE.to_owned()))??;
-        Ok(Self { requests, memory_bytes })
+        Ok(Self { requests, memory_bytes, log })
     }
 
     /// Applies the batch of one entry: an outcome for each command.
@@ -105,6 +110,17 @@ impl GuestHandle {
     /// The state as of the last call.
     pub(super) async fn freeze(&self) -> Result<Frozen, HostFailure> {
         self.call(Request::Freeze).await
+    }
+
+    /// Gives the guest other limits from the next call on.
+    pub(super) async fn set_limits(&self, limits: Limits) -> Result<(), HostFailure> {
+        self.call(|done| Request::SetLimits(limits, done)).await
+    }
+
+    /// Entries up to this index were applied before: what the guest says to them is not written
+    /// again.
+    pub(super) fn replays_up_to(&self, index: LogIndex) {
+        self.log.replays_up_to(index);
     }
 
     /// Linear memory the guest holds, in bytes.
@@ -175,6 +191,7 @@ impl Thread {
                 Ok(())
             }
             Request::Freeze(done) => answer(done, self.instance.freeze()),
+            Request::SetLimits(limits, done) => answer(done, self.instance.set_limits(limits)),
         }
     }
 

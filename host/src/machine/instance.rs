@@ -21,8 +21,8 @@ use super::HostFailure;
 use super::batch::Batch;
 use crate::types::Outcome;
 use crate::wasm::{
-    self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, Image, Limits, Module,
-    Replies,
+    self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, GuestLog, Image,
+    Limits, Module, Replies,
 };
 
 /// An image is due after this much fuel for each byte of memory. Copying a byte takes about as
@@ -63,6 +63,9 @@ pub struct Instance {
     fork: Option<Fork>,
     cautious: u32,
     fuel_used: u64,
+    /// Where the guest is heard: on its own calls, on queries, and on commands that are tried; not
+    /// as it repeats what was tried, and not on a replay.
+    log: Option<GuestLog>,
 }
 
 /// The calls since the image.
@@ -86,21 +89,38 @@ impl Instance {
     /// A guest in the state before the first command.
     pub fn start(blueprint: Blueprint) -> Result<Self, Failure> {
         let Blueprint { engine, module, limits } = &blueprint;
-        let live = Guest::instantiate_with(engine, module, limits.clone())?;
+        let live = Guest::instantiate_with(engine, module, *limits)?;
         Self::with(blueprint, live, 0)
     }
 
     /// A guest in the state of an image.
     pub fn restore(blueprint: Blueprint, image: Image, fuel_used: u64) -> Result<Self, Failure> {
         let Blueprint { engine, module, limits } = &blueprint;
-        let live = Guest::restore(engine, module, limits.clone(), image)?;
+        let live = Guest::restore(engine, module, *limits, image)?;
         Self::with(blueprint, live, fuel_used)
     }
 
     fn with(blueprint: Blueprint, live: Guest, fuel_used: u64) -> Result<Self, Failure> {
         let image = Some(Arc::new(live.image(None)?));
         let journal = Journal::default();
-        Ok(Self { blueprint, live, image, journal, fork: None, cautious: 0, fuel_used })
+        Ok(Self { blueprint, live, image, journal, fork: None, cautious: 0, fuel_used, log: None })
+    }
+
+    /// Lets the guest be heard from now on.
+    pub fn set_log(&mut self, log: GuestLog) {
+        self.live.set_log(log.clone());
+        self.log = Some(log);
+        self.fork = None;
+    }
+
+    /// Gives the guest other limits from the next call on. The journal begins anew: what is in it
+    /// went by the earlier ones.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), HostFailure> {
+        self.replace_image()?;
+        self.fork = None;
+        self.live.set_limits(limits);
+        self.blueprint.limits = limits;
+        Ok(())
     }
 
     /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
@@ -175,7 +195,10 @@ impl Instance {
         batch: &Batch,
         tried: &Tried,
     ) -> Result<Replies, HostFailure> {
-        match self.call(context, batch) {
+        self.live.set_quiet(true);
+        let repeated = self.call(context, batch);
+        self.live.set_quiet(false);
+        match repeated {
             Ok(replies) if replies == tried.replies && self.live.fuel_left() == tried.fuel_left => {
                 Ok(replies)
             }
@@ -190,7 +213,7 @@ impl Instance {
     /// Calls the live guest, and notes the call if it succeeds.
     fn call(&mut self, context: Context, batch: &Batch) -> Result<Replies, Failure> {
         let replies = self.live.apply(&context, laid_out(batch))?;
-        let fuel = self.blueprint.limits.fuel_per_call - self.live.fuel_left();
+        let fuel = self.blueprint.limits.fuel_per_command - self.live.fuel_left();
         self.fuel_used = self.fuel_used.saturating_add(fuel);
         self.journal.fuel = self.journal.fuel.saturating_add(fuel);
         self.journal.bytes += batch.data().len();
@@ -208,18 +231,21 @@ impl Instance {
             Ok(image) => (image, None),
             Err(shared) => (shared.copy().map_err(host)?, Some(shared)),
         };
-        let mut live = Guest::restore(engine, module, limits.clone(), image).map_err(host)?;
+        let mut live = Guest::restore(engine, module, *limits, image).map_err(host)?;
         let mut fuel = 0_u64;
         for (context, batch) in &self.journal.calls {
             live.apply(context, laid_out(batch)).map_err(|failure| {
                 let index = context.index;
                 HostFailure::Stop(format!("a replay failed at log index {index}: {failure}"))
             })?;
-            fuel = fuel.saturating_add(limits.fuel_per_call - live.fuel_left());
+            fuel = fuel.saturating_add(limits.fuel_per_command - live.fuel_left());
         }
         if fuel != self.journal.fuel {
             let expected = self.journal.fuel;
             return Err(HostFailure::Stop(format!("a replay used {fuel} fuel, not {expected}")));
+        }
+        if let Some(log) = &self.log {
+            live.set_log(log.clone());
         }
         let failed = std::mem::replace(&mut self.live, live);
         if shared.is_none() {
@@ -268,7 +294,11 @@ impl Instance {
             Some(fork) => fork,
             None => {
                 let Blueprint { engine, module, .. } = &self.blueprint;
-                self.live.fork(engine, module).map_err(host)?
+                let mut fork = self.live.fork(engine, module).map_err(host)?;
+                if let Some(log) = &self.log {
+                    fork.set_log(log.clone());
+                }
+                fork
             }
         };
         Ok(self.fork.insert(fork))
@@ -322,7 +352,7 @@ impl Frozen {
         sink: &mut dyn FnMut(Vec<u8>) -> bool,
     ) -> Result<Result<(), Outcome>, HostFailure> {
         let Blueprint { engine, module, limits } = &self.blueprint;
-        let fork = Fork::of_image(engine, module, limits.clone(), &self.image);
+        let fork = Fork::of_image(engine, module, *limits, &self.image);
         let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
         match fork.map_err(host)?.export(&mut emit) {
             Ok(_) => Ok(Ok(())),

@@ -21,7 +21,7 @@ use super::proposal::{ModuleChunk, Proposal};
 use super::tables::{MachineRecord, Refusal, Tables};
 use super::{HostFailure, Response};
 use crate::types::{ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome};
-use crate::wasm::{Context, Engine, Failure, Limits, Manifest};
+use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest};
 
 /// What the apply path needs from this node.
 #[derive(Clone)]
@@ -44,6 +44,8 @@ pub struct Environment {
 pub(super) struct Running {
     pub(super) guest: GuestHandle,
     pub(super) manifest: Manifest,
+    /// What the guest may use now.
+    pub(super) limits: Limits,
 }
 
 /// All machines of this node, with everything replicated around them.
@@ -53,6 +55,7 @@ pub struct Machines {
     pub(super) staging: BTreeMap<ModuleDigest, Vec<u8>>,
     pub(super) running: BTreeMap<MachineId, Running>,
     live: bool,
+    replayed_up_to: LogIndex,
 }
 
 impl Machines {
@@ -64,7 +67,15 @@ impl Machines {
             staging: BTreeMap::new(),
             running: BTreeMap::new(),
             live: false,
+            replayed_up_to: 0,
         }
+    }
+
+    /// Entries up to this index were applied by this node before, so guests are not heard on them
+    /// again.
+    pub fn replays_up_to(&mut self, index: LogIndex) {
+        self.replayed_up_to = index;
+        self.running.values().for_each(|running| running.guest.replays_up_to(index));
     }
 
     /// Makes these the machines that are seen from outside, as of `applied`. Until then what they
@@ -97,8 +108,8 @@ impl Machines {
                 self.publish();
                 Response::Nothing
             }
-            Proposal::CreateMachine { name, module } => {
-                match self.create(MachineId(index), name, module, membership).await? {
+            Proposal::CreateMachine { name, module, limits } => {
+                match self.create(MachineId(index), name, module, limits, membership).await? {
                     Ok(id) => Response::MachineCreated(id),
                     Err(refusal) => Response::Refused(refusal),
                 }
@@ -106,6 +117,9 @@ impl Machines {
             Proposal::RemoveMachine { machine } => self.remove(machine).into(),
             // The caller captures the state once this has returned.
             Proposal::Checkpoint => Response::Nothing,
+            Proposal::SetLimits { machine, change } => {
+                self.set_limits(machine, &change).await?.into()
+            }
         };
         self.advance(index);
         Ok(response)
@@ -196,12 +210,13 @@ impl Machines {
         id: MachineId,
         name: String,
         module: ModuleDigest,
+        limits: Limits,
         membership: &Membership,
     ) -> Result<Result<MachineId, Refusal>, HostFailure> {
-        if let Err(refusal) = self.tables.check_create(&name, &module, membership) {
+        if let Err(refusal) = self.tables.check_create(&name, &module, &limits, membership) {
             return Ok(Err(refusal));
         }
-        match self.start(&name, module).await {
+        match self.start(&name, module, limits).await {
             Ok(running) => self.running.insert(id, running),
             Err(Failure::Host(reason)) => return Err(HostFailure::Stop(reason)),
             Err(failure) => {
@@ -209,21 +224,46 @@ impl Machines {
                 return Ok(Err(Refusal::ModuleNotReady(reason)));
             }
         };
-        self.tables.machines.insert(id, MachineRecord { name, module });
+        self.tables.machines.insert(id, MachineRecord { name, module, limits });
         self.publish();
         Ok(Ok(id))
     }
 
+    /// Changes the limits of a machine, in the tables and of its guest.
+    async fn set_limits(
+        &mut self,
+        machine: MachineId,
+        change: &LimitsChange,
+    ) -> Result<Result<(), Refusal>, HostFailure> {
+        let limits = match self.tables.set_limits(machine, change) {
+            Ok(limits) => limits,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        let running = self.running.get_mut(&machine).expect("every machine runs");
+        running.guest.set_limits(limits).await?;
+        running.limits = limits;
+        self.publish();
+        Ok(Ok(()))
+    }
+
     /// A fresh guest of a staged module.
-    async fn start(&self, name: &str, module: ModuleDigest) -> Result<Running, Failure> {
-        let (blueprint, manifest) = self.blueprint(module).await?;
-        Ok(Running { guest: GuestHandle::start(name, blueprint).await?, manifest })
+    async fn start(
+        &self,
+        name: &str,
+        module: ModuleDigest,
+        limits: Limits,
+    ) -> Result<Running, Failure> {
+        let (blueprint, manifest) = self.blueprint(module, limits).await?;
+        let guest = GuestHandle::start(name, blueprint).await?;
+        guest.replays_up_to(self.replayed_up_to);
+        Ok(Running { guest, manifest, limits })
     }
 
     /// What guests of a staged module are made from.
     pub(super) async fn blueprint(
         &self,
         module: ModuleDigest,
+        limits: Limits,
     ) -> Result<(Blueprint, Manifest), Failure> {
         let environment = self.environment.clone();
         let compile =
@@ -238,7 +278,7 @@ impl Machines {
             })?;
         let manifest = compiled.manifest().clone();
         let engine = self.environment.engine.clone();
-        Ok((Blueprint { engine, module: compiled, limits: Limits::default() }, manifest))
+        Ok((Blueprint { engine, module: compiled, limits }, manifest))
     }
 
     fn remove(&mut self, machine: MachineId) -> Result<(), Refusal> {
@@ -273,6 +313,8 @@ impl Machines {
                 name: record.name.clone(),
                 module: record.module,
                 manifest: running.map(|running| running.manifest.clone()),
+                limits: record.limits,
+                active_limits: running.map(|running| running.limits),
                 guest: running.map(|running| running.guest.clone()),
             };
             (record.name.clone(), published)

@@ -25,7 +25,7 @@ pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
 pub use tables::{ModuleRecord, Refusal};
 
-pub use crate::wasm::Context;
+pub use crate::wasm::{Context, InvalidLimit, Limits, LimitsChange};
 
 use crate::types::{MachineId, Outcome};
 
@@ -33,7 +33,7 @@ use crate::types::{MachineId, Outcome};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// An entry that answers nothing: membership, blank, tick, report, checkpoint, staged module,
-    /// removed machine.
+    /// removed machine, limits.
     Nothing,
     /// One outcome for each command of the entry, in order.
     Commands(Vec<Outcome>),

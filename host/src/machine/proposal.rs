@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::batch::Batch;
 use crate::config::limits;
 use crate::types::{MachineId, ModuleDigest, NodeId, TimeMs};
+use crate::wasm::{Limits, LimitsChange};
 
 /// `LS`, the first two bytes of every entry.
 const MAGIC: u16 = u16::from_le_bytes(*b"LS");
@@ -30,7 +31,9 @@ mod kind {
     pub(super) const REMOVE_MACHINE: u8 = 8;
     // 9 OpenSession, 10 KeepAlive, 11 ExpireSessions
     pub(super) const CHECKPOINT: u8 = 12;
-    // 13 CheckpointReport, 14 SetLimits, 15 EngineProfile, 16 Seal
+    // 13 CheckpointReport
+    pub(super) const SET_LIMITS: u8 = 14;
+    // 15 EngineProfile, 16 Seal
 }
 
 /// One log entry of the replicated state machine. Membership and blank entries are openraft's.
@@ -58,6 +61,8 @@ pub enum Proposal {
         name: String,
         /// Its module, staged before.
         module: ModuleDigest,
+        /// What its guest may use.
+        limits: Limits,
     },
     /// Removes a machine and its state.
     RemoveMachine {
@@ -66,6 +71,13 @@ pub enum Proposal {
     },
     /// All nodes take a snapshot of the state as of this entry.
     Checkpoint,
+    /// Changes what the guest of a machine may use, from the next entry on.
+    SetLimits {
+        /// The machine.
+        machine: MachineId,
+        /// What changes.
+        change: LimitsChange,
+    },
 }
 
 /// A piece of a module.
@@ -138,12 +150,16 @@ impl Proposal {
             kind::STAGE_MODULE => Ok(Self::StageModule(from_bincode(&body)?)),
             kind::MODULE_READY => Ok(Self::ModuleReady(from_bincode(&body)?)),
             kind::CREATE_MACHINE => {
-                let (name, module) = from_bincode(&body)?;
-                Ok(Self::CreateMachine { name, module })
+                let (name, module, limits) = from_bincode(&body)?;
+                Ok(Self::CreateMachine { name, module, limits })
             }
             kind::REMOVE_MACHINE => Ok(Self::RemoveMachine { machine: from_bincode(&body)? }),
             kind::CHECKPOINT if body.is_empty() => Ok(Self::Checkpoint),
             kind::CHECKPOINT => Err(Error::Malformed("a checkpoint has no body")),
+            kind::SET_LIMITS => {
+                let (machine, change) = from_bincode(&body)?;
+                Ok(Self::SetLimits { machine, change })
+            }
             0 => Err(Error::Malformed("kind 0")),
             _ => Err(Error::Unknown { version, kind }),
         }
@@ -158,6 +174,7 @@ impl Proposal {
             Self::CreateMachine { .. } => kind::CREATE_MACHINE,
             Self::RemoveMachine { .. } => kind::REMOVE_MACHINE,
             Self::Checkpoint => kind::CHECKPOINT,
+            Self::SetLimits { .. } => kind::SET_LIMITS,
         }
     }
 
@@ -183,9 +200,12 @@ impl Proposal {
             Self::Tick { time_ms } => put_bincode(out, time_ms),
             Self::StageModule(chunk) => put_bincode(out, chunk),
             Self::ModuleReady(report) => put_bincode(out, report),
-            Self::CreateMachine { name, module } => put_bincode(out, &(name, module)),
+            Self::CreateMachine { name, module, limits } => {
+                put_bincode(out, &(name, module, limits));
+            }
             Self::RemoveMachine { machine } => put_bincode(out, machine),
             Self::Checkpoint => {}
+            Self::SetLimits { machine, change } => put_bincode(out, &(machine, change)),
         }
     }
 }
@@ -278,9 +298,17 @@ mod tests {
             Proposal::Tick { time_ms: 5 },
             Proposal::StageModule(ModuleChunk { digest, length: 3, offset: 1, bytes: vec![1, 2] }),
             Proposal::ModuleReady(ModuleReport { digest, node: NodeId(3), failure }),
-            Proposal::CreateMachine { name: "kv".to_owned(), module: digest },
+            Proposal::CreateMachine {
+                name: "kv".to_owned(),
+                module: digest,
+                limits: Limits::default(),
+            },
             Proposal::RemoveMachine { machine: MachineId(77) },
             Proposal::Checkpoint,
+            Proposal::SetLimits {
+                machine: MachineId(9),
+                change: LimitsChange { reply_bytes_max: Some(300), ..LimitsChange::default() },
+            },
         ]
     }
 

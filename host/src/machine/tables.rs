@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::proposal::{ModuleChunk, ModuleReport};
-use crate::config::limits;
+use crate::config::limits::{MACHINES_MAX, MODULE_BYTES_MAX};
 use crate::types::{MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name};
+use crate::wasm::{InvalidLimit, Limits, LimitsChange};
 
 /// Everything replicated but guest memory and module bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct MachineRecord {
     pub name: String,
     /// Its module.
     pub module: ModuleDigest,
+    /// What its guest may use.
+    pub limits: Limits,
 }
 
 /// Why an entry changed nothing. Part of the replicated result: equal on all nodes.
@@ -68,6 +71,9 @@ pub enum Refusal {
     /// A piece of a module does not fit the pieces before it.
     #[error("{0}")]
     BadChunk(String),
+    /// No machine can have such a limit.
+    #[error("{0}")]
+    InvalidLimits(String),
 }
 
 impl Tables {
@@ -81,7 +87,7 @@ impl Tables {
     /// before (an upload that was begun twice).
     pub fn stage(&mut self, chunk: &ModuleChunk) -> Result<bool, Refusal> {
         let bad = |reason: &str| Err(Refusal::BadChunk(reason.to_owned()));
-        let limit = u64::try_from(limits::MODULE_BYTES_MAX).expect("a constant that fits");
+        let limit = u64::try_from(MODULE_BYTES_MAX).expect("a constant that fits");
         if chunk.length == 0 || chunk.length > limit {
             return bad("a module of this length cannot be staged");
         }
@@ -113,20 +119,22 @@ impl Tables {
         }
     }
 
-    /// Whether a machine may be created under this name on this module.
+    /// Whether a machine may be created under this name on this module, with these limits.
     pub fn check_create(
         &self,
         name: &str,
         digest: &ModuleDigest,
+        limits: &Limits,
         membership: &Membership,
     ) -> Result<(), Refusal> {
         let invalid = |reason: &str| Refusal::InvalidName(reason.to_owned());
         check_machine_name(name).map_err(invalid)?;
+        limits.check()?;
         if self.machines.values().any(|machine| machine.name == name) {
             return Err(Refusal::NameTaken(name.to_owned()));
         }
-        if self.machines.len() >= limits::MACHINES_MAX {
-            return Err(Refusal::TooManyMachines(limits::MACHINES_MAX));
+        if self.machines.len() >= MACHINES_MAX {
+            return Err(Refusal::TooManyMachines(MACHINES_MAX));
         }
         match self.modules.get(digest) {
             Some(record) if record.staged == record.length => record.check_ready(membership),
@@ -134,10 +142,29 @@ impl Tables {
         }
     }
 
+    /// Changes the limits of a machine, and returns what they are now.
+    pub fn set_limits(
+        &mut self,
+        machine: MachineId,
+        change: &LimitsChange,
+    ) -> Result<Limits, Refusal> {
+        let record = self.machines.get_mut(&machine).ok_or(Refusal::NoSuchMachine)?;
+        let limits = record.limits.with(change);
+        limits.check()?;
+        record.limits = limits;
+        Ok(limits)
+    }
+
     /// Notes nodes that left the membership: their ids are spent.
     pub fn retire_missing(&mut self, before: &Membership, now: &Membership) {
         let gone = before.members.keys().filter(|node| !now.members.contains_key(node));
         self.retired_nodes.extend(gone);
+    }
+}
+
+impl From<InvalidLimit> for Refusal {
+    fn from(invalid: InvalidLimit) -> Self {
+        Self::InvalidLimits(invalid.to_string())
     }
 }
 

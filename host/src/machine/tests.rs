@@ -65,7 +65,7 @@ impl Node {
 
     async fn create(&mut self, name: &str, guest: &str) -> MachineId {
         let module = self.stage(guest).await;
-        match self.apply(Proposal::CreateMachine { name: name.to_owned(), module }).await {
+        match self.apply(create_proposal(name, module)).await {
             Response::MachineCreated(id) => id,
             other => panic!("{other:?}"),
         }
@@ -116,6 +116,10 @@ impl Node {
         let (machines, ()) = tokio::join!(Machines::restore(environment(), receiver), send);
         Ok(Self { machines: machines?, membership: self.membership.clone(), index: self.index })
     }
+}
+
+fn create_proposal(name: &str, module: ModuleDigest) -> Proposal {
+    Proposal::CreateMachine { name: name.to_owned(), module, limits: Limits::default() }
 }
 
 fn accepted(reply: &'static str) -> Outcome {
@@ -182,6 +186,96 @@ async fn a_failing_export_is_an_alarm() {
     assert_eq!(restored.execute(counter, &["1"]).await, [accepted("6")]);
 }
 
+/// Limits set by an entry hold from the next one on, and come back from a snapshot with the state,
+/// also where that is larger than they allow.
+#[tokio::test]
+async fn limits_are_part_of_the_state() {
+    let mut node = Node::new();
+    let kv = node.create("kv", "guest-kv").await;
+    let set = "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
+    assert_eq!(node.execute(kv, &[set]).await, [accepted("+OK\r\n")]);
+    let change = LimitsChange {
+        reply_bytes_max: Some(5),
+        memory_bytes_max: Some(64 << 10),
+        ..LimitsChange::default()
+    };
+    let expected = Limits::default().with(&change);
+    let entry = Proposal::SetLimits { machine: kv, change };
+    assert_eq!(node.apply(entry).await, Response::Nothing);
+    let pieces = node.pieces().await;
+    for mut node in [node.restored(pieces).await.unwrap(), node] {
+        node.machines.go_live(node.index);
+        let view = node.machines.environment.directory.view();
+        let seen = &view.machines["kv"];
+        assert_eq!((seen.limits, seen.active_limits), (expected, Some(expected)));
+        assert_eq!(node.execute(kv, &[set]).await, [accepted("+OK\r\n")]);
+        let get = "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n";
+        let too_large = Outcome::TooLarge { length: 7, limit: 5 };
+        assert_eq!(node.execute(kv, &[get]).await, [too_large]);
+    }
+}
+
+/// A guest that holds more memory than it was limited to since is brought back all the same, from
+/// its image and the calls since, when a command fails and from a snapshot.
+#[tokio::test]
+async fn a_guest_over_its_limit_is_brought_back() {
+    let mut node = Node::new();
+    let module = node.stage("hostile").await;
+    let limits = Limits { memory_bytes_max: 32 << 20, ..Limits::default() };
+    let entry = Proposal::CreateMachine { name: "hostile".to_owned(), module, limits };
+    let Response::MachineCreated(hostile) = node.apply(entry).await else { panic!("refused") };
+    node.execute(hostile, &["eat memory"]).await;
+    let held = node.machines.running[&hostile].guest.memory_bytes();
+    assert!(held > 16 << 20, "{held}");
+    let change = LimitsChange { memory_bytes_max: Some(1 << 20), ..LimitsChange::default() };
+    let entry = Proposal::SetLimits { machine: hostile, change };
+    assert_eq!(node.apply(entry).await, Response::Nothing);
+    assert_eq!(node.execute(hostile, &["echo"]).await, [accepted("echo")]);
+    let pieces = node.pieces().await;
+    for mut node in [node.restored(pieces).await.unwrap(), node] {
+        let outcomes = node.execute(hostile, &["echo", "unreachable", "grow too far"]).await;
+        assert_eq!(outcomes[0], accepted("echo"));
+        assert!(matches!(&outcomes[1], Outcome::Trapped(_)), "{outcomes:?}");
+        assert_eq!(outcomes[2], accepted("4294967295"), "it gets no more");
+        assert_eq!(node.machines.running[&hostile].guest.memory_bytes(), held);
+    }
+}
+
+/// An entry with limits that no machine can have changes nothing, whoever proposed it; nor does
+/// one for a machine that is not there.
+#[tokio::test]
+async fn impossible_limits_are_refused() {
+    let mut node = Node::new();
+    let counter = node.create("counter", "counter").await;
+    let before = node.machines.tables.clone();
+    let change = LimitsChange { fuel_per_command: Some(5), ..LimitsChange::default() };
+    let reason = "fuel_per_command must be 1000000 to 100000000000, and 5 is not";
+    let refused = Response::Refused(Refusal::InvalidLimits(reason.to_owned()));
+    let entry = Proposal::SetLimits { machine: counter, change };
+    assert_eq!(node.apply(entry).await, refused);
+    let module = before.machines[&counter].module;
+    let limits = Limits::default().with(&change);
+    let entry = Proposal::CreateMachine { name: "other".to_owned(), module, limits };
+    assert_eq!(node.apply(entry).await, refused);
+    let entry = Proposal::SetLimits { machine: MachineId(99), change: LimitsChange::default() };
+    assert_eq!(node.apply(entry).await, Response::Refused(Refusal::NoSuchMachine));
+    assert_eq!(node.machines.tables, before);
+}
+
+/// A machine whose guest cannot start within its limits is not created.
+#[tokio::test]
+async fn a_guest_that_does_not_fit_its_limits_is_refused() {
+    let mut node = Node::new();
+    let module = node.stage("counter").await;
+    let limits = Limits { memory_bytes_max: 64 << 10, ..Limits::default() };
+    let entry = Proposal::CreateMachine { name: "small".to_owned(), module, limits };
+    let Response::Refused(Refusal::ModuleNotReady(reason)) = node.apply(entry).await else {
+        panic!("it is created")
+    };
+    assert!(reason.contains("its guest does not start") && reason.contains("memory"), "{reason}");
+    assert!(node.machines.tables.machines.is_empty());
+}
+
 /// A module half staged, machines and their states come back from a capture as they were.
 #[tokio::test]
 async fn a_captured_state_comes_back_whole() {
@@ -227,7 +321,7 @@ async fn a_voter_that_cannot_run_a_module_is_named() {
     let mut node = Node::new();
     node.membership.voters = vec![[NodeId(1), NodeId(2)].into()];
     let module = node.stage("counter").await;
-    let create = Proposal::CreateMachine { name: "c".to_owned(), module };
+    let create = create_proposal("c", module);
     let refusal = |response: Response| match response {
         Response::Refused(Refusal::ModuleNotReady(reason)) => reason,
         other => panic!("{other:?}"),
@@ -246,11 +340,11 @@ async fn odd_and_taken_names_are_refused() {
     node.create("kv", "counter").await;
     let module = *node.machines.tables.modules.keys().next().unwrap();
     for name in ["", "a b", "a/b", "-a", "é", &"a".repeat(65)] {
-        let create = Proposal::CreateMachine { name: name.to_owned(), module };
+        let create = create_proposal(name, module);
         let response = node.apply(create).await;
         assert!(matches!(response, Response::Refused(Refusal::InvalidName(_))), "{name:?}");
     }
-    let create = Proposal::CreateMachine { name: "kv".to_owned(), module };
+    let create = create_proposal("kv", module);
     let taken = Response::Refused(Refusal::NameTaken("kv".to_owned()));
     assert_eq!(node.apply(create).await, taken);
 }

@@ -11,7 +11,7 @@ use super::status::{self, MachineStatus};
 use super::type_config::EntryBytes;
 use crate::config::limits;
 use crate::machine::proposal::ModuleChunk;
-use crate::machine::{Proposal, Refusal, Response};
+use crate::machine::{Limits, LimitsChange, Proposal, Refusal, Response};
 use crate::types::{LogIndex, ModuleDigest, check_machine_name};
 
 /// Time between two looks at what the voters reported.
@@ -102,18 +102,16 @@ impl Replica {
         &self,
         name: &str,
         module: ModuleDigest,
+        limits: Limits,
         deadline: Instant,
     ) -> Result<MachineStatus, Error> {
         check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
         self.check_leader()?;
         self.shared.space.check()?;
         self.wait_ready(module, deadline).await?;
-        let create = Proposal::CreateMachine { name: name.to_owned(), module };
+        let create = Proposal::CreateMachine { name: name.to_owned(), module, limits };
         match self.write(&create, deadline).await? {
-            (_, Response::MachineCreated(_)) => {
-                let machine = self.machines().into_iter().find(|machine| machine.name == name);
-                machine.ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
-            }
+            (_, Response::MachineCreated(_)) => self.machine(name),
             (index, other) => panic!("entry {index} creates a machine and answered {other:?}"),
         }
     }
@@ -121,6 +119,25 @@ impl Replica {
     /// The machines as this node has applied them, by name.
     pub fn machines(&self) -> Vec<MachineStatus> {
         status::machines(&self.shared)
+    }
+
+    /// One of them.
+    pub fn machine(&self, name: &str) -> Result<MachineStatus, Error> {
+        let machine = self.machines().into_iter().find(|machine| machine.name == name);
+        machine.ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
+    }
+
+    /// Changes what the guest of a machine may use; the machine after it.
+    pub async fn set_limits(
+        &self,
+        name: &str,
+        change: LimitsChange,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        let machine = self.find_current(name, deadline).await?;
+        self.shared.space.check()?;
+        self.write(&Proposal::SetLimits { machine, change }, deadline).await?;
+        self.machine(name)
     }
 
     /// Removes a machine and its state.
@@ -170,7 +187,9 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NameTaken(name) => Self::MachineExists(name),
-            Refusal::InvalidName(_) => Self::Invalid(refusal.to_string()),
+            Refusal::InvalidName(_) | Refusal::InvalidLimits(_) => {
+                Self::Invalid(refusal.to_string())
+            }
             Refusal::NoSuchModule(_) | Refusal::ModuleNotReady(_) => {
                 Self::ModuleNotReady(refusal.to_string())
             }

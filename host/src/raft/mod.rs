@@ -20,6 +20,7 @@ pub mod state_machine;
 pub mod status;
 pub mod type_config;
 
+pub use crate::machine::{InvalidLimit, Limits, LimitsChange};
 pub use error::{Certainty, Error};
 pub use replica::{Answered, Consistency, Executed, Replica};
 pub use type_config::{EntryBytes, TypeConfig};

@@ -58,13 +58,16 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Restores the newest snapshot, or begins empty.
+    /// Restores the newest snapshot, or begins empty. Entries up to `committed_at_start` are applied
+    /// once more.
     pub async fn open(
         environment: Environment,
         snapshots: SharedSnapshots,
+        committed_at_start: Option<LogIndex>,
         progress: watch::Sender<Progress>,
     ) -> Result<Self, HostFailure> {
-        let (meta, machines) = newest_state(&environment, &snapshots).await?;
+        let (meta, mut machines) = newest_state(&environment, &snapshots).await?;
+        machines.replays_up_to(committed_at_start.unwrap_or(0));
         let mut state_machine = Self {
             environment,
             machines,

@@ -7,7 +7,7 @@ use openraft::{Instant as _, ServerState};
 
 use super::replica::Shared;
 use super::type_config::{RaftLogId, TypeConfig};
-use crate::machine::{GuestHandle, Published};
+use crate::machine::{GuestHandle, Limits, Published};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
 
 /// A node that has not been heard from for so long is taken to be away.
@@ -60,6 +60,10 @@ pub struct MachineStatus {
     pub schema_version: u32,
     /// Whether its answers depend on the entry's time.
     pub uses_time: bool,
+    /// What the log says that its guest may use.
+    pub limits: Limits,
+    /// What the guest that runs here may use.
+    pub active_limits: Option<Limits>,
     /// Linear memory it holds here, in bytes.
     pub memory_bytes: u64,
     /// Last index it applied here.
@@ -177,6 +181,8 @@ pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
             guest_name: manifest.map(|manifest| manifest.name.clone()).unwrap_or_default(),
             schema_version: manifest.map_or(0, |manifest| manifest.schema_version),
             uses_time: manifest.is_some_and(|manifest| manifest.uses_time),
+            limits: published.limits,
+            active_limits: published.active_limits,
             memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
             applied,
             parked: view.parked.clone(),

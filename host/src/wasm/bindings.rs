@@ -19,7 +19,7 @@ pub(super) use generated::exports::lockstep::guest::machine::{
 pub(super) use generated::lockstep::guest::log::Level;
 pub(super) use generated::{Guest as Instance, GuestPre as Prepared};
 
-use super::limits::Room;
+use super::limits::{Room, cut};
 
 /// Name of the import that a guest may have.
 pub(super) const LOG: &str = "lockstep:guest/log@0.1.0";
@@ -28,14 +28,18 @@ pub(super) const MACHINE: &str = "lockstep:guest/machine@0.1.0";
 
 /// Offers `log`.
 ///
-/// The message is looked at only where it will be written: copying it first would let a guest
-/// make the host copy without end for little fuel.
+/// Only the beginning of the first messages of a call is looked at: copying them would let a
+/// guest make the host copy without end for little fuel. A message that is not text is no
+/// reason to fail a call; it is said to be none.
 pub(super) fn add_log(linker: &mut Linker<Room>) -> wasmtime::Result<()> {
     linker.instance(LOG)?.func_wrap(
         "log",
         |mut store: StoreContextMut<'_, Room>, (level, message): (Level, WasmStr)| {
-            if store.data_mut().takes_line() {
-                let message = message.to_str(&store)?.into_owned();
+            if store.data_mut().takes_line(level) {
+                let message = match message.to_str(&store) {
+                    Ok(text) => cut(&text).to_owned(),
+                    Err(_) => "(a line that is not text)".to_owned(),
+                };
                 store.data_mut().write_line(level, &message);
             }
             Ok(())

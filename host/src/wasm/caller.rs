@@ -8,6 +8,7 @@ use super::admission::Error;
 use super::bindings::{self, Calls, Instance, Prepared};
 use super::engine::Manifest;
 use super::guest::{Batch, Context, ExportError, ExportStopped, Failure, Replies};
+use super::guest_log::{GuestLog, Place, printable};
 use super::limits::{Limits, Room};
 use super::memory::{self, Memory};
 use crate::config::limits::EXPORT_CHUNK_BYTES;
@@ -37,12 +38,12 @@ impl Caller {
         schema_version: u32,
         memory_bytes: Option<usize>,
     ) -> Result<(Self, Memory), Failure> {
-        let fuel = room.limits().fuel_per_call;
+        let fuel = room.limits().fuel_per_command;
         let crossing_bytes_max = room.limits().crossing_bytes_max();
         let mut store = Store::new(engine, room);
         store.limiter(|room| room);
         store.set_hostcall_fuel(crossing_bytes_max);
-        begin(&mut store, fuel)?;
+        begin(&mut store, fuel, Place::Start)?;
         let (instance, memory) =
             memory::creating(memory_bytes, || prepared.instantiate(&mut store));
         let memory = memory.map_err(Failure::Host)?;
@@ -56,15 +57,16 @@ impl Caller {
         engine: &wasmtime::Engine,
         prepared: &Prepared<Room>,
     ) -> Result<Manifest, Error> {
-        let room = Room::new("(being admitted)", Limits::default());
+        let room = Room::new("(being admitted)", Limits::largest());
         let (mut caller, _) =
             Self::start(engine, prepared, room, 0, None).map_err(|failure| match failure {
                 // Types are checked as an instance is made; nothing else ends like this there.
                 Failure::Malformed(reason) => Error::Contract(reason),
                 failure => failure.into(),
             })?;
-        let fuel = caller.room().limits().fuel_per_call;
-        let manifest = caller.call(fuel, |calls, store| calls.call_describe(store))?;
+        let fuel = Limits::default().fuel_per_query;
+        let manifest =
+            caller.call(Place::Start, fuel, |calls, store| calls.call_describe(store))?;
         Ok(manifest.into())
     }
 
@@ -73,11 +75,11 @@ impl Caller {
         context: &Context,
         batch: Batch<'_>,
     ) -> Result<Replies, Failure> {
-        let fuel = self.room().limits().fuel_per_call;
+        let fuel = self.room().limits().fuel_per_command;
         let call = |calls: &Calls, store: &mut Store<Room>| {
             calls.call_apply(store, (*context).into(), batch.into())
         };
-        let replies = self.call(fuel, call)?;
+        let replies = self.call(Place::Entry(context.index), fuel, call)?;
         self.check(replies, batch.ends.len())
     }
 
@@ -86,20 +88,21 @@ impl Caller {
         context: &Context,
         batch: Batch<'_>,
     ) -> Result<Replies, Failure> {
-        let fuel = self.room().limits().fuel_per_call;
+        let fuel = self.room().limits().fuel_per_query;
         let call = |calls: &Calls, store: &mut Store<Room>| {
             calls.call_query(store, (*context).into(), batch.into())
         };
-        let replies = self.call(fuel, call)?;
+        let replies = self.call(Place::Query, fuel, call)?;
         self.check(replies, batch.ends.len())
     }
 
     pub(super) fn export(&mut self, emit: &mut Emit<'_>) -> Result<u32, ExportError> {
-        self.step(|calls, store| calls.call_export_begin(store))?;
+        self.step(Place::Export, |calls, store| calls.call_export_begin(store))?;
         let mut bytes: u64 = 0;
         loop {
-            let chunk =
-                self.step(|calls, store| calls.call_export_next(store, EXPORT_CHUNK_BYTES))?;
+            let chunk = self.step(Place::Export, |calls, store| {
+                calls.call_export_next(store, EXPORT_CHUNK_BYTES)
+            })?;
             if chunk.is_empty() {
                 return Ok(self.schema_version);
             }
@@ -110,11 +113,26 @@ impl Caller {
     }
 
     pub(super) fn import(&mut self, schema: u32, chunk: &[u8], last: bool) -> Result<(), Failure> {
-        let taken =
-            self.step(|calls, store| calls.call_import_chunk(store, schema, chunk, last))?;
+        let taken = self.step(Place::Import, |calls, store| {
+            calls.call_import_chunk(store, schema, chunk, last)
+        })?;
         taken.map_err(|reason| {
-            Failure::Malformed(format!("it refuses the import: {}", cut(&reason)))
+            Failure::Malformed(format!("it refuses the import: {}", printable(cut(&reason))))
         })
+    }
+
+    /// Gives it other limits from the next call on. What it holds beyond them it keeps.
+    pub(super) fn set_limits(&mut self, limits: Limits) {
+        self.store.data_mut().set_limits(limits);
+        self.store.set_hostcall_fuel(limits.crossing_bytes_max());
+    }
+
+    pub(super) fn set_log(&mut self, log: GuestLog) {
+        self.store.data_mut().set_log(log);
+    }
+
+    pub(super) fn set_quiet(&mut self, quiet: bool) {
+        self.store.data_mut().set_quiet(quiet);
     }
 
     pub(super) fn room(&self) -> &Room {
@@ -128,17 +146,19 @@ impl Caller {
 
     fn step<T>(
         &mut self,
+        place: Place,
         call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        self.call(self.room().limits().fuel_per_export_call, call)
+        self.call(place, self.room().limits().fuel_per_export_step, call)
     }
 
     fn call<T>(
         &mut self,
+        place: Place,
         fuel: u64,
         call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
-        begin(&mut self.store, fuel)?;
+        begin(&mut self.store, fuel, place)?;
         call(self.instance.lockstep_guest_machine(), &mut self.store)
             .map_err(|error| failure(&mut self.store, &error))
     }
@@ -162,8 +182,8 @@ impl Caller {
     }
 }
 
-fn begin(store: &mut Store<Room>, fuel: u64) -> Result<(), Failure> {
-    store.data_mut().begin_call();
+fn begin(store: &mut Store<Room>, fuel: u64, place: Place) -> Result<(), Failure> {
+    store.data_mut().begin_call(place);
     store.set_fuel(fuel).map_err(|error| Failure::Host(format!("{error:#}")))
 }
 
@@ -179,7 +199,7 @@ fn failure(store: &mut Store<Room>, error: &wasmtime::Error) -> Failure {
     }
     let text = error.root_cause().to_string();
     if text.starts_with(CROSSED_TOO_MUCH) {
-        let limit = store.data().limits().replies_bytes_max as u64;
+        let limit = store.data().limits().replies_bytes_max();
         return Failure::TooLarge { length: limit + 1, limit };
     }
     Failure::Malformed(cut(&text).to_owned())
@@ -211,8 +231,8 @@ fn check_replies(
         let Some(length) = end.checked_sub(start) else {
             return malformed(format!("reply {position} ends before the one ahead of it"));
         };
-        if u64::from(length) > limits.reply_bytes_max as u64 {
-            let limit = limits.reply_bytes_max as u64;
+        if u64::from(length) > limits.reply_bytes_max {
+            let limit = limits.reply_bytes_max;
             return Err(Failure::TooLarge { length: u64::from(length), limit });
         }
         start = end;
@@ -221,9 +241,9 @@ fn check_replies(
         let length = replies.data.len();
         return malformed(format!("the last reply ends at {start} of {length} bytes"));
     }
-    if replies.data.len() > limits.replies_bytes_max {
-        let limit = limits.replies_bytes_max as u64;
-        return Err(Failure::TooLarge { length: replies.data.len() as u64, limit });
+    let (length, limit) = (replies.data.len() as u64, limits.replies_bytes_max());
+    if length > limit {
+        return Err(Failure::TooLarge { length, limit });
     }
     check_rejected(&replies.rejected, count)
 }

@@ -22,7 +22,7 @@ use crate::types::ModuleDigest;
 
 /// Version of our own rules for applying an entry: what is called when, with what, and what its
 /// result comes to. A change that could make replicas differ raises it.
-const APPLY_VERSION: u32 = 1;
+const APPLY_VERSION: u32 = 2;
 
 /// The processor that code is made for: the baseline of its architecture, never the features of
 /// the machine it happens to run on.
@@ -132,7 +132,7 @@ impl Engine {
         bytes: &[u8],
         code: impl FnOnce() -> Result<Component, Error> + Send,
     ) -> Result<Module, Error> {
-        let shape = admission::inspect(bytes, &Limits::default())?;
+        let shape = admission::inspect(bytes, &Limits::largest())?;
         // Both the compiler and `describe` may recurse deeper than the caller's stack.
         std::thread::scope(|scope| {
             std::thread::Builder::new()

@@ -5,6 +5,7 @@
 
 use super::caller::{Caller, Emit};
 use super::engine::{Engine, Module};
+use super::guest_log::GuestLog;
 use super::limits::{Limits, Room};
 use super::memory::{Image, Memory, Shadow};
 
@@ -152,7 +153,7 @@ impl Guest {
     /// Makes a fork of this instance, which must not be called while the fork is.
     pub fn fork(&self, engine: &Engine, module: &Module) -> Result<Fork, Failure> {
         let bytes = self.memory.bytes();
-        let limits = self.caller.room().limits().clone();
+        let limits = *self.caller.room().limits();
         let (caller, memory) = start(engine, module, limits, Some(bytes))?;
         check_length(&memory, bytes)?;
         let shadow = memory.shadow(&self.memory).map_err(host)?;
@@ -167,6 +168,21 @@ impl Guest {
     /// Hands the guest the next part of an export that has `schema`.
     pub fn import(&mut self, schema: u32, chunk: &[u8], last: bool) -> Result<(), Failure> {
         self.caller.import(schema, chunk, last)
+    }
+
+    /// Gives it other limits from the next call on. What it holds beyond them it keeps.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.caller.set_limits(limits);
+    }
+
+    /// Lets what it logs from now on be written.
+    pub fn set_log(&mut self, log: GuestLog) {
+        self.caller.set_log(log);
+    }
+
+    /// Whether the calls from now on are repeated, so that what they log was written before.
+    pub fn set_quiet(&mut self, quiet: bool) {
+        self.caller.set_quiet(quiet);
     }
 
     /// Size of its linear memory, in bytes. It never shrinks.
@@ -193,6 +209,11 @@ impl Fork {
         check_length(&memory, bytes)?;
         let shadow = memory.shadow_image(image).map_err(host)?;
         Ok(Self { caller, shadow, memory_bytes: bytes })
+    }
+
+    /// Lets what it logs from now on be written.
+    pub fn set_log(&mut self, log: GuestLog) {
+        self.caller.set_log(log);
     }
 
     /// Whether it still shows the original as it is. Memory that grew, here or there, does not
@@ -235,9 +256,14 @@ fn start(
     memory_bytes: Option<usize>,
 ) -> Result<(Caller, Memory), Failure> {
     let manifest = module.manifest();
-    let room = Room::new(&manifest.name, limits);
+    // What a copy holds may be more than its machine was limited to since.
+    let at_start = if memory_bytes.is_some() { Limits::largest() } else { limits };
+    let room = Room::new(&manifest.name, at_start);
     let schema = manifest.schema_version;
-    Caller::start(engine.inner(), module.prepared(), room, schema, memory_bytes)
+    let started = Caller::start(engine.inner(), module.prepared(), room, schema, memory_bytes);
+    let (mut caller, memory) = started?;
+    caller.set_limits(limits);
+    Ok((caller, memory))
 }
 
 /// An instance may be longer than its original from the start, if the image is of another module.

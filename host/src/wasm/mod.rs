@@ -15,6 +15,7 @@ mod cache;
 mod caller;
 mod engine;
 mod guest;
+mod guest_log;
 mod limits;
 mod memory;
 #[cfg(test)]
@@ -24,5 +25,6 @@ pub use admission::{Error, Place, Shape};
 pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};
-pub use limits::{Limits, THREAD_STACK_BYTES};
+pub use guest_log::GuestLog;
+pub use limits::{InvalidLimit, Limits, LimitsChange, THREAD_STACK_BYTES};
 pub use memory::{Image, PAGE_BYTES};

@@ -204,9 +204,9 @@ fn an_export_can_be_stopped() {
 
 fn hostile() -> Guest {
     let limits = Limits {
-        fuel_per_call: 200_000_000,
+        fuel_per_command: 200_000_000,
         memory_bytes_max: 64 << 20,
-        replies_bytes_max: 32 << 20,
+        reply_bytes_max: 128 << 10,
         ..Limits::default()
     };
     Guest::instantiate_with(&ENGINE, &HOSTILE, limits).unwrap()
@@ -224,7 +224,7 @@ fn every_failure_of_a_guest_is_a_value() {
         ("recurse in memory", trapped("wasm trap: out of bounds memory access")),
         ("recurse", trapped("wasm trap: call stack exhausted")),
         ("spin", Failure::OutOfFuel),
-        ("long reply", Failure::TooLarge { length: (1 << 20) + 1, limit: 1 << 20 }),
+        ("long reply", Failure::TooLarge { length: (1 << 20) + 1, limit: 128 << 10 }),
         ("flood", Failure::TooLarge { length: (32 << 20) + 1, limit: 32 << 20 }),
         ("no replies", malformed("0 replies to 1 requests")),
         ("end too far", malformed("the last reply ends at 4 of 3 bytes")),
@@ -274,6 +274,77 @@ fn memory_ends_at_its_limit() {
     });
 }
 
+/// Limits change between two calls: fuel of commands and queries apart, replies, and memory, of
+/// which a guest keeps what it has and gets no more; and they can be raised again.
+#[test]
+fn limits_change_between_calls() {
+    on_guest_thread(|| {
+        let mut guest = hostile();
+        assert_eq!(apply(&mut guest, &["eat memory"]).unwrap().len(), 1);
+        let held = guest.memory_bytes();
+        let before = Limits { memory_bytes_max: 64 << 20, ..Limits::default() };
+        guest.set_limits(Limits { memory_bytes_max: 1 << 20, reply_bytes_max: 4, ..before });
+        assert_eq!(guest.memory_bytes(), held);
+        let refused = u32::MAX.to_string();
+        let too_large = Failure::TooLarge { length: 10, limit: 4 };
+        assert_eq!(apply(&mut guest, &["grow too far"]).unwrap_err(), too_large);
+        assert_eq!(guest.memory_bytes(), held, "it gets no more");
+        guest.set_limits(before);
+        assert_eq!(apply(&mut guest, &["grow too far"]).unwrap(), [refused]);
+        assert_eq!(guest.memory_bytes(), held + (64 << 10), "it gets more again");
+
+        let spin = Requests::of(&["spin"]);
+        let fuel = |guest: &mut Guest, command: u64, query: u64| {
+            guest.set_limits(Limits { fuel_per_command: command, fuel_per_query: query, ..before });
+        };
+        for (command, query) in [(3_000_000, 9_000_000), (9_000_000, 3_000_000)] {
+            let mut guest = hostile();
+            fuel(&mut guest, command, query);
+            assert_eq!(apply(&mut guest, &["hello"]).unwrap(), ["hello"]);
+            assert!((command - 100_000..command).contains(&guest.fuel_left()));
+            let mut fork = guest.fork(&ENGINE, &HOSTILE).unwrap();
+            fork.query(&CONTEXT, Requests::of(&["hello"]).batch()).unwrap();
+            assert!((query - 100_000..query).contains(&fork.fuel_left()));
+            assert_eq!(fork.query(&CONTEXT, spin.batch()).unwrap_err(), Failure::OutOfFuel);
+        }
+    });
+}
+
+/// Each limit has bounds, which the refusal names; at them, and by default, it is none.
+#[test]
+fn limits_are_bounded() {
+    type Set = fn(&mut LimitsChange, u64);
+    let rows: [(&str, u64, u64, Set); 7] = [
+        ("fuel_per_command", 1_000_000, 100_000_000_000, |c, v| c.fuel_per_command = Some(v)),
+        ("fuel_per_query", 1_000_000, 100_000_000_000, |c, v| c.fuel_per_query = Some(v)),
+        ("fuel_per_export_step", 1_000_000_000, 100_000_000_000, |c, v| {
+            c.fuel_per_export_step = Some(v);
+        }),
+        ("memory_bytes_max", 65_536, 4_294_901_760, |c, v| c.memory_bytes_max = Some(v)),
+        ("table_elements_max", 0, 1_000_000, |c, v| c.table_elements_max = Some(v)),
+        ("reply_bytes_max", 1, 1_048_576, |c, v| c.reply_bytes_max = Some(v)),
+        ("export_bytes_max", 262_144, 17_179_869_184, |c, v| c.export_bytes_max = Some(v)),
+    ];
+    assert_eq!(Limits::default().check(), Ok(()));
+    assert_eq!(Limits::largest().check(), Ok(()));
+    for (name, min, max, set) in rows {
+        let changed = |value: u64| {
+            let mut change = LimitsChange::default();
+            set(&mut change, value);
+            let text = format!("{:?}", Limits::default().with(&change));
+            assert!(text.contains(&format!("{name}: {value}")), "{text}");
+            change.check()
+        };
+        assert_eq!((changed(min), changed(max)), (Ok(()), Ok(())), "{name}");
+        for value in [min.wrapping_sub(1), max + 1, u64::MAX] {
+            assert_eq!(changed(value), Err(InvalidLimit { name, value, min, max }));
+        }
+    }
+    let refusal = LimitsChange { reply_bytes_max: Some(0), ..LimitsChange::default() }.check();
+    let text = "reply_bytes_max must be 1 to 1048576, and 0 is not";
+    assert_eq!(refusal.unwrap_err().to_string(), text);
+}
+
 /// What the system refuses, while the limit allows it, is the host's failure, and the guest does
 /// not go on with it.
 #[test]
@@ -293,7 +364,40 @@ fn memory_that_the_system_refuses_is_the_hosts_failure() {
 fn a_chatterer_is_answered() {
     on_guest_thread(|| {
         let mut guest = Guest::instantiate(&ENGINE, &HOSTILE).unwrap();
+        guest.set_log(GuestLog::new("m"));
         assert_eq!(apply(&mut guest, &["chatter"]).unwrap(), ["heard"]);
+    });
+}
+
+/// What a guest said before it trapped is in the text of the trap: its last error among its first
+/// 16 lines, harmless, and the same whether anybody hears it, it is a replay, or it is one line of
+/// too many; also where it is not text.
+#[test]
+fn last_words_depend_on_the_guest_alone() {
+    let said = |words: &str| {
+        let trap = "wasm trap: wasm `unreachable` instruction executed";
+        Failure::Trapped(format!("{trap}; it said: {words}"))
+    };
+    on_guest_thread(move || {
+        let rows = [
+            ("last words", said(r"line 15\n\u{1b}[2J forged")),
+            ("last words that are no text", said("(a line that is not text)")),
+        ];
+        let log = GuestLog::new("m");
+        let check = |round: u32| {
+            for (command, expected) in &rows {
+                let mut guest = hostile();
+                if round.is_multiple_of(2) {
+                    guest.set_log(log.clone());
+                }
+                guest.set_quiet(round.is_multiple_of(3));
+                assert_eq!(apply(&mut guest, &[command]).unwrap_err(), *expected, "{command}");
+            }
+        };
+        // Six rounds are over the rate, where somebody listens.
+        let listener = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
+        tracing::subscriber::with_default(listener, || (0..20).for_each(check));
+        check(0);
     });
 }
 

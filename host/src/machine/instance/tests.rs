@@ -15,7 +15,7 @@ const POISON: [&str; 6] = [
 
 fn blueprint() -> Blueprint {
     let module = ENGINE.compile(&component("hostile")).unwrap();
-    let limits = Limits { fuel_per_call: 5_000_000, ..Limits::default() };
+    let limits = Limits { fuel_per_command: 5_000_000, ..Limits::default() };
     Blueprint { engine: ENGINE.clone(), module, limits }
 }
 

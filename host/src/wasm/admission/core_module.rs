@@ -86,7 +86,7 @@ impl CoreModule {
                 check_count("functions", counts.functions, limits::MODULE_FUNCTIONS_MAX)
             }
             Payload::TableSection(section) => section.clone().into_iter().try_for_each(|table| {
-                counts.add_table(&table?.ty, limits.table_elements_max as u64)
+                counts.add_table(&table?.ty, limits.table_elements_max)
             }),
             Payload::MemorySection(section) => section
                 .clone()
@@ -180,7 +180,7 @@ impl CoreModule {
 }
 
 impl Counts {
-    fn add_memory(&mut self, memory: &MemoryType, bytes_max: usize) -> Result<(), Error> {
+    fn add_memory(&mut self, memory: &MemoryType, bytes_max: u64) -> Result<(), Error> {
         self.memories += 1;
         if memory.shared {
             return Err(Error::MemoryKind("shared"));
@@ -193,7 +193,7 @@ impl Counts {
         }
         let bytes = memory.initial.saturating_mul(64 << 10);
         self.memory_bytes = bytes;
-        if usize::try_from(bytes).is_ok_and(|bytes| bytes <= bytes_max) {
+        if bytes <= bytes_max {
             return Ok(());
         }
         Err(Error::MemorySize { bytes, limit: bytes_max })

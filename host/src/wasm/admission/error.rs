@@ -95,7 +95,7 @@ pub enum Error {
         /// What it starts with, in bytes.
         bytes: u64,
         /// The limit, in bytes.
-        limit: usize,
+        limit: u64,
     },
     /// A mutable global that code outside of its module could write, or a second that is written.
     #[error("core module {module} {what}, and a guest's state is its memory alone")]

@@ -120,8 +120,8 @@ fn memories_are_checked() {
     assert_eq!(with("(core module (memory i64 1))"), kind("64-bit"));
     assert_eq!(with("(core module (memory 1 (pagesize 1)))"), kind("of another page size"));
     assert_eq!(
-        with("(core module (memory 32769))"),
-        "the component starts with 2147549184 bytes of memory, and the limit is 2147483648"
+        with("(core module (memory 65536))"),
+        "the component starts with 4294967296 bytes of memory, and the limit is 4294901760"
     );
 }
 

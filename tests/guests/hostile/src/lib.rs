@@ -125,6 +125,9 @@ fn misbehave(request: &[u8]) -> Option<wit::Replies> {
         b"eat memory" => eat_memory(),
         b"grow too far" => one_reply(grow_too_far().to_string().into_bytes()),
         b"chatter" => chatter(),
+        b"log" => speak(),
+        b"last words" => last_words(),
+        b"last words that are no text" => speak_no_text(),
         b"remember and trap" => {
             remember(request);
             trap()
@@ -199,8 +202,39 @@ fn grow_too_far() -> usize {
     usize::MAX
 }
 
+/// Says a line at each level, and one that would be several.
+fn speak() -> wit::Replies {
+    log(Level::Error, "an error");
+    log(Level::Warn, "a warning");
+    log(Level::Info, "news");
+    log(Level::Debug, "a detail");
+    log(Level::Info, FORGED);
+    one_reply(b"said".to_vec())
+}
+
+/// A line that would end, and go on as one of the host's, on a terminal in red.
+const FORGED: &str = "done\n2026-01-01T00:00:00.000000Z ERROR lockstep_host::node: \
+                      forged machine=kv\r\x1b[31m\u{9b}31m\u{202e}";
+
+/// Says 20 lines of errors, and traps.
+fn last_words() -> wit::Replies {
+    for number in 0..20 {
+        log(Level::Error, &format!("line {number}\n\x1b[2J forged"));
+    }
+    trap()
+}
+
+/// Says what is not UTF-8, and traps.
+fn speak_no_text() -> wit::Replies {
+    #[expect(unsafe_code, reason = "the SDK takes text alone, and this is to be none")]
+    // SAFETY: it is handed to the host as bytes, and nothing here reads it as text.
+    let no_text = unsafe { std::str::from_utf8_unchecked(black_box(b"\xff\xfe")) };
+    log(Level::Error, no_text);
+    trap()
+}
+
 fn chatter() -> wit::Replies {
-    for _ in 0..100_000 {
+    for _ in 0..10_000 {
         log(Level::Info, &"x".repeat(10_000));
     }
     one_reply(b"heard".to_vec())
