@@ -21,6 +21,7 @@ use crate::raft::checkpoints::CheckpointTask;
 use crate::raft::log_store::LogStore;
 use crate::raft::modules::ModuleTask;
 use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::parking::ParkingTask;
 use crate::raft::proposer::Proposer;
 use crate::raft::reader::Reader;
 use crate::raft::recovery::watch_recovery;
@@ -271,7 +272,8 @@ impl Wiring {
             progress_sender,
         )
         .await?;
-        let raft_config = Arc::new(raft_config(&config.file).validate()?);
+        let parked = environment.directory.view().parked.is_some();
+        let raft_config = Arc::new(raft_config(&config.file, parked).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
         // Nobody is served before openraft says what it found on disk: until then it shows an
         // empty log and no membership.
@@ -319,7 +321,7 @@ impl Wiring {
         let modules = ModuleTask {
             node: self.local.node_id(),
             raft: raft.clone(),
-            network: self.network,
+            network: self.network.clone(),
             environment: self.environment.clone(),
             staged: self.staged,
         };
@@ -329,6 +331,7 @@ impl Wiring {
             Arc::clone(&self.local),
             self.incoming,
             Arc::clone(&space),
+            Arc::clone(&directory),
         ));
         let (recovered_sender, recovered) = watch::channel(false);
         let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
@@ -337,7 +340,8 @@ impl Wiring {
             local: self.local,
             member: self.member,
             raft: raft.clone(),
-            directory,
+            network: self.network,
+            directory: Arc::clone(&directory),
             environment: self.environment,
             proposer,
             reader,
@@ -349,6 +353,7 @@ impl Wiring {
         tasks.spawn(finishes(checkpoints.run()));
         tasks.spawn(finishes(recovery));
         tasks.spawn(finishes(modules.run()));
+        tasks.spawn(finishes(ParkingTask::new(replica.clone()).run()));
         tasks.spawn(finishes(async move { space.run().await }));
         tasks.spawn(serve_peers(peers, handler, stopped.clone()));
         let options = Options {
@@ -405,8 +410,8 @@ async fn serve_peers(
 
 /// How openraft runs here: snapshots and purges are ours alone (`raft::checkpoints`), pre-vote
 /// keeps a node that was cut off from disturbing the leader, and a restarted leader is elected
-/// again rather than trusted.
-fn raft_config(config: &FileConfig) -> openraft::Config {
+/// again rather than trusted. A node that starts parked stands in no election.
+fn raft_config(config: &FileConfig, parked: bool) -> openraft::Config {
     openraft::Config {
         cluster_name: "lockstep".to_owned(),
         election_timeout_min: config.election_timeout_ms_min,
@@ -414,6 +419,7 @@ fn raft_config(config: &FileConfig) -> openraft::Config {
         heartbeat_interval: config.heartbeat_interval_ms,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
+        enable_elect: !parked,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         ..openraft::Config::default()

@@ -6,6 +6,7 @@
 //! - [`link`]: the way from one node to another, which can be cut and healed.
 //! - [`load`]: writers that know what they were promised, and check that it was kept.
 //! - [`kv`]: commands and replies of the reference guest.
+//! - [`peer`]: entries that no client can propose.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
 //! - [`disk`]: a disk of a node's own, whose power can be cut.
@@ -25,6 +26,7 @@ pub mod kv;
 pub mod link;
 pub mod load;
 pub mod node;
+pub mod peer;
 pub mod ports;
 pub mod program;
 pub mod seed;

@@ -14,6 +14,7 @@ mod guest_logs;
 mod limits;
 mod machine_limits;
 mod membership;
+mod parking;
 mod power;
 mod reads;
 mod refusals;

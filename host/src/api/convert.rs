@@ -72,6 +72,7 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         nodes: status.nodes.into_iter().map(node).collect(),
         machines: status.machines.into_iter().map(machine).collect(),
         alarms: status.alarms,
+        parked: status.parked.unwrap_or_default(),
     }
 }
 

@@ -163,6 +163,7 @@ pub(super) mod tests {
             purged: none,
             nodes: vec![node(1, true, member(7401, 1)), node(2, false, member(7402, 2))],
             machines: Vec::new(),
+            parked: None,
             alarms: Vec::new(),
         }
     }

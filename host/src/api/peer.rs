@@ -46,7 +46,7 @@ fn status(rejected: Rejected) -> Status {
         Rejected::DiskFull => Status::resource_exhausted(message),
         Rejected::Superseded => Status::cancelled(message),
         Rejected::Failed(_) => Status::internal(message),
-        Rejected::Stopped(_) => Status::unavailable(message),
+        Rejected::Parked(_) | Rejected::Stopped(_) => Status::unavailable(message),
     }
 }
 
@@ -99,6 +99,14 @@ impl<SM: Machine> Peer for PeerService<SM> {
         request: Request<Streaming<peer::InstallSnapshotRequest>>,
     ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
         let reply = self.0.install_snapshot(request.into_inner()).await;
+        reply.map(Response::new).map_err(status)
+    }
+
+    async fn standing(
+        &self,
+        request: Request<peer::StandingRequest>,
+    ) -> Result<Response<peer::StandingReply>, Status> {
+        let reply = self.0.standing(request.into_inner()).await;
         reply.map(Response::new).map_err(status)
     }
 

@@ -46,6 +46,7 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "purged_index": status.purged_index,
         "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "machines": machines_json(&status.machines),
+        "parked": Some(&status.parked).filter(|why| !why.is_empty()),
         "alarms": status.alarms,
     })
 }

@@ -2,8 +2,10 @@
 //! handles for queries, and how far the machine has come. Written by the apply path alone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+
+use tokio::sync::watch;
 
 use super::guest_thread::GuestHandle;
 use super::tables::ModuleRecord;
@@ -45,7 +47,7 @@ pub struct View {
 /// The shared window onto the machines.
 #[derive(Debug, Default)]
 pub struct Directory {
-    view: RwLock<Arc<View>>,
+    view: watch::Sender<Arc<View>>,
     applied: AtomicU64,
     time_ms: AtomicU64,
 }
@@ -53,7 +55,12 @@ pub struct Directory {
 impl Directory {
     /// The picture as of the last change.
     pub fn view(&self) -> Arc<View> {
-        Arc::clone(&self.view.read().expect("no writer panics while it holds the lock"))
+        Arc::clone(&self.view.borrow())
+    }
+
+    /// The picture, and a way to wait for the next change.
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.view.subscribe()
     }
 
     /// Last index whose effects queries see.
@@ -68,7 +75,7 @@ impl Directory {
 
     /// Replaces the picture.
     pub(super) fn publish(&self, view: View) {
-        *self.view.write().expect("no writer panics while it holds the lock") = Arc::new(view);
+        self.view.send_replace(Arc::new(view));
     }
 
     /// Notes that an entry has been applied.

@@ -56,6 +56,8 @@ pub struct Machines {
     pub(super) running: BTreeMap<MachineId, Running>,
     live: bool,
     replayed_up_to: LogIndex,
+    /// Why this node applies nothing, if so.
+    node_parked: Option<String>,
 }
 
 impl Machines {
@@ -68,6 +70,7 @@ impl Machines {
             running: BTreeMap::new(),
             live: false,
             replayed_up_to: 0,
+            node_parked: None,
         }
     }
 
@@ -127,7 +130,7 @@ impl Machines {
 
     /// Notes that an entry without a proposal (blank, membership) has been applied.
     pub fn advance(&self, index: LogIndex) {
-        if self.live {
+        if self.live && self.node_parked.is_none() {
             self.environment.directory.advance(index, self.tables.time_ms);
         }
     }
@@ -139,11 +142,14 @@ impl Machines {
     }
 
     /// Shows that this node applies nothing from now on, and why.
-    pub fn park_node(&self, reason: &str) {
-        let mut view = self.view();
-        view.parked = Some(reason.to_owned());
-        view.machines.values_mut().for_each(|machine| machine.guest = None);
-        self.environment.directory.publish(view);
+    pub fn park_node(&mut self, reason: String) {
+        self.node_parked = Some(reason);
+        self.publish();
+    }
+
+    /// Why this node applies nothing, if so.
+    pub fn node_parked(&self) -> Option<&str> {
+        self.node_parked.as_deref()
     }
 
     async fn apply_batches(
@@ -306,6 +312,7 @@ impl Machines {
     }
 
     fn view(&self) -> View {
+        let applies = self.node_parked.is_none();
         let machines = self.tables.machines.iter().map(|(id, record)| {
             let running = self.running.get(id);
             let published = Published {
@@ -315,7 +322,7 @@ impl Machines {
                 manifest: running.map(|running| running.manifest.clone()),
                 limits: record.limits,
                 active_limits: running.map(|running| running.limits),
-                guest: running.map(|running| running.guest.clone()),
+                guest: running.filter(|_| applies).map(|running| running.guest.clone()),
             };
             (record.name.clone(), published)
         });
@@ -323,7 +330,7 @@ impl Machines {
             machines: machines.collect(),
             modules: self.tables.modules.clone(),
             retired_nodes: self.tables.retired_nodes.clone(),
-            parked: None,
+            parked: self.node_parked.clone(),
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::types::{ClusterId, LogIndex, Member, Membership, NodeId};
 const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
 /// A voter that answered within this time is taken to be there.
 const HEARD_LATELY: Duration = Duration::from_millis(500);
+/// A voter that shall lead says that it could within this time.
+const SUCCESSOR_ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 /// A committed membership shows in the metrics within this time.
 const MEMBERSHIP_SEEN_WITHIN: Duration = Duration::from_secs(1);
 /// A learner this close to the leader's log is caught up, in entries.
@@ -170,16 +172,23 @@ impl Replica {
     /// Hands leadership to `to`, or to the most caught up voter; returns the new leader.
     pub async fn transfer(&self, to: Option<NodeId>, deadline: Instant) -> Result<NodeId, Error> {
         self.check_leader()?;
+        self.hand_over(to, deadline).await
+    }
+
+    /// `transfer`, also for a leader that is parked.
+    pub(super) async fn hand_over(
+        &self,
+        to: Option<NodeId>,
+        deadline: Instant,
+    ) -> Result<NodeId, Error> {
         let this = self.shared.local.node_id();
-        let target = match to {
-            Some(node) => self.check_voter(node)?,
-            None => self.most_caught_up().ok_or_else(|| {
-                Error::Refused("there is no other voter to hand leadership to".to_owned())
-            })?,
-        };
-        if target == this {
+        if to == Some(this) {
             return Ok(this);
         }
+        let target = match to {
+            Some(node) => self.check_successor(self.check_voter(node)?).await?,
+            None => self.choose_successor().await?,
+        };
         let transfer = self.shared.raft.trigger().transfer_leader(target).await;
         transfer.map_err(|fatal| Error::Stopped(fatal.to_string()))?;
         let mut metrics = self.shared.raft.metrics();
@@ -211,13 +220,39 @@ impl Replica {
         }
     }
 
-    /// The other voter whose log reaches farthest, of those heard from lately if there are any.
-    fn most_caught_up(&self) -> Option<NodeId> {
+    /// The first of the other voters that could lead.
+    async fn choose_successor(&self) -> Result<NodeId, Error> {
+        let mut reason = "there is no other voter to hand leadership to".to_owned();
+        for node in self.by_progress() {
+            match self.check_successor(node).await {
+                Ok(node) => return Ok(node),
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        Err(Error::Refused(reason))
+    }
+
+    /// Refuses a node that does not answer or says that it must not lead: openraft's leader
+    /// proposes nothing more once it has begun to hand over, whatever comes of it.
+    async fn check_successor(&self, node: NodeId) -> Result<NodeId, Error> {
+        let membership = self.membership();
+        let member = membership.members.get(&node).expect("a voter is a member");
+        let network = &self.shared.network;
+        match network.could_lead(node, member, SUCCESSOR_ANSWERS_WITHIN).await {
+            Ok(()) => Ok(node),
+            Err(reason) => Err(Error::Refused(format!("node {node} cannot lead: {reason}"))),
+        }
+    }
+
+    /// The other voters: those heard from lately first, then by how far their logs reach.
+    fn by_progress(&self) -> Vec<NodeId> {
         let this = self.shared.local.node_id();
         let metrics = self.shared.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let replication = metrics.replication.as_ref()?;
-        let heartbeat = metrics.heartbeat.as_ref()?;
+        let (Some(replication), Some(heartbeat)) = (&metrics.replication, &metrics.heartbeat)
+        else {
+            return Vec::new();
+        };
         let lately = |voter: &NodeId| {
             let heard = heartbeat.get(voter).copied().flatten();
             heard.is_some_and(|heard| heard.elapsed() < HEARD_LATELY)
@@ -225,7 +260,9 @@ impl Replica {
         let matched =
             |voter: &NodeId| replication.get(voter).copied().flatten().map(|id| id.index());
         let voters = metrics.membership_config.membership().voter_ids();
-        voters.filter(|voter| *voter != this).max_by_key(|voter| (lately(voter), matched(voter)))
+        let mut voters: Vec<NodeId> = voters.filter(|voter| *voter != this).collect();
+        voters.sort_by_key(|voter| std::cmp::Reverse((lately(voter), matched(voter))));
+        voters
     }
 }
 

@@ -9,6 +9,7 @@ mod machine_admin;
 pub mod membership;
 pub mod modules;
 pub mod network;
+pub mod parking;
 pub mod proposer;
 pub mod reader;
 pub mod recovery;

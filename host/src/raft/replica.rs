@@ -12,7 +12,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::watch;
 
 use super::error::Error;
-use super::network::Local;
+use super::network::{Local, Network};
 use super::proposer::{Pending, Proposer};
 use super::reader::{Reader, query_stale};
 use super::snapshots::SharedSnapshots;
@@ -36,6 +36,8 @@ pub struct Shared {
     pub member: Member,
     /// openraft.
     pub raft: Raft,
+    /// The way to the other nodes.
+    pub network: Network,
     /// The machines as applied.
     pub directory: Arc<Directory>,
     /// The sandbox, to check modules before they are staged.
@@ -176,18 +178,21 @@ impl Replica {
         if self.shared.local.cluster().is_none() {
             return Err(Error::Uninitialized);
         }
-        if let Some(reason) = &self.shared.directory.view().parked {
-            return Err(Error::Parked(reason.clone()));
-        }
+        // A parked node still knows who leads.
+        let check_parked = || match &self.shared.directory.view().parked {
+            Some(reason) => Err(Error::Parked(reason.clone())),
+            None => Ok(()),
+        };
         match metrics.current_leader {
             Some(leader) if leader == self.shared.local.node_id() => {
+                check_parked()?;
                 if status::is_cut_off(&metrics) { Err(Error::NoLeader) } else { Ok(()) }
             }
             Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
                 Some(member) => Err(Error::NotLeader { leader: (leader, member.clone()) }),
                 None => Err(Error::NoLeader),
             },
-            None => Err(Error::NoLeader),
+            None => check_parked().and(Err(Error::NoLeader)),
         }
     }
 }

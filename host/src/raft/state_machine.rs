@@ -54,7 +54,6 @@ pub struct StateMachine {
     snapshots: SharedSnapshots,
     progress: watch::Sender<Progress>,
     writing: Option<JoinHandle<Result<(), HostFailure>>>,
-    parked: Option<String>,
 }
 
 impl StateMachine {
@@ -77,7 +76,6 @@ impl StateMachine {
             snapshots,
             progress,
             writing: None,
-            parked: None,
         };
         state_machine.stand_at(&meta);
         Ok(state_machine)
@@ -103,9 +101,7 @@ impl StateMachine {
                 (self.apply_bytes(&log_id, bytes).await?, bytes.len())
             }
             EntryPayload::Membership(membership) => {
-                let now = membership_from_raft(membership);
-                self.machines.change_membership(&self.membership, &now);
-                self.membership = now;
+                self.change_membership(membership_from_raft(membership));
                 self.stored_membership =
                     RaftStoredMembership::new(Some(log_id), membership.clone());
                 (Response::Nothing, 0)
@@ -122,8 +118,8 @@ impl StateMachine {
         log_id: &RaftLogId,
         bytes: &bytes::Bytes,
     ) -> Result<Response, HostFailure> {
-        if let Some(reason) = &self.parked {
-            return Ok(Response::NodeParked(reason.clone()));
+        if let Some(reason) = self.machines.node_parked() {
+            return Ok(Response::NodeParked(reason.to_owned()));
         }
         let index = log_id.index();
         let proposal = match Proposal::decode(bytes) {
@@ -144,11 +140,17 @@ impl StateMachine {
         applied
     }
 
-    /// From here on this node keeps the log and applies nothing.
+    fn change_membership(&mut self, now: Membership) {
+        if self.machines.node_parked().is_none() {
+            self.machines.change_membership(&self.membership, &now);
+        }
+        self.membership = now;
+    }
+
+    /// From here on this node keeps the log and applies nothing. `ParkingTask` does the rest.
     fn park(&mut self, reason: String) -> Response {
         tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
-        self.machines.park_node(&reason);
-        self.parked = Some(reason.clone());
+        self.machines.park_node(reason.clone());
         Response::NodeParked(reason)
     }
 
@@ -272,7 +274,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let machines =
             restore(self.environment.clone(), &snapshot).await.map_err(io::Error::other)?;
         self.machines = machines;
-        self.parked = None;
         self.stand_at(meta);
         self.snapshots.adopt(&snapshot).map_err(crate::storage::Error::into_io)
     }

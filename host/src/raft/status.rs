@@ -105,6 +105,8 @@ pub struct Status {
     pub nodes: Vec<NodeStatus>,
     /// The machines, by name.
     pub machines: Vec<MachineStatus>,
+    /// Why this node applies nothing, if so.
+    pub parked: Option<String>,
     /// What an operator should look at, a sentence each.
     pub alarms: Vec<String>,
 }
@@ -125,12 +127,21 @@ pub(super) fn of(shared: &Shared) -> Status {
         leader: metrics.current_leader,
         last_log: metrics.last_log_index,
         committed: index(&metrics.local_committed),
-        applied: index(&metrics.last_applied),
+        applied: applied(shared, &metrics),
         snapshot: shared.snapshots.newest_index(),
         purged: index(&metrics.purged),
         nodes: nodes(&metrics),
         machines: machines(shared),
+        parked: shared.directory.view().parked.clone(),
         alarms: alarms(shared, &metrics),
+    }
+}
+
+/// What the machines have applied. openraft counts entries that a parked node only passes over.
+fn applied(shared: &Shared, metrics: &Metrics) -> Option<LogIndex> {
+    match shared.directory.view().parked {
+        Some(_) => Some(shared.directory.applied()),
+        None => metrics.last_applied.as_ref().map(RaftLogId::index),
     }
 }
 

@@ -87,6 +87,30 @@ impl Network {
         }
     }
 
+    /// Asks whether a node could lead.
+    ///
+    /// # Errors
+    /// `Parked` says why it must not; any other, why it did not say.
+    pub async fn could_lead(
+        &self,
+        node: NodeId,
+        member: &Member,
+        timeout: Duration,
+    ) -> Result<(), Rejected> {
+        let peer = self.peer(node, member);
+        let hello = peer.hello().ok_or_else(|| Rejected::Failed(peer.no_cluster()))?;
+        let mut control = self.link(node, member, Lane::Control).map_err(Rejected::Failed)?;
+        let asked = control.standing(peer::StandingRequest { hello: Some(hello) });
+        match tokio::time::timeout(timeout, asked).await {
+            Ok(Ok(reply)) => match reply.into_inner().parked {
+                none if none.is_empty() => Ok(()),
+                reason => Err(Rejected::Parked(reason)),
+            },
+            Ok(Err(status)) => Err(Rejected::Failed(describe(&status))),
+            Err(_) => Err(Rejected::Failed("it did not answer in time".to_owned())),
+        }
+    }
+
     fn peer(&self, target: NodeId, member: &Member) -> Arc<Peer> {
         Arc::new(Peer { local: self.local.clone(), target, member: member.clone() })
     }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::hello::Local;
 use super::receive_snapshot::Inbox;
 use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
+use crate::machine::Directory;
 use crate::raft::convert::vote_from_raft;
 use crate::raft::space::Space;
 use crate::raft::type_config::{EntryBytes, RaftVote, TypeConfig};
@@ -42,20 +43,23 @@ pub struct PeerHandler<SM: Machine> {
     raft: Raft<TypeConfig, SM>,
     local: Arc<Local>,
     space: Arc<Space>,
+    directory: Arc<Directory>,
     inbox: Inbox,
     stopped: watch::Sender<bool>,
 }
 
 impl<SM: Machine> PeerHandler<SM> {
-    /// Answers for `raft`; snapshots of peers go to `snapshots`, as far as there is `space`.
+    /// Answers for `raft`; snapshots of peers go to `snapshots`, as far as there is `space`, and
+    /// `directory` says what is parked.
     pub fn new(
         raft: Raft<TypeConfig, SM>,
         local: Arc<Local>,
         snapshots: SnapshotDir,
         space: Arc<Space>,
+        directory: Arc<Directory>,
     ) -> Self {
         let inbox = Inbox::new(snapshots);
-        Self { raft, local, space, inbox, stopped: watch::Sender::new(false) }
+        Self { raft, local, space, directory, inbox, stopped: watch::Sender::new(false) }
     }
 
     /// Ends the streams that peers keep open, and refuses new ones, so that a server can drain.
@@ -127,9 +131,25 @@ impl<SM: Machine> PeerHandler<SM> {
         let from = self.admit(request.hello.as_ref()).await?;
         let transfer = codec::decode_transfer(&request.payload)?;
         check_sender(from, transfer.from_leader())?;
+        // Meant for another, it still frees this node to vote for that one at once.
+        if *transfer.to_node_id() == self.local.node_id()
+            && let Some(reason) = &self.directory.view().parked
+        {
+            return Err(Rejected::Parked(reason.clone()));
+        }
         let result = self.raft.handle_transfer_leader(transfer).await;
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
         Ok(peer::TransferLeaderReply { payload: codec::encode_transfer_result(&result) })
+    }
+
+    /// Whether this node could lead.
+    pub async fn standing(
+        &self,
+        request: peer::StandingRequest,
+    ) -> Result<peer::StandingReply, Rejected> {
+        self.admit(request.hello.as_ref()).await?;
+        let parked = self.directory.view().parked.clone().unwrap_or_default();
+        Ok(peer::StandingReply { parked })
     }
 
     /// Where a transfer of a snapshot must go on.

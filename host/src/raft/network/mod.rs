@@ -69,6 +69,9 @@ pub enum Rejected {
     /// The disk or the stream failed under the call; it may be tried again.
     #[error("{0}")]
     Failed(String),
+    /// This node applies nothing, and so must not lead; the text says why.
+    #[error("this node is parked: {0}")]
+    Parked(String),
     /// This node takes no more calls.
     #[error("this node has stopped: {0}")]
     Stopped(String),

@@ -93,7 +93,8 @@ impl Node {
         let raft =
             Raft::new(NodeId(node), config(), network.clone(), log, machine.clone()).await.unwrap();
         let space = Arc::new(Space::new(folder.path().to_owned(), 0).unwrap());
-        let handler = PeerHandler::new(raft.clone(), local.clone(), snapshots.clone(), space);
+        let handler =
+            PeerHandler::new(raft.clone(), local.clone(), snapshots.clone(), space, Arc::default());
         let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

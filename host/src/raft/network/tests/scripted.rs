@@ -115,6 +115,13 @@ impl Peer for Script {
         Err(Status::unimplemented("not in the script"))
     }
 
+    async fn standing(
+        &self,
+        _: Request<peer::StandingRequest>,
+    ) -> Result<Response<peer::StandingReply>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
     async fn propose(
         &self,
         _: Request<peer::ProposeRequest>,
