@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 
 use crate::client::{Client, Options};
 use crate::error::Error;
+use crate::fetch::FetchedSnapshot;
 use crate::routes::Route;
 
 /// Bytes of a module in one message of an upload.
@@ -142,6 +143,14 @@ impl Client {
     pub async fn status(&self) -> Result<v1::StatusReply, Error> {
         let message = v1::StatusRequest {};
         Ok(admin!(self, Route::Any, read: true, short, status(message)))
+    }
+
+    /// Begins to fetch the newest snapshot that the cluster agreed on from the first endpoint. All
+    /// of it must have come before the timeout of admin calls.
+    pub async fn fetch_snapshot(&self) -> Result<FetchedSnapshot, Error> {
+        let message = v1::FetchSnapshotRequest {};
+        let parts = admin!(self, Route::First, read: true, long, fetch_snapshot(message));
+        FetchedSnapshot::begin(parts).await
     }
 
     /// Makes the cluster take a checkpoint and waits until the leader's snapshot of it is on disk;

@@ -10,6 +10,7 @@
 mod admin;
 mod client;
 mod error;
+mod fetch;
 pub mod reason;
 pub mod resp;
 mod retry;
@@ -21,5 +22,6 @@ pub use client::{
     Answered, COMMAND_BYTES_MAX, Client, Consistency, Executed, FORWARDED_HEADER, Options,
 };
 pub use error::{Error, Outcome};
+pub use fetch::FetchedSnapshot;
 pub use lockstep_proto::v1;
 pub use stream::Stream;

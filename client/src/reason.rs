@@ -24,6 +24,8 @@ pub const ALREADY_INITIALIZED: &str = "ALREADY_INITIALIZED";
 pub const OVERLOADED: &str = "OVERLOADED";
 /// The disk is nearly full.
 pub const DISK_FULL: &str = "DISK_FULL";
+/// The voters' states differ and no majority agrees: writes have stopped.
+pub const HALTED: &str = "HALTED";
 /// The request is malformed, whatever the state.
 pub const BAD_REQUEST: &str = "BAD_REQUEST";
 /// The request carries a session, which this version does not have.

@@ -1,6 +1,8 @@
 //! The composition root: opens what is on disk, wires the modules, spawns every long-lived task,
 //! and drains them in the reverse order. The only module that sees all others.
 
+mod repair;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -18,14 +20,17 @@ use crate::config::{Config, FileConfig};
 use crate::machine::{CodeCache, CompiledModules, Directory, Environment, ModuleLibrary};
 use crate::raft::Raft;
 use crate::raft::checkpoints::CheckpointTask;
+use crate::raft::courier::Courier;
 use crate::raft::log_store::LogStore;
 use crate::raft::modules::ModuleTask;
 use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::parking::ParkingTask;
+use crate::raft::profile::ProfileTask;
 use crate::raft::proposer::Proposer;
 use crate::raft::reader::Reader;
 use crate::raft::recovery::watch_recovery;
 use crate::raft::replica::{Replica, Shared};
+use crate::raft::reports::ReportTask;
 use crate::raft::snapshots::Snapshots;
 use crate::raft::space::Space;
 use crate::raft::state_machine::{Progress, StateMachine};
@@ -35,6 +40,8 @@ use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{self, DataDir, Log, LogConfig};
 use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
 use crate::wasm::{self, Engine};
+
+pub use repair::{Repaired, repair};
 
 /// How long servers may take to finish what is under way once the node stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -243,31 +250,36 @@ impl Wiring {
         let (staged_sender, staged) = mpsc::unbounded_channel();
         let environment = Environment {
             cluster: Arc::clone(&cluster),
-            engine: engine.clone(),
+            profile: engine.profile().to_owned(),
+            engine,
             library: Arc::new(DiskLibrary(modules)),
             compiled: Arc::new(compiled),
             staged: staged_sender,
             directory: Arc::new(Directory::default()),
         };
+        let data_dir = Arc::new(data_dir);
+        let joining = Arc::clone(&data_dir);
         let adopt = move |id: ClusterId| {
-            data_dir.join_cluster(id).map_err(|error| error.to_string())?;
+            joining.join_cluster(id).map_err(|error| error.to_string())?;
             cluster.get_or_init(|| id);
             Ok(())
         };
-        let profile = engine.profile().to_owned();
+        let profile = environment.profile.clone();
         let (node, incarnation) = (identity.node_id, identity.incarnation);
         let local = Local::new(node, incarnation, profile, identity.cluster, Box::new(adopt));
         let network = Network::new(Arc::clone(&local), &config.file.peer_reach);
         let incoming = snapshots.clone();
-        let snapshots = Arc::new(Snapshots::new(snapshots));
         let found = log.state()?;
         let last_at_start = found.last.map(|last| last.index);
+        let purged_at_start = found.purged.map(|purged| purged.index);
+        let snapshots = Arc::new(Snapshots::new(snapshots, purged_at_start, last_at_start));
         let committed_at_start = found.committed.map(|committed| committed.index);
         let log = LogStore::new(log);
         let (progress_sender, progress) = watch::channel(Progress::default());
         let state_machine = StateMachine::open(
             environment.clone(),
             Arc::clone(&snapshots),
+            data_dir,
             committed_at_start,
             progress_sender,
         )
@@ -318,13 +330,20 @@ impl Wiring {
             self.progress,
             &config.file,
         );
-        let modules = ModuleTask {
-            node: self.local.node_id(),
-            raft: raft.clone(),
-            network: self.network.clone(),
-            environment: self.environment.clone(),
-            staged: self.staged,
+        let node = self.local.node_id();
+        let courier = Courier { node, raft: raft.clone(), network: self.network.clone() };
+        let reports = ReportTask {
+            courier: courier.clone(),
+            directory: Arc::clone(&directory),
+            snapshots: Arc::clone(&self.snapshots),
         };
+        let profile = ProfileTask {
+            raft: raft.clone(),
+            directory: Arc::clone(&directory),
+            profile: self.environment.profile.clone(),
+        };
+        let modules =
+            ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
         let space = Arc::clone(&self.space);
         let handler = Arc::new(PeerHandler::new(
             raft.clone(),
@@ -353,6 +372,8 @@ impl Wiring {
         tasks.spawn(finishes(checkpoints.run()));
         tasks.spawn(finishes(recovery));
         tasks.spawn(finishes(modules.run()));
+        tasks.spawn(finishes(reports.run()));
+        tasks.spawn(finishes(profile.run()));
         tasks.spawn(finishes(ParkingTask::new(replica.clone()).run()));
         tasks.spawn(finishes(async move { space.run().await }));
         tasks.spawn(serve_peers(peers, handler, stopped.clone()));

@@ -62,6 +62,11 @@ pub struct Incarnation(pub [u8; 16]);
 #[serde(transparent)]
 pub struct ModuleDigest(pub [u8; 32]);
 
+/// Digest of all replicated state at a log index: equal on all nodes, or they have diverged.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StateDigest(pub [u8; 32]);
+
 /// Writes the bytes as lower-case hexadecimal.
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -93,6 +98,7 @@ macro_rules! hex_id {
 hex_id!(ClusterId);
 hex_id!(Incarnation);
 hex_id!(ModuleDigest);
+hex_id!(StateDigest);
 
 /// Identity of a log entry: the leader that proposed it and its place (Raft paper, section 5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

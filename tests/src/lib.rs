@@ -12,6 +12,7 @@
 //! - [`disk`]: a disk of a node's own, whose power can be cut.
 //! - [`faults`]: writes and syncs of a running node that fail, or take their time.
 //! - [`folder`]: where all of this lies, and when it goes.
+//! - [`diverge`]: a node with a state of its own.
 //! - [`wait`]: the one way to wait: for a condition, with a deadline.
 //! - [`ports`], [`seed`]: what runs of tests must not share, and what a replay needs.
 //!
@@ -19,6 +20,7 @@
 
 pub mod cluster;
 pub mod disk;
+pub mod diverge;
 pub mod faults;
 pub mod files;
 pub mod folder;

@@ -9,6 +9,7 @@ mod damage;
 mod deploy;
 mod dev;
 mod disk_faults;
+mod divergence;
 mod full_follower;
 mod guest_logs;
 mod limits;

@@ -4,11 +4,14 @@
 //! this node.
 
 use std::future::Future;
+use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _, stream};
 use lockstep_client::Client as LeaderClient;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_server::Admin;
+use lockstep_proto::v1::fetch_snapshot_reply;
 use lockstep_proto::v1::upload_module_request::{Header, Part};
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
@@ -25,6 +28,9 @@ type Reply<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Admin for Services {
+    type FetchSnapshotStream =
+        Pin<Box<dyn Stream<Item = Result<v1::FetchSnapshotReply, Status>> + Send>>;
+
     async fn upload_module(
         &self,
         request: Request<Streaming<v1::UploadModuleRequest>>,
@@ -176,6 +182,24 @@ impl Admin for Services {
         let forward = async |leader: LeaderClient| leader.snapshot().await;
         let index = self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::SnapshotReply { index }))
+    }
+
+    async fn fetch_snapshot(
+        &self,
+        _: Request<v1::FetchSnapshotRequest>,
+    ) -> Reply<Self::FetchSnapshotStream> {
+        use fetch_snapshot_reply::{Chunk, Part};
+        let fetched = self.replica.agreed_snapshot().map_err(Error::from)?;
+        let header = Part::Header(convert::fetched(&fetched));
+        let chunks = fetched.chunks().map(|chunk| match chunk {
+            Ok(data) => Ok(Part::Chunk(Chunk { crc32c: crc32c::crc32c(&data), data })),
+            Err(error) => Err(raft::Error::Refused(error.to_string())),
+        });
+        let parts = stream::once(async { Ok(header) }).chain(chunks).map(|part| match part {
+            Ok(part) => Ok(v1::FetchSnapshotReply { part: Some(part) }),
+            Err(error) => Err(Status::from(Error::from(error))),
+        });
+        Ok(Response::new(Box::pin(parts)))
     }
 }
 

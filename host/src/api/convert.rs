@@ -3,10 +3,12 @@
 
 use bytes::Bytes;
 use lockstep_proto::v1;
+use lockstep_proto::v1::fetch_snapshot_reply::Header;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
-use crate::raft::status::{MachineStatus, NodeStatus, Role, Status};
-use crate::raft::{Limits, LimitsChange};
+use crate::raft::status::{CheckpointRecord, MachineStatus, NodeStatus, Role, Status};
+use crate::raft::{Fetched, Limits, LimitsChange};
+use crate::types::{LogIndex, StateDigest};
 
 /// A machine.
 pub(super) fn machine(status: MachineStatus) -> v1::Machine {
@@ -22,6 +24,7 @@ pub(super) fn machine(status: MachineStatus) -> v1::Machine {
         parked: status.parked.unwrap_or_default(),
         limits: Some(limits(status.limits)),
         active_limits: status.active_limits.map(limits),
+        checkpoint: status.checkpoint.map(checkpoint),
     }
 }
 
@@ -51,6 +54,19 @@ pub(super) fn limits_change(limits: &v1::Limits) -> LimitsChange {
     }
 }
 
+/// The header of a snapshot that is fetched.
+pub(super) fn fetched(fetched: &Fetched) -> Header {
+    Header {
+        cluster_id: Bytes::copy_from_slice(&fetched.cluster.0),
+        index: fetched.last.index,
+        term: fetched.last.term,
+        leader: fetched.last.node.0,
+        digest: Bytes::copy_from_slice(&fetched.digest.0),
+        file_crc32c: fetched.file_crc32c,
+        length: fetched.length,
+    }
+}
+
 /// A node's view of itself and the cluster. On the wire 0 stands for "none" in indexes and ids.
 pub(super) fn status(status: Status) -> v1::StatusReply {
     v1::StatusReply {
@@ -73,6 +89,21 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         machines: status.machines.into_iter().map(machine).collect(),
         alarms: status.alarms,
         parked: status.parked.unwrap_or_default(),
+        checkpoints: status.checkpoints.into_iter().map(checkpoint).collect(),
+        halted: status.halted.unwrap_or_default(),
+    }
+}
+
+fn checkpoint((index, record): (LogIndex, CheckpointRecord)) -> v1::Checkpoint {
+    let bytes = |digest: StateDigest| Bytes::copy_from_slice(&digest.0);
+    let reports = record
+        .reports
+        .into_iter()
+        .map(|(node, digest)| v1::CheckpointReport { node_id: node.0, digest: bytes(digest) });
+    v1::Checkpoint {
+        index,
+        agreed: record.agreed.map(bytes).unwrap_or_default(),
+        reports: reports.collect(),
     }
 }
 

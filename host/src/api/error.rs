@@ -94,6 +94,7 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
         Uninitialized => (Code::FailedPrecondition, reason::UNINITIALIZED),
         Overloaded => (Code::ResourceExhausted, reason::OVERLOADED),
         DiskFull { .. } => (Code::ResourceExhausted, reason::DISK_FULL),
+        Halted(_) => (Code::FailedPrecondition, reason::HALTED),
         Invalid(_) => (Code::InvalidArgument, reason::BAD_REQUEST),
         TooLarge { .. } => (Code::ResourceExhausted, reason::TOO_LARGE),
         NoSuchMachine(_) => (Code::NotFound, reason::NO_SUCH_MACHINE),
@@ -178,6 +179,7 @@ mod tests {
             (Uninitialized, Code::FailedPrecondition, "UNINITIALIZED", not_applied),
             (Overloaded, Code::ResourceExhausted, "OVERLOADED", not_applied),
             (DiskFull { free: 1, reserve: 2 }, Code::ResourceExhausted, "DISK_FULL", not_applied),
+            (Halted("x".into()), Code::FailedPrecondition, "HALTED", not_applied),
             (Invalid("x".into()), Code::InvalidArgument, "BAD_REQUEST", not_applied),
             (
                 TooLarge { what: "x", length: 2, limit: 1 },

@@ -164,6 +164,8 @@ pub(super) mod tests {
             nodes: vec![node(1, true, member(7401, 1)), node(2, false, member(7402, 2))],
             machines: Vec::new(),
             parked: None,
+            checkpoints: Default::default(),
+            halted: None,
             alarms: Vec::new(),
         }
     }

@@ -22,6 +22,12 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
+    /// A client of each endpoint alone.
+    pub(super) fn clients(&self) -> anyhow::Result<Vec<Client>> {
+        let one = |endpoint: &String| Self { endpoints: vec![endpoint.clone()], ..self.clone() };
+        self.endpoints.iter().map(|endpoint| one(endpoint).client()).collect()
+    }
+
     /// A client; it dials at first use.
     pub(super) fn client(&self) -> anyhow::Result<Client> {
         let client = Client::with_options(self.endpoints.iter(), Options::default())?;

@@ -12,6 +12,7 @@ mod exec;
 mod kv;
 mod limits;
 mod machine;
+mod repair;
 mod serve;
 mod snapshot;
 mod status;
@@ -64,6 +65,8 @@ enum Command {
     Check(check::Arguments),
     /// Take a checkpoint now
     Snapshot(snapshot::Arguments),
+    /// Give a stopped node that was quarantined the cluster's state again
+    Repair(repair::Arguments),
     /// Show what a node knows of itself and its cluster
     Status(status::Arguments),
 }
@@ -95,6 +98,7 @@ impl Cli {
             Command::Machine(command) => machine::run(command).await.map(done),
             Command::Check(arguments) => check::run(arguments).await.map(done),
             Command::Snapshot(arguments) => snapshot::run(arguments).await.map(done),
+            Command::Repair(arguments) => repair::run(arguments).await.map(done),
             Command::Status(arguments) => status::run(arguments).await.map(done),
         }
     }
@@ -155,6 +159,7 @@ mod tests {
              --table-elements 7 --reply-bytes 1KiB --export-bytes 1GiB --json",
             "lockstep machine remove kv",
             "lockstep snapshot",
+            "lockstep repair --data-dir d3 --endpoint 127.0.0.1:7411,127.0.0.1:7412",
             "lockstep status --json --endpoint 127.0.0.1:7411 --log-level debug",
         ];
         for row in rows {
@@ -176,6 +181,7 @@ mod tests {
             "lockstep serve --node-id 1 --data-dir d --client-addr nowhere --peer-addr 127.0.0.1:2",
             "lockstep cluster add",
             "lockstep cluster promote x",
+            "lockstep repair",
             "lockstep kv",
             "lockstep kv --unknown-flag GET k",
             "lockstep exec text",

@@ -47,6 +47,8 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "machines": machines_json(&status.machines),
         "parked": Some(&status.parked).filter(|why| !why.is_empty()),
+        "halted": Some(&status.halted).filter(|why| !why.is_empty()),
+        "checkpoints": status.checkpoints.iter().map(checkpoint_json).collect::<Vec<_>>(),
         "alarms": status.alarms,
     })
 }
@@ -82,6 +84,7 @@ pub(super) fn machine_json(machine: &v1::Machine) -> Value {
         "parked": parked,
         "limits": machine.limits.as_ref().map(limits_json),
         "active_limits": machine.active_limits.as_ref().map(limits_json),
+        "checkpoint": machine.checkpoint.as_ref().map(checkpoint_json),
     })
 }
 
@@ -90,9 +93,40 @@ fn limits_json(limits: &v1::Limits) -> Value {
     rows.map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>().into()
 }
 
+/// A checkpoint: digests by node.
+fn checkpoint_json(checkpoint: &v1::Checkpoint) -> Value {
+    let reports = checkpoint.reports.iter();
+    let reports = reports.map(|report| (report.node_id.to_string(), hex(&report.digest).into()));
+    json!({
+        "index": checkpoint.index,
+        "agreed": Some(hex(&checkpoint.agreed)).filter(|digest| !digest.is_empty()),
+        "reports": reports.collect::<Map<_, _>>(),
+    })
+}
+
+/// What a node said last of a checkpoint, in a few characters: `300 0123456789ab`, and whether
+/// that is what was agreed on.
+fn last_report(status: &v1::StatusReply, node: u64) -> String {
+    let reports = status.checkpoints.iter().rev().filter_map(|checkpoint| {
+        let report = checkpoint.reports.iter().find(|report| report.node_id == node)?;
+        let verdict = match &checkpoint.agreed {
+            agreed if *agreed == report.digest => "agreed",
+            agreed if agreed.is_empty() => "open",
+            _ => "DIFFERS",
+        };
+        let digest = hex(&report.digest);
+        let short = digest.get(..12).unwrap_or(&digest);
+        Some(format!("{} {short} {verdict}", checkpoint.index))
+    });
+    reports.into_iter().next().unwrap_or_else(|| "-".to_owned())
+}
+
 /// The membership as a table.
 pub(super) fn print_nodes(status: &v1::StatusReply) {
-    println!("{:<6} {:<8} {:<22} {:<22} MATCHED", "NODE", "PART", "CLIENTS", "PEERS");
+    println!(
+        "{:<6} {:<8} {:<22} {:<22} {:<12} CHECKPOINT",
+        "NODE", "PART", "CLIENTS", "PEERS", "MATCHED"
+    );
     for node in &status.nodes {
         let part = match node.voter {
             true if node.node_id == status.leader_id => "leader",
@@ -104,8 +138,11 @@ pub(super) fn print_nodes(status: &v1::StatusReply) {
             index => index.to_string(),
         };
         println!(
-            "{:<6} {part:<8} {:<22} {:<22} {matched}",
-            node.node_id, node.client_addr, node.peer_addr
+            "{:<6} {part:<8} {:<22} {:<22} {matched:<12} {}",
+            node.node_id,
+            node.client_addr,
+            node.peer_addr,
+            last_report(status, node.node_id)
         );
     }
 }

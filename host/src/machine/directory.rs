@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use super::agreement::CheckpointRecord;
 use super::guest_thread::GuestHandle;
 use super::tables::ModuleRecord;
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
@@ -40,6 +41,12 @@ pub struct View {
     pub modules: BTreeMap<ModuleDigest, ModuleRecord>,
     /// Ids of nodes that were removed.
     pub retired_nodes: BTreeSet<NodeId>,
+    /// The newest checkpoints, and what nodes said of them.
+    pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
+    /// The engine profile that entries are applied with, once it is in the log.
+    pub engine_profile: Option<String>,
+    /// Why writes have stopped on all nodes, if so.
+    pub halted: Option<String>,
     /// Why this node applies nothing, if so.
     pub parked: Option<String>,
 }

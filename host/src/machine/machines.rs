@@ -11,6 +11,7 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use super::agreement::CheckpointRecord;
 use super::batch::Batch;
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
@@ -20,7 +21,9 @@ use super::library::ModuleLibrary;
 use super::proposal::{ModuleChunk, Proposal};
 use super::tables::{MachineRecord, Refusal, Tables};
 use super::{HostFailure, Response};
-use crate::types::{ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome};
+use crate::types::{
+    ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome, StateDigest,
+};
 use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest};
 
 /// What the apply path needs from this node.
@@ -30,6 +33,8 @@ pub struct Environment {
     pub cluster: Arc<OnceLock<ClusterId>>,
     /// The sandbox.
     pub engine: Engine,
+    /// Its profile: what must be equal for replicas to stay equal.
+    pub profile: String,
     /// Keeps the bytes of staged modules.
     pub library: Arc<dyn ModuleLibrary>,
     /// Modules compiled so far.
@@ -58,6 +63,8 @@ pub struct Machines {
     replayed_up_to: LogIndex,
     /// Why this node applies nothing, if so.
     node_parked: Option<String>,
+    /// Why writes have stopped on all nodes, if so.
+    halted: Option<String>,
 }
 
 impl Machines {
@@ -71,6 +78,7 @@ impl Machines {
             live: false,
             replayed_up_to: 0,
             node_parked: None,
+            halted: None,
         }
     }
 
@@ -96,6 +104,10 @@ impl Machines {
         proposal: Proposal,
         membership: &Membership,
     ) -> Result<Response, HostFailure> {
+        if let Some(reason) = self.halted.clone().filter(|_| proposal.is_write()) {
+            self.advance(index);
+            return Ok(Response::Refused(Refusal::Halted(reason)));
+        }
         let response = match proposal {
             Proposal::Commands { time_ms, batches } => {
                 let time_ms = self.tables.advance_time(time_ms);
@@ -119,7 +131,21 @@ impl Machines {
             }
             Proposal::RemoveMachine { machine } => self.remove(machine).into(),
             // The caller captures the state once this has returned.
-            Proposal::Checkpoint => Response::Nothing,
+            Proposal::Checkpoint => {
+                self.tables.note_checkpoint(index);
+                self.judge(membership);
+                Response::Nothing
+            }
+            Proposal::CheckpointReport(report) => {
+                self.tables.note_report(report, membership);
+                self.judge(membership);
+                Response::Nothing
+            }
+            Proposal::EngineProfile(profile) => {
+                self.tables.engine_profile.get_or_insert(profile);
+                self.publish();
+                Response::Nothing
+            }
             Proposal::SetLimits { machine, change } => {
                 self.set_limits(machine, &change).await?.into()
             }
@@ -138,7 +164,32 @@ impl Machines {
     /// Notes the nodes that a committed membership leaves out.
     pub fn change_membership(&mut self, before: &Membership, now: &Membership) {
         self.tables.retire_missing(before, now);
+        self.judge(now);
+    }
+
+    /// Draws the conclusions from what nodes said of checkpoints.
+    pub fn judge(&mut self, membership: &Membership) {
+        let halted = self.tables.judge(membership);
+        match (&self.halted, &halted) {
+            (None, Some(reason)) => tracing::error!(%reason, "writes have stopped"),
+            (Some(_), None) => tracing::info!("writes go on"),
+            _ => {}
+        }
+        self.halted = halted;
         self.publish();
+    }
+
+    /// The engine profile that entries are applied with, once it is in the log.
+    pub fn engine_profile(&self) -> Option<&str> {
+        self.tables.engine_profile.as_deref()
+    }
+
+    /// The checkpoints that the cluster agreed on, and on which state.
+    pub fn agreed(&self) -> impl Iterator<Item = (LogIndex, StateDigest)> {
+        let agreed = |(index, record): (&LogIndex, &CheckpointRecord)| {
+            record.agreed.map(|digest| (*index, digest))
+        };
+        self.tables.checkpoints.iter().filter_map(agreed)
     }
 
     /// Shows that this node applies nothing from now on, and why.
@@ -330,6 +381,9 @@ impl Machines {
             machines: machines.collect(),
             modules: self.tables.modules.clone(),
             retired_nodes: self.tables.retired_nodes.clone(),
+            checkpoints: self.tables.checkpoints.clone(),
+            engine_profile: self.tables.engine_profile.clone(),
+            halted: self.halted.clone(),
             parked: self.node_parked.clone(),
         }
     }

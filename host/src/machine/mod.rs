@@ -1,9 +1,11 @@
 //! What is replicated beside guest memory: modules, machines, sessions, and the apply of one
 //! entry. Knows `wasm` and `types`, not the log, the disk or the network.
 
+mod agreement;
 mod batch;
 mod compiled;
 pub mod content;
+mod digest;
 mod directory;
 mod guest_thread;
 mod instance;
@@ -14,9 +16,11 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
 pub use batch::Batch;
 pub use compiled::CompiledModules;
 pub use content::FrozenState;
+pub use digest::ContentDigest;
 pub use directory::{Directory, Published, View};
 pub use guest_thread::{GuestHandle, Queries};
 pub use instance::{Blueprint, Frozen, Instance};

@@ -7,6 +7,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use super::agreement::CheckpointReport;
 use super::batch::Batch;
 use crate::config::limits;
 use crate::types::{MachineId, ModuleDigest, NodeId, TimeMs};
@@ -31,9 +32,10 @@ mod kind {
     pub(super) const REMOVE_MACHINE: u8 = 8;
     // 9 OpenSession, 10 KeepAlive, 11 ExpireSessions
     pub(super) const CHECKPOINT: u8 = 12;
-    // 13 CheckpointReport
+    pub(super) const CHECKPOINT_REPORT: u8 = 13;
     pub(super) const SET_LIMITS: u8 = 14;
-    // 15 EngineProfile, 16 Seal
+    pub(super) const ENGINE_PROFILE: u8 = 15;
+    // 16 Seal
 }
 
 /// One log entry of the replicated state machine. Membership and blank entries are openraft's.
@@ -78,6 +80,10 @@ pub enum Proposal {
         /// What changes.
         change: LimitsChange,
     },
+    /// A node says which state its snapshot of a checkpoint holds.
+    CheckpointReport(CheckpointReport),
+    /// The engine profile that replicas of this cluster apply with; the first one stands.
+    EngineProfile(String),
 }
 
 /// A piece of a module.
@@ -160,8 +166,27 @@ impl Proposal {
                 let (machine, change) = from_bincode(&body)?;
                 Ok(Self::SetLimits { machine, change })
             }
+            kind::CHECKPOINT_REPORT => Ok(Self::CheckpointReport(from_bincode(&body)?)),
+            kind::ENGINE_PROFILE => Ok(Self::EngineProfile(from_bincode(&body)?)),
             0 => Err(Error::Malformed("kind 0")),
             _ => Err(Error::Unknown { version, kind }),
+        }
+    }
+
+    /// Whether it is refused while writes have stopped: what changes the state that nodes differ
+    /// in. What can settle the difference goes on.
+    pub fn is_write(&self) -> bool {
+        match self {
+            Self::Commands { .. }
+            | Self::Tick { .. }
+            | Self::StageModule(_)
+            | Self::CreateMachine { .. }
+            | Self::RemoveMachine { .. }
+            | Self::SetLimits { .. } => true,
+            Self::ModuleReady(_)
+            | Self::Checkpoint
+            | Self::CheckpointReport(_)
+            | Self::EngineProfile(_) => false,
         }
     }
 
@@ -175,6 +200,8 @@ impl Proposal {
             Self::RemoveMachine { .. } => kind::REMOVE_MACHINE,
             Self::Checkpoint => kind::CHECKPOINT,
             Self::SetLimits { .. } => kind::SET_LIMITS,
+            Self::CheckpointReport(_) => kind::CHECKPOINT_REPORT,
+            Self::EngineProfile(_) => kind::ENGINE_PROFILE,
         }
     }
 
@@ -206,6 +233,8 @@ impl Proposal {
             Self::RemoveMachine { machine } => put_bincode(out, machine),
             Self::Checkpoint => {}
             Self::SetLimits { machine, change } => put_bincode(out, &(machine, change)),
+            Self::CheckpointReport(report) => put_bincode(out, report),
+            Self::EngineProfile(profile) => put_bincode(out, profile),
         }
     }
 }
@@ -271,7 +300,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::types::{Command, SessionSlot};
+    use crate::types::{Command, SessionSlot, StateDigest};
 
     fn slot() -> SessionSlot {
         SessionSlot { session: 9, sequence: 2, acknowledged_up_to: 1 }
@@ -309,6 +338,12 @@ mod tests {
                 machine: MachineId(9),
                 change: LimitsChange { reply_bytes_max: Some(300), ..LimitsChange::default() },
             },
+            Proposal::CheckpointReport(CheckpointReport {
+                index: 300,
+                node: NodeId(2),
+                digest: StateDigest([9; 32]),
+            }),
+            Proposal::EngineProfile("0a1b".to_owned()),
         ]
     }
 

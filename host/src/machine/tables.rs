@@ -5,9 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::agreement::CheckpointRecord;
 use super::proposal::{ModuleChunk, ModuleReport};
 use crate::config::limits::{MACHINES_MAX, MODULE_BYTES_MAX};
-use crate::types::{MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name};
+use crate::types::{
+    LogIndex, MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name,
+};
 use crate::wasm::{InvalidLimit, Limits, LimitsChange};
 
 /// Everything replicated but guest memory and module bytes.
@@ -23,6 +26,10 @@ pub struct Tables {
     pub sessions: BTreeMap<u64, ()>,
     /// Nodes that were removed: their ids never come back.
     pub retired_nodes: BTreeSet<NodeId>,
+    /// The newest checkpoints, and what nodes said of them.
+    pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
+    /// The engine profile that entries are applied with, once it is in the log.
+    pub engine_profile: Option<String>,
 }
 
 /// A module on its way to, or in, the cluster.
@@ -68,6 +75,9 @@ pub enum Refusal {
     /// Voters have not compiled the module, or cannot.
     #[error("{0}")]
     ModuleNotReady(String),
+    /// Writes have stopped, since the voters' states differ.
+    #[error("writes have stopped: {0}")]
+    Halted(String),
     /// A piece of a module does not fit the pieces before it.
     #[error("{0}")]
     BadChunk(String),

@@ -26,6 +26,7 @@ fn environment() -> Environment {
     Environment {
         cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
         engine: wasm::tests::ENGINE.clone(),
+        profile: wasm::tests::ENGINE.profile().to_owned(),
         library: Arc::new(MemoryLibrary::default()),
         compiled: Arc::new(CompiledModules::default()),
         staged,

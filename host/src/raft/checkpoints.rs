@@ -1,8 +1,10 @@
 //! When checkpoints are logged, and when the log before them goes.
 //!
 //! The leader logs a `Checkpoint` once enough has been applied since the last; every node, when
-//! its snapshot of one is on disk, tells openraft of it and purges the log up to the snapshot
-//! before. Nothing else makes snapshots or purges.
+//! the cluster agreed on its snapshot of one, tells openraft of it and purges the log up to the
+//! agreed snapshot before. Nothing else makes snapshots or purges.
+
+use std::sync::Arc;
 
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::watch;
@@ -43,17 +45,18 @@ impl CheckpointTask {
     /// Runs until openraft stops or the apply path is gone.
     pub async fn run(mut self) {
         let mut newest = self.snapshots.watch();
-        newest.mark_changed();
+        let mut agreed = self.snapshots.watch_agreed();
+        agreed.mark_changed();
         loop {
             let goes_on = tokio::select! {
                 changed = self.progress.changed() => match changed {
                     Ok(()) => self.log_checkpoint_if_due().await,
                     Err(_) => false,
                 },
-                changed = newest.changed() => match changed {
-                    Ok(()) => self.purge().await,
-                    Err(_) => false,
-                },
+                changed = newest.changed() => changed.is_ok() && self.clean().await,
+                changed = agreed.changed() => {
+                    changed.is_ok() && self.purge().await && self.clean().await
+                }
             };
             if !goes_on {
                 return;
@@ -76,9 +79,10 @@ impl CheckpointTask {
         }
     }
 
-    /// Tells openraft of the newest snapshot and purges what only older ones needed.
+    /// Tells openraft of the newest snapshot that the cluster agreed on, and purges what only
+    /// older ones needed.
     async fn purge(&self) -> bool {
-        if self.snapshots.newest_index().is_none() {
+        if self.snapshots.agreed().is_none() {
             return true;
         }
         if self.raft.trigger().snapshot().await.is_err() {
@@ -87,5 +91,17 @@ impl CheckpointTask {
         let Some(upto) = self.snapshots.purgeable() else { return true };
         let known = self.raft.metrics().borrow_watched().purged.is_some_and(|p| p.index() >= upto);
         known || self.raft.trigger().purge_log(upto).await.is_ok()
+    }
+
+    /// Removes the files of snapshots that are no longer needed. What cannot be removed is tried
+    /// again with the next.
+    async fn clean(&self) -> bool {
+        let snapshots = Arc::clone(&self.snapshots);
+        match tokio::task::spawn_blocking(move || snapshots.clean()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "old snapshots cannot be removed"),
+            Err(error) => tracing::error!(%error, "removing old snapshots panicked"),
+        }
+        true
     }
 }

@@ -45,6 +45,9 @@ pub enum Error {
         /// Bytes kept.
         reserve: u64,
     },
+    /// The voters' states differ and no majority agrees; the text says which, and reads go on.
+    #[error("writes have stopped: {0}")]
+    Halted(String),
     /// The request is malformed, whatever the state; the text says how.
     #[error("{0}")]
     Invalid(String),

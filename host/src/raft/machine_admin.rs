@@ -186,6 +186,7 @@ impl Replica {
 impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
+            Refusal::Halted(reason) => Self::Halted(reason),
             Refusal::NameTaken(name) => Self::MachineExists(name),
             Refusal::InvalidName(_) | Refusal::InvalidLimits(_) => {
                 Self::Invalid(refusal.to_string())

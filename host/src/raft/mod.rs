@@ -3,17 +3,21 @@
 
 pub mod checkpoints;
 pub mod convert;
+pub mod courier;
 pub mod error;
+mod fetch;
 pub mod log_store;
 mod machine_admin;
 pub mod membership;
 pub mod modules;
 pub mod network;
 pub mod parking;
+pub mod profile;
 pub mod proposer;
 pub mod reader;
 pub mod recovery;
 pub mod replica;
+pub mod reports;
 mod returning;
 pub mod snapshots;
 pub mod space;
@@ -23,6 +27,7 @@ pub mod type_config;
 
 pub use crate::machine::{InvalidLimit, Limits, LimitsChange};
 pub use error::{Certainty, Error};
+pub use fetch::Fetched;
 pub use replica::{Answered, Consistency, Executed, Replica};
 pub use type_config::{EntryBytes, TypeConfig};
 

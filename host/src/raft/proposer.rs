@@ -263,6 +263,7 @@ fn distribute(answer: Result<(u64, Response), Error>, outcomes: Vec<oneshot::Sen
         Ok((_, Response::NodeParked(reason))) => {
             return fail(&Error::Stopped(format!("parked: {reason}")), outcomes);
         }
+        Ok((_, Response::Refused(refusal))) => return fail(&refusal.into(), outcomes),
         Ok((index, other)) => panic!("commands of entry {index} were answered by {other:?}"),
         Err(error) => return fail(&error, outcomes),
     };

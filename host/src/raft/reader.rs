@@ -101,14 +101,18 @@ impl ReaderTask {
         self.keep_time(waiting).await
     }
 
-    /// A guest that uses time is asked at a time that does not lag, unless the disk is nearly full:
-    /// then nothing is appended, and reads go on at the time of the last entry.
+    /// A guest that uses time is asked at a time that does not lag, unless the disk is nearly full
+    /// or writes have stopped: then nothing is appended, and reads go on at the time of the last
+    /// entry.
     async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
         let now = (self.clock)();
         if now < self.directory.time_ms() + TICK_LAG_MS || self.space.check().is_err() {
             return Ok(());
         }
         let view = self.directory.view();
+        if view.halted.is_some() {
+            return Ok(());
+        }
         let uses_time = |waiting: &Waiting| {
             let machine = view.machines.get(&waiting.machine);
             machine.and_then(|machine| machine.manifest.as_ref()).is_some_and(|m| m.uses_time)

@@ -113,6 +113,9 @@ impl Replica {
     fn propose(&self, command: Command) -> Result<Pending, Error> {
         self.check_leader()?;
         self.shared.space.check()?;
+        if let Some(reason) = &self.shared.directory.view().halted {
+            return Err(Error::Halted(reason.clone()));
+        }
         self.shared.proposer.propose(command)
     }
 

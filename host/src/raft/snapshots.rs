@@ -1,6 +1,7 @@
 //! Snapshots as openraft sees them: which one is current, and how the replicated state becomes a
 //! file and comes back. The file is `storage`'s, its content `machine`'s.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -9,22 +10,31 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::convert::{log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft};
 use super::type_config::{RaftLogId, RaftSnapshotMeta, RaftStoredMembership};
 use crate::machine::content::Piece;
-use crate::machine::{Environment, FrozenState, HostFailure, Machines};
-use crate::storage::Error;
+use crate::machine::{
+    CHECKPOINTS_KEPT, ContentDigest, Environment, FrozenState, HostFailure, Machines,
+};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
-use crate::types::{LogId, LogIndex, Membership};
+use crate::storage::{Error, Quarantine};
+use crate::types::{LogId, LogIndex, Membership, StateDigest};
 
 /// Pieces that may wait between the capture and the writer: with chunks of 256 KiB this bounds
 /// what a slow disk can make a capture hold in memory.
 const PIECES_AHEAD: usize = 64;
-/// Snapshots kept: the newest, and the one before it, up to which the log is purged.
-const SNAPSHOTS_KEPT: usize = 2;
+/// Snapshots kept of those that the cluster agreed on: the newest, and the one before it, up to
+/// which the log is purged.
+const AGREED_KEPT: usize = 2;
+/// The last section of a file: one chunk, the digest of all that is replicated in those before.
+/// The machines never see it.
+const SECTION_DIGEST: u8 = 128;
+const DIGEST_BYTES: usize = 32;
 
 /// What the header of a snapshot says beside its log id.
 #[derive(Debug, Serialize, Deserialize)]
 struct Meta {
     membership_log: Option<LogId>,
     membership: Membership,
+    /// The engine profile that its state came about with, once that was in the log.
+    engine_profile: Option<String>,
 }
 
 /// The snapshots of this node.
@@ -32,6 +42,8 @@ struct Meta {
 pub struct Snapshots {
     dir: SnapshotDir,
     newest: watch::Sender<Option<LogIndex>>,
+    /// Indexes of snapshots that are what the cluster agreed on.
+    agreed: watch::Sender<BTreeSet<LogIndex>>,
     alarm: Mutex<Option<String>>,
     export_failures: Mutex<Vec<String>>,
 }
@@ -45,12 +57,22 @@ pub struct Capture {
 }
 
 impl Snapshots {
-    /// Takes over an open folder of snapshots.
-    pub fn new(dir: SnapshotDir) -> Self {
-        let newest = dir.newest().and_then(|snapshot| index(&snapshot));
+    /// Takes over an open folder of snapshots, beside a log that was purged up to `purged` and
+    /// ends with `last`.
+    ///
+    /// What was agreed on is in the tables, but they come back only with the log. Until then it
+    /// is known of what the log has been purged for, and of what a peer sent ahead of the log.
+    pub fn new(dir: SnapshotDir, purged: Option<LogIndex>, last: Option<LogIndex>) -> Self {
+        let indexes: Vec<LogIndex> = dir.list().iter().filter_map(index).collect();
+        let newest = indexes.iter().max().copied();
+        let ahead = newest.filter(|newest| Some(*newest) > last);
+        let floor = indexes.iter().filter(|index| Some(**index) <= purged).max();
+        // Where what the log was purged for is gone, a repair has put in place what is here.
+        let floor = floor.or(indexes.iter().min().filter(|_| purged.is_some())).copied();
         Self {
             dir,
             newest: watch::Sender::new(newest),
+            agreed: watch::Sender::new(ahead.into_iter().chain(floor).collect()),
             alarm: Mutex::new(None),
             export_failures: Mutex::default(),
         }
@@ -66,9 +88,41 @@ impl Snapshots {
         *self.newest.borrow()
     }
 
-    /// The newest snapshot.
-    pub fn newest(&self) -> Option<Snapshot> {
-        self.dir.newest()
+    /// Indexes of the snapshots that the cluster agreed on, and a way to wait for more.
+    pub fn watch_agreed(&self) -> watch::Receiver<BTreeSet<LogIndex>> {
+        self.agreed.subscribe()
+    }
+
+    /// The newest snapshot that the cluster agreed on: no other may be given to a peer.
+    pub fn agreed(&self) -> Option<Snapshot> {
+        let agreed = self.agreed.borrow();
+        let is_agreed = |snapshot: &Snapshot| index(snapshot).is_some_and(|i| agreed.contains(&i));
+        self.dir.list().into_iter().rfind(is_agreed)
+    }
+
+    /// What the snapshot of a checkpoint holds, if it is here.
+    pub fn digest(&self, at: LogIndex) -> Option<StateDigest> {
+        let snapshot = self.find(at)?;
+        digest_of(&snapshot).inspect_err(|error| tracing::error!(%error, "no digest")).ok()?
+    }
+
+    fn find(&self, at: LogIndex) -> Option<Snapshot> {
+        self.dir.list().into_iter().find(|snapshot| index(snapshot) == Some(at))
+    }
+
+    /// Compares the snapshot of a checkpoint, if it is here, with what the cluster agreed on. What
+    /// differs is returned, to be kept as evidence.
+    pub fn compare(&self, at: LogIndex, agreed: StateDigest) -> Option<Quarantine> {
+        if self.agreed.borrow().contains(&at) {
+            return None;
+        }
+        let own = self.digest(at)?;
+        if own == agreed {
+            self.agreed.send_modify(|all| all.extend([at]));
+            return None;
+        }
+        let name = self.find(at)?.path().file_name()?.to_string_lossy().into_owned();
+        Some(Quarantine { index: at, agreed, own, snapshot: name })
     }
 
     /// Where received snapshots arrive.
@@ -76,11 +130,28 @@ impl Snapshots {
         &self.dir
     }
 
-    /// Up to where the log may be purged: the older one of the snapshots kept.
+    /// Up to where the log may be purged: the snapshot before the newest that was agreed on.
     pub fn purgeable(&self) -> Option<LogIndex> {
-        let all = self.dir.list();
-        let older = (all.len() >= SNAPSHOTS_KEPT).then(|| all.iter().filter_map(index).min());
-        older.flatten()
+        let agreed = self.agreed.borrow();
+        self.indexes().filter(|index| agreed.contains(index)).rev().nth(AGREED_KEPT - 1)
+    }
+
+    fn indexes(&self) -> impl DoubleEndedIterator<Item = LogIndex> + use<> {
+        self.dir.list().into_iter().filter_map(|snapshot| index(&snapshot))
+    }
+
+    /// Removes what is no longer needed: what is older than the agreed ones kept, and of those
+    /// that are not agreed on yet, what no report can be about any more.
+    pub fn clean(&self) -> Result<(), Error> {
+        let agreed = self.agreed.borrow().clone();
+        let (settled, open): (Vec<LogIndex>, Vec<LogIndex>) =
+            self.indexes().partition(|index| agreed.contains(index));
+        let newest_settled = settled.last().copied();
+        let settled = settled.into_iter().rev().take(AGREED_KEPT);
+        let open = open.into_iter().rev().take(CHECKPOINTS_KEPT);
+        let kept: BTreeSet<LogIndex> =
+            settled.chain(open.filter(|index| Some(*index) > newest_settled)).collect();
+        self.dir.retain(|snapshot| index(snapshot).is_none_or(|index| kept.contains(&index)))
     }
 
     /// Why the last snapshot could not be written, while that is so.
@@ -106,9 +177,10 @@ impl Snapshots {
         &self,
         last: &RaftLogId,
         membership: &RaftStoredMembership,
+        profile: Option<&str>,
         frozen: FrozenState,
     ) -> Capture {
-        let meta = encode_meta(membership);
+        let meta = encode_meta(membership, profile);
         let last = log_id_from_raft(last);
         let dir = self.dir.clone();
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
@@ -116,14 +188,18 @@ impl Snapshots {
         Capture { sent: frozen.send(pieces), written }
     }
 
-    /// A snapshot is whole: it becomes the newest, and those no longer needed go.
-    pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    /// A snapshot of a peer is in place: the cluster agreed on it.
+    pub fn adopt_agreed(&self, snapshot: &Snapshot) {
+        self.agreed.send_modify(|all| all.extend(index(snapshot)));
+        self.adopt(snapshot);
+    }
+
+    /// A snapshot is whole: it becomes the newest.
+    pub fn adopt(&self, snapshot: &Snapshot) {
         *self.alarm.lock().expect("no holder panics") = None;
-        self.dir.retain(SNAPSHOTS_KEPT)?;
         let index = index(snapshot);
         tracing::info!(index, bytes = snapshot.id().length, "snapshot on disk");
         self.newest.send_modify(|newest| *newest = (*newest).max(index));
-        Ok(())
     }
 
     /// A snapshot could not be written for want of room: an alarm, since the log still has all.
@@ -171,16 +247,9 @@ pub async fn restore(
 
 /// What openraft must know of a snapshot.
 pub fn meta_to_raft(snapshot: &Snapshot) -> Result<RaftSnapshotMeta, HostFailure> {
-    let malformed = |reason: String| {
-        HostFailure::Stop(format!(
-            "{}: its description is damaged: {reason}",
-            snapshot.path().display()
-        ))
-    };
-    let (meta, _): (Meta, usize) =
-        bincode::serde::decode_from_slice(snapshot.meta(), bincode::config::standard())
-            .map_err(|error| malformed(error.to_string()))?;
-    let membership = membership_to_raft(meta.membership).map_err(malformed)?;
+    let meta = decode_meta(snapshot)?;
+    let membership =
+        membership_to_raft(meta.membership).map_err(|reason| malformed(snapshot, &reason))?;
     Ok(RaftSnapshotMeta {
         last_log_id: snapshot.id().last.map(log_id_to_raft),
         last_membership: RaftStoredMembership::new(
@@ -190,15 +259,33 @@ pub fn meta_to_raft(snapshot: &Snapshot) -> Result<RaftSnapshotMeta, HostFailure
     })
 }
 
+/// The engine profile that a snapshot's state came about with, if it was in the log by then.
+pub fn profile_of(snapshot: &Snapshot) -> Result<Option<String>, HostFailure> {
+    decode_meta(snapshot).map(|meta| meta.engine_profile)
+}
+
+fn decode_meta(snapshot: &Snapshot) -> Result<Meta, HostFailure> {
+    match bincode::serde::decode_from_slice(snapshot.meta(), bincode::config::standard()) {
+        Ok((meta, _)) => Ok(meta),
+        Err(error) => Err(malformed(snapshot, &error.to_string())),
+    }
+}
+
+fn malformed(snapshot: &Snapshot, reason: &str) -> HostFailure {
+    let path = snapshot.path().display();
+    HostFailure::Stop(format!("{path}: its description is damaged: {reason}"))
+}
+
 /// Index of the last entry a snapshot holds.
 fn index(snapshot: &Snapshot) -> Option<LogIndex> {
     snapshot.id().last.map(|last| last.index)
 }
 
-fn encode_meta(membership: &RaftStoredMembership) -> Vec<u8> {
+fn encode_meta(membership: &RaftStoredMembership, profile: Option<&str>) -> Vec<u8> {
     let meta = Meta {
         membership_log: membership.log_id().as_ref().map(log_id_from_raft),
         membership: membership_from_raft(membership.membership()),
+        engine_profile: profile.map(str::to_owned),
     };
     bincode::serde::encode_to_vec(&meta, bincode::config::standard())
         .expect("these types encode, and a buffer in memory grows")
@@ -212,14 +299,36 @@ fn write(
     mut pieces: mpsc::Receiver<Piece>,
 ) -> Result<Snapshot, Error> {
     let mut writer = dir.begin(Some(last), meta)?;
+    let mut digest = ContentDigest::default();
     while let Some(piece) = pieces.blocking_recv() {
+        digest.add(&piece);
         match piece {
             Piece::Begin(kind) => writer.section(kind)?,
             Piece::Chunk(bytes) => writer.chunk(&bytes)?,
-            Piece::End => return writer.finish(),
+            Piece::End => {
+                writer.section(SECTION_DIGEST)?;
+                writer.chunk(&digest.finish().0)?;
+                return writer.finish();
+            }
         }
     }
     Err(Error::Refused("the capture of a snapshot was broken off".to_owned()))
+}
+
+/// What a snapshot says its content's digest is; `None` for one that was written without it.
+pub fn digest_of(snapshot: &Snapshot) -> Result<Option<StateDigest>, Error> {
+    let chunk = snapshot.last_chunk(SECTION_DIGEST, DIGEST_BYTES)?;
+    Ok(chunk.and_then(|bytes| StateDigest::from_slice(&bytes)))
+}
+
+/// Reads all of a snapshot, and computes the digest of its content.
+pub fn compute_digest(snapshot: &Snapshot) -> Result<StateDigest, Error> {
+    let mut digest = ContentDigest::default();
+    for_each_piece(snapshot, |piece| {
+        digest.add(&piece);
+        true
+    })?;
+    Ok(digest.finish())
 }
 
 /// Reads a file as pieces; the first damage ends it as an error.
@@ -234,18 +343,34 @@ fn read_pieces(
     snapshot: &Snapshot,
     pieces: &mpsc::Sender<Result<Piece, String>>,
 ) -> Result<(), Error> {
+    let mut digest = ContentDigest::default();
+    let is_whole = for_each_piece(snapshot, |piece| {
+        digest.add(&piece);
+        pieces.blocking_send(Ok(piece)).is_ok()
+    })?;
+    match digest_of(snapshot)? {
+        Some(written) if is_whole && written != digest.finish() => Err(Error::Refused(format!(
+            "{}: its content is not what its digest says",
+            snapshot.path().display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Gives every piece to `take`, without the digest, until that wants no more; true at the end.
+fn for_each_piece(snapshot: &Snapshot, mut take: impl FnMut(Piece) -> bool) -> Result<bool, Error> {
     let mut reader = snapshot.open();
     while let Some(kind) = reader.next_section()? {
-        if pieces.blocking_send(Ok(Piece::Begin(kind))).is_err() {
-            return Ok(());
+        if kind != SECTION_DIGEST && !take(Piece::Begin(kind)) {
+            return Ok(false);
         }
         while let Some(chunk) = reader.next_chunk()? {
-            if pieces.blocking_send(Ok(Piece::Chunk(chunk.into()))).is_err() {
-                return Ok(());
+            if kind != SECTION_DIGEST && !take(Piece::Chunk(chunk.into())) {
+                return Ok(false);
             }
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Shared by the state machine, the peers and the status.

@@ -8,6 +8,9 @@
 //! two awaits that nobody else can see between. **Invariant:** only a `Checkpoint` entry makes a
 //! snapshot, captured while no other entry can be applied.
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::sync::Arc;
 
@@ -18,12 +21,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::convert::membership_from_raft;
-use super::snapshots::{Capture, SharedSnapshots, meta_to_raft, restore};
+use super::snapshots::{Capture, SharedSnapshots, meta_to_raft, profile_of, restore};
 use super::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
 use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, proposal};
 use crate::storage::snapshot::Snapshot;
+use crate::storage::{DataDir, Quarantine};
 use crate::types::{LogIndex, Membership};
 
 type SnapshotOf = RaftSnapshot<
@@ -52,6 +56,7 @@ pub struct StateMachine {
     stored_membership: RaftStoredMembership,
     membership: Membership,
     snapshots: SharedSnapshots,
+    data_dir: Arc<DataDir>,
     progress: watch::Sender<Progress>,
     writing: Option<JoinHandle<Result<(), HostFailure>>>,
 }
@@ -62,10 +67,15 @@ impl StateMachine {
     pub async fn open(
         environment: Environment,
         snapshots: SharedSnapshots,
+        data_dir: Arc<DataDir>,
         committed_at_start: Option<LogIndex>,
         progress: watch::Sender<Progress>,
     ) -> Result<Self, HostFailure> {
-        let (meta, mut machines) = newest_state(&environment, &snapshots).await?;
+        let newest = snapshots.dir().newest();
+        let (meta, mut machines) = match reason_to_park(&environment, &data_dir, newest.as_ref())? {
+            Some(reason) => parked_state(&environment, newest.as_ref(), reason)?,
+            None => newest_state(&environment, &snapshots).await?,
+        };
         machines.replays_up_to(committed_at_start.unwrap_or(0));
         let mut state_machine = Self {
             environment,
@@ -74,10 +84,12 @@ impl StateMachine {
             stored_membership: RaftStoredMembership::default(),
             membership: Membership::default(),
             snapshots,
+            data_dir,
             progress,
             writing: None,
         };
         state_machine.stand_at(&meta);
+        state_machine.compare_states().await?;
         Ok(state_machine)
     }
 
@@ -87,6 +99,9 @@ impl StateMachine {
         self.stored_membership = meta.last_membership.clone();
         self.membership = membership_from_raft(meta.last_membership.membership());
         let applied = meta.last_log_id.map(|id| id.index());
+        if self.machines.node_parked().is_none() {
+            self.machines.judge(&self.membership);
+        }
         self.machines.go_live(applied.unwrap_or(0));
         self.progress.send_replace(Progress { applied, ..Progress::default() });
     }
@@ -101,7 +116,7 @@ impl StateMachine {
                 (self.apply_bytes(&log_id, bytes).await?, bytes.len())
             }
             EntryPayload::Membership(membership) => {
-                self.change_membership(membership_from_raft(membership));
+                self.change_membership(membership_from_raft(membership)).await?;
                 self.stored_membership =
                     RaftStoredMembership::new(Some(log_id), membership.clone());
                 (Response::Nothing, 0)
@@ -133,18 +148,54 @@ impl StateMachine {
             }
         };
         let is_checkpoint = proposal == Proposal::Checkpoint;
+        let is_report = matches!(proposal, Proposal::CheckpointReport(_));
+        let is_profile = matches!(proposal, Proposal::EngineProfile(_));
         let applied = self.machines.apply(index, proposal, &self.membership).await;
         if is_checkpoint {
             self.checkpoint(log_id).await?;
         }
+        if is_report {
+            self.compare_states().await?;
+        }
+        if is_profile {
+            self.compare_profiles();
+        }
         applied
     }
 
-    fn change_membership(&mut self, now: Membership) {
+    async fn change_membership(&mut self, now: Membership) -> Result<(), HostFailure> {
+        let before = std::mem::replace(&mut self.membership, now);
         if self.machines.node_parked().is_none() {
-            self.machines.change_membership(&self.membership, &now);
+            self.machines.change_membership(&before, &self.membership);
+            // Other voters may agree on what was open before.
+            self.compare_states().await?;
         }
-        self.membership = now;
+        Ok(())
+    }
+
+    /// Compares the snapshots here with what the cluster agreed on. Where one differs, this
+    /// node's state is wrong: it is marked, durably, and applies nothing more until it is
+    /// repaired.
+    async fn compare_states(&mut self) -> Result<(), HostFailure> {
+        let snapshots = &self.snapshots;
+        let mut differing = self.machines.agreed().filter_map(|(at, is)| snapshots.compare(at, is));
+        let Some(found) = differing.next() else { return Ok(()) };
+        drop(differing);
+        let reason = quarantined(&found);
+        let data_dir = Arc::clone(&self.data_dir);
+        let marked = tokio::task::spawn_blocking(move || data_dir.set_quarantine(&found)).await;
+        marked.map_err(|error| HostFailure::Stop(error.to_string()))?.map_err(stop)?;
+        self.park(reason);
+        Ok(())
+    }
+
+    /// What this engine makes of an entry may be another state than what the others come to.
+    fn compare_profiles(&mut self) {
+        let replicated = self.machines.engine_profile();
+        if let Some(reason) = replicated.and_then(|theirs| other_profile(&self.environment, theirs))
+        {
+            self.park(reason);
+        }
     }
 
     /// From here on this node keeps the log and applies nothing. `ParkingTask` does the rest.
@@ -165,7 +216,8 @@ impl StateMachine {
             return Ok(());
         }
         let frozen = self.machines.freeze().await?;
-        let capture = self.snapshots.begin(log_id, &self.stored_membership, frozen);
+        let profile = self.machines.engine_profile();
+        let capture = self.snapshots.begin(log_id, &self.stored_membership, profile, frozen);
         self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
         Ok(())
     }
@@ -198,6 +250,57 @@ impl StateMachine {
     }
 }
 
+fn stop(error: crate::storage::Error) -> HostFailure {
+    HostFailure::Stop(error.to_string())
+}
+
+/// Why a quarantined node applies nothing.
+fn quarantined(found: &Quarantine) -> String {
+    let Quarantine { index, agreed, own, .. } = found;
+    format!(
+        "quarantined: at checkpoint {index} its state was {own}, and a majority of the voters \
+         agreed on {agreed}. Repair: stop it and run `lockstep repair`"
+    )
+}
+
+/// Why the state of a snapshot must not be restored here, if so. What quarantined this node is
+/// cured by a repair alone.
+fn reason_to_park(
+    environment: &Environment,
+    data_dir: &DataDir,
+    snapshot: Option<&Snapshot>,
+) -> Result<Option<String>, HostFailure> {
+    if let Some(found) = data_dir.quarantine().map_err(stop)? {
+        return Ok(Some(quarantined(&found)));
+    }
+    let profile = snapshot.map(profile_of).transpose()?.flatten();
+    Ok(profile.and_then(|theirs| other_profile(environment, &theirs)))
+}
+
+/// Why entries that were made for another engine profile are not applied here.
+fn other_profile(environment: &Environment, theirs: &str) -> Option<String> {
+    let ours = &environment.profile;
+    (theirs != ours).then(|| {
+        format!(
+            "the log is applied with engine profile {theirs}, and this build has {ours}: run the \
+             same build on every node"
+        )
+    })
+}
+
+/// A snapshot's place, without its state: a parked node keeps the log from there on.
+fn parked_state(
+    environment: &Environment,
+    snapshot: Option<&Snapshot>,
+    reason: String,
+) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
+    tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
+    let newest = snapshot.map(meta_to_raft).transpose()?;
+    let mut machines = Machines::empty(environment.clone());
+    machines.park_node(reason);
+    Ok((newest.unwrap_or_default(), machines))
+}
+
 /// The newest snapshot's state and place, or the beginning.
 async fn newest_state(
     environment: &Environment,
@@ -218,9 +321,8 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
     let error = match (written, sent) {
         (Ok(snapshot), Ok(Ok(failures))) => {
             snapshots.set_export_failures(failures);
-            return snapshots
-                .adopt(&snapshot)
-                .map_err(|error| HostFailure::Stop(error.to_string()));
+            snapshots.adopt(&snapshot);
+            return Ok(());
         }
         // Content that was broken off leaves no file, and has the reason.
         (Err(crate::storage::Error::Refused(_)) | Ok(_), Ok(Err(failure))) => return Err(failure),
@@ -271,11 +373,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: Snapshot,
     ) -> Result<(), io::Error> {
         self.finish_writing().await.map_err(io::Error::other)?;
-        let machines =
-            restore(self.environment.clone(), &snapshot).await.map_err(io::Error::other)?;
-        self.machines = machines;
+        let reason = reason_to_park(&self.environment, &self.data_dir, Some(&snapshot));
+        self.machines = match reason.map_err(io::Error::other)? {
+            Some(reason) => {
+                parked_state(&self.environment, Some(&snapshot), reason)
+                    .map_err(io::Error::other)?
+                    .1
+            }
+            None => restore(self.environment.clone(), &snapshot).await.map_err(io::Error::other)?,
+        };
         self.stand_at(meta);
-        self.snapshots.adopt(&snapshot).map_err(crate::storage::Error::into_io)
+        self.snapshots.adopt_agreed(&snapshot);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
@@ -283,7 +392,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// "Builds" a snapshot for openraft by handing out the newest one: checkpoints make them.
+/// "Builds" a snapshot for openraft by handing out the newest one that the cluster agreed on:
+/// checkpoints make them.
 pub struct CurrentSnapshot(SharedSnapshots);
 
 impl RaftSnapshotBuilder<TypeConfig> for CurrentSnapshot {
@@ -295,7 +405,7 @@ impl RaftSnapshotBuilder<TypeConfig> for CurrentSnapshot {
 }
 
 fn current(snapshots: &SharedSnapshots) -> Result<Option<SnapshotOf>, io::Error> {
-    let Some(snapshot) = snapshots.newest() else { return Ok(None) };
+    let Some(snapshot) = snapshots.agreed() else { return Ok(None) };
     let meta = meta_to_raft(&snapshot).map_err(io::Error::other)?;
     Ok(Some(RaftSnapshot { meta, snapshot }))
 }

@@ -1,5 +1,6 @@
 //! What a node can say of itself without asking anybody.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -7,7 +8,8 @@ use openraft::{Instant as _, ServerState};
 
 use super::replica::Shared;
 use super::type_config::{RaftLogId, TypeConfig};
-use crate::machine::{GuestHandle, Limits, Published};
+pub use crate::machine::CheckpointRecord;
+use crate::machine::{GuestHandle, Limits, Published, View, divergent};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
 
 /// A node that has not been heard from for so long is taken to be away.
@@ -70,6 +72,8 @@ pub struct MachineStatus {
     pub applied: LogIndex,
     /// Why this node applies nothing to it, if so.
     pub parked: Option<String>,
+    /// The newest checkpoint that was agreed on.
+    pub checkpoint: Option<(LogIndex, CheckpointRecord)>,
 }
 
 /// The whole node.
@@ -107,6 +111,10 @@ pub struct Status {
     pub machines: Vec<MachineStatus>,
     /// Why this node applies nothing, if so.
     pub parked: Option<String>,
+    /// The newest checkpoints, and what the nodes said of them.
+    pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
+    /// Why no node accepts writes, if so.
+    pub halted: Option<String>,
     /// What an operator should look at, a sentence each.
     pub alarms: Vec<String>,
 }
@@ -116,11 +124,12 @@ pub(super) fn of(shared: &Shared) -> Status {
     let metrics = shared.raft.metrics();
     let metrics = metrics.borrow_watched();
     let index = |id: &Option<RaftLogId>| id.as_ref().map(RaftLogId::index);
+    let view = shared.directory.view();
     Status {
         node: shared.local.node_id(),
         cluster: shared.local.cluster(),
         incarnation: Incarnation(shared.member.incarnation),
-        engine_profile: shared.environment.engine.profile().to_owned(),
+        engine_profile: shared.environment.profile.clone(),
         member: shared.member.clone(),
         role: role(shared, &metrics),
         term: metrics.current_term,
@@ -132,7 +141,9 @@ pub(super) fn of(shared: &Shared) -> Status {
         purged: index(&metrics.purged),
         nodes: nodes(&metrics),
         machines: machines(shared),
-        parked: shared.directory.view().parked.clone(),
+        parked: view.parked.clone(),
+        checkpoints: view.checkpoints.clone(),
+        halted: view.halted.clone(),
         alarms: alarms(shared, &metrics),
     }
 }
@@ -183,6 +194,8 @@ fn nodes(metrics: &Metrics) -> Vec<NodeStatus> {
 pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
     let view = shared.directory.view();
     let applied = shared.directory.applied();
+    let mut settled = view.checkpoints.iter().filter(|(_, record)| record.agreed.is_some());
+    let checkpoint = settled.next_back().map(|(index, record)| (*index, record.clone()));
     let describe = |published: &Published| {
         let manifest = published.manifest.as_ref();
         MachineStatus {
@@ -197,6 +210,7 @@ pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
             memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
             applied,
             parked: view.parked.clone(),
+            checkpoint: checkpoint.clone(),
         }
     };
     view.machines.values().map(describe).collect()
@@ -219,6 +233,31 @@ fn silent_nodes(shared: &Shared, metrics: &Metrics) -> Vec<NodeId> {
     silent.map(|(node, _)| *node).collect()
 }
 
+/// Members whose state is another than what was agreed on, and those that report no more.
+fn disagreements(view: &View, metrics: &Metrics) -> Vec<String> {
+    let membership = metrics.membership_config.membership();
+    let is_member = |node: &NodeId| membership.get_node(node).is_some();
+    let differing = divergent(&view.checkpoints).into_iter().filter(|(node, _)| is_member(node));
+    let differing = differing.map(|(node, index)| {
+        format!(
+            "node {node} came to another state than was agreed on at checkpoint {index}: stop it \
+             and run `lockstep repair`"
+        )
+    });
+    // A checkpoint that a later one has followed, and on which all had the time to report.
+    let before = view.checkpoints.iter().rev().skip(1).find(|(_, record)| record.agreed.is_some());
+    let silent = before.into_iter().flat_map(|(index, _)| {
+        let later = view.checkpoints.range(index..).map(|(_, record)| record);
+        let reported = move |node: &NodeId| later.clone().any(|r| r.reports.contains_key(node));
+        let from = *index;
+        let silent = membership.nodes().map(|(node, _)| *node).filter(move |node| !reported(node));
+        silent.map(move |node| {
+            format!("node {node} has not reported its state since before checkpoint {from}")
+        })
+    });
+    differing.chain(silent).collect()
+}
+
 fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     let mut alarms = shared.local.alarms();
     if is_cut_off(metrics) {
@@ -231,6 +270,8 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     }
     let view = shared.directory.view();
     alarms.extend(view.parked.iter().map(|reason| format!("this node is parked: {reason}")));
+    alarms.extend(view.halted.iter().map(|reason| format!("writes have stopped: {reason}")));
+    alarms.extend(disagreements(&view, metrics));
     alarms.extend(shared.space.check().err().map(|error| error.to_string()));
     alarms.extend(shared.snapshots.alarm());
     alarms.extend(shared.snapshots.export_failures());

@@ -11,8 +11,12 @@ use std::sync::Mutex;
 use super::identity::Identity;
 use super::lock::Lock;
 use super::log::FIRST_RECORD_BYTES;
+use super::quarantine::Quarantine;
 use super::{Error, durable};
 use crate::types::{ClusterId, NodeId};
+
+/// Name of the mark of a quarantined node.
+const QUARANTINE: &str = "quarantine";
 
 /// A data folder that is this process's alone.
 #[derive(Debug)]
@@ -51,6 +55,17 @@ impl DataDir {
         Ok(data_dir)
     }
 
+    /// Takes the folder at `path` for the node that it belongs to.
+    ///
+    /// # Errors
+    /// As [`DataDir::open`], and `Refused` when there is none.
+    pub fn open_existing(path: &Path) -> Result<Self, Error> {
+        match Identity::load(&path.join("identity"))? {
+            Some(identity) => Self::open(path, identity.node_id),
+            None => Err(Error::Refused(format!("{} is no node's data folder", path.display()))),
+        }
+    }
+
     /// Who this folder is.
     pub fn identity(&self) -> Identity {
         *self.identity.lock().expect("nothing panics while it holds the identity")
@@ -75,6 +90,46 @@ impl DataDir {
                 Ok(())
             }
         }
+    }
+
+    /// Why this node must not apply anything, if its state turned out to be another than the
+    /// cluster's.
+    ///
+    /// # Errors
+    /// `Damaged` when the mark is there and unreadable.
+    pub fn quarantine(&self) -> Result<Option<Quarantine>, Error> {
+        Quarantine::load(&self.path.join(QUARANTINE))
+    }
+
+    /// Marks this node, durably, until a repair. The first mark stays: it is the evidence.
+    pub fn set_quarantine(&self, found: &Quarantine) -> Result<(), Error> {
+        match self.quarantine()? {
+            Some(_) => Ok(()),
+            None => found.store(&self.path.join(QUARANTINE)),
+        }
+    }
+
+    /// Puts a repaired snapshot, which lies elsewhere in this folder, in the place of all that are
+    /// here, and removes the mark; both go to a folder of evidence, which is returned. The mark
+    /// goes last, so that a repair that is broken off is run again.
+    pub fn put_in_place(&self, repaired: &Path, mark: &Quarantine) -> Result<PathBuf, Error> {
+        let (snapshots, evidence) = (self.snapshots(), self.path.join("evidence"));
+        durable::create_folder(&evidence)?;
+        let evidence = evidence.join(format!("checkpoint-{}", mark.index));
+        durable::create_folder(&evidence)?;
+        durable::create_folder(&snapshots)?;
+        for entry in std::fs::read_dir(&snapshots).map_err(|error| Error::io(&snapshots, error))? {
+            let entry = entry.map_err(|error| Error::io(&snapshots, error))?;
+            // What an earlier attempt put in place is the evidence of nothing.
+            durable::move_into(&entry.path(), &evidence)?;
+        }
+        durable::sync_folder(&snapshots)?;
+        durable::move_into(repaired, &snapshots)?;
+        durable::move_into(&self.path.join(QUARANTINE), &evidence)?;
+        durable::sync_folder(&self.path)?;
+        let staging = repaired.parent().expect("a file lies in a folder");
+        std::fs::remove_dir_all(staging).map_err(|error| Error::io(staging, error))?;
+        Ok(evidence)
     }
 
     /// The folder.

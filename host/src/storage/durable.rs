@@ -50,6 +50,13 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     publish(temporary, path).map(drop)
 }
 
+/// Moves a file into another folder of the same disk, durably there.
+pub(crate) fn move_into(file: &Path, folder: &Path) -> Result<(), Error> {
+    let name = file.file_name().expect("a file has a name");
+    std::fs::rename(file, folder.join(name)).map_err(|error| Error::io(file, error))?;
+    sync_folder(folder)
+}
+
 /// Removes what an earlier process left half written in `folder`.
 pub(crate) fn remove_temporaries(folder: &Path) -> Result<(), Error> {
     for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {

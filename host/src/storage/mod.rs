@@ -15,6 +15,7 @@ mod identity;
 mod lock;
 pub mod log;
 pub mod modules;
+mod quarantine;
 pub mod snapshot;
 pub mod space;
 
@@ -22,3 +23,4 @@ pub use data_dir::DataDir;
 pub use error::Error;
 pub use identity::Identity;
 pub use log::{FlushDone, Log, LogConfig, LogState, Payload};
+pub use quarantine::Quarantine;

@@ -120,17 +120,17 @@ impl SnapshotDir {
         self.locked().get(&place(id.last)).filter(|snapshot| snapshot.id() == id).cloned()
     }
 
-    /// Removes all but the `count` newest. Open handles of the removed ones stay readable.
-    pub fn retain(&self, count: usize) -> Result<(), Error> {
+    /// Removes all that are not to be kept. Open handles of the removed ones stay readable.
+    pub fn retain(&self, keep: impl Fn(&Snapshot) -> bool) -> Result<(), Error> {
         let mut list = self.locked();
-        let removed = list.len() > count;
-        while list.len() > count {
-            let (_, oldest) = list.first_key_value().expect("the list is longer than the count");
-            let path = oldest.path();
+        let removed: Vec<Place> =
+            list.iter().filter(|(_, snapshot)| !keep(snapshot)).map(|(place, _)| *place).collect();
+        for place in &removed {
+            let path = list[place].path();
             std::fs::remove_file(path).map_err(|error| Error::io(path, error))?;
-            list.pop_first();
+            list.remove(place);
         }
-        if removed { durable::sync_folder(&self.folder) } else { Ok(()) }
+        if removed.is_empty() { Ok(()) } else { durable::sync_folder(&self.folder) }
     }
 
     /// Starts a snapshot of the state after `last`. `meta` is the caller's own description, given
@@ -203,6 +203,12 @@ impl Snapshot {
     /// Where it lies, unless [`SnapshotDir::retain`] has removed it.
     pub fn path(&self) -> &Path {
         &self.0.path
+    }
+
+    /// The chunk of its last section, if that is one of `kind` with one incompressible chunk of
+    /// `bytes` bytes. It costs one short read.
+    pub fn last_chunk(&self, kind: u8, bytes: usize) -> Result<Option<Vec<u8>>, Error> {
+        format::read_last_chunk(&self.0.file, &self.0.path, self.0.id.length, kind, bytes)
     }
 
     /// Reads its sections from the first one, verifying each chunk.

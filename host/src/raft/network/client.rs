@@ -153,6 +153,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         message.hello = Some(hello);
         let call = control.append_one(message);
         let reply = self.peer.answer(RPCTypes::AppendEntries, option.soft_ttl(), call).await?;
+        self.peer.local.saw_profile(self.peer.target, &reply.engine_profile);
         match expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))? {
             Ok(_) => Ok(AppendEntriesResponse::Success),
             Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),

@@ -103,7 +103,10 @@ impl<SM: Machine> PeerHandler<SM> {
         let input = futures::stream::once(async { request });
         let mut results = Box::pin(self.raft.stream_append(input));
         match results.next().await {
-            Some(Ok(result)) => Ok(append_reply(&result)),
+            Some(Ok(result)) => Ok(peer::AppendReply {
+                engine_profile: self.local.profile().to_owned(),
+                ..append_reply(&result)
+            }),
             Some(Err(fatal)) => Err(Rejected::Stopped(fatal.to_string())),
             None => Err(Rejected::Stopped("openraft has ended".into())),
         }
@@ -275,7 +278,7 @@ fn decode_append(
 
 fn append_reply(result: &StreamAppendResult<TypeConfig>) -> peer::AppendReply {
     let payload: Bytes = codec::encode_append_result(result);
-    peer::AppendReply { payload }
+    peer::AppendReply { payload, ..Default::default() }
 }
 
 /// Why an input ended before its peer ended it.

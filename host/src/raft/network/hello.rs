@@ -1,8 +1,8 @@
 //! Who may talk to this node: the handshake that goes before everything else.
 //!
 //! It keeps apart what addresses cannot: another cluster, another node, the same node id on
-//! another disk, another version, another engine. It authenticates nobody: the peer port belongs
-//! on a trusted network.
+//! another disk, another version. Another engine is let in, and shown. It authenticates nobody:
+//! the peer port belongs on a trusted network.
 //!
 //! **Invariant:** nothing of a peer reaches openraft before its hello was accepted.
 //! **Invariant:** the cluster of a node is set once.
@@ -96,22 +96,9 @@ pub enum Refusal {
         /// What went wrong.
         reason: String,
     },
-    /// Replicas of the two would not stay equal.
-    #[error(
-        "the engine profile of node {node} is {theirs}, that of this node {ours}: run the same \
-         build on every node"
-    )]
-    OtherProfile {
-        /// The caller.
-        node: NodeId,
-        /// Its profile.
-        theirs: String,
-        /// This node's.
-        ours: String,
-    },
 }
 
-/// What keeps this node and a peer from talking.
+/// What is wrong between this node and a peer.
 struct Alarm {
     reason: String,
     raised: Instant,
@@ -132,6 +119,8 @@ enum Side {
     RefusedBy,
     /// The peer had no room on its disk for what this node sent.
     Full,
+    /// They talk, and one of them must not apply what the other does.
+    Profile,
 }
 
 /// This node, as far as its peers are concerned.
@@ -220,6 +209,7 @@ impl Local {
         match checked {
             Ok(()) => {
                 self.clear(from, Side::Refused);
+                self.saw_profile(from, &hello.engine_profile);
                 Ok(from)
             }
             Err(refusal) => {
@@ -253,13 +243,6 @@ impl Local {
         let other_disk = |member: Member| hello.from_incarnation != member.incarnation.as_slice();
         if known(from).is_some_and(other_disk) {
             return Err(Refusal::CallersDisk { node: from });
-        }
-        if hello.engine_profile != self.profile {
-            return Err(Refusal::OtherProfile {
-                node: from,
-                theirs: printable(&hello.engine_profile),
-                ours: self.profile.clone(),
-            });
         }
         Ok(cluster)
     }
@@ -307,7 +290,22 @@ impl Local {
         self.clear(peer, Side::Full);
     }
 
-    /// What keeps this node and its peers from talking, a sentence each. A sentence goes when the
+    /// A peer of another engine profile is let in, because it keeps the log as well as any; one of
+    /// the two is parked, and both show it.
+    pub(super) fn saw_profile(&self, peer: NodeId, theirs: &str) {
+        if theirs == self.profile {
+            return self.clear(peer, Side::Profile);
+        }
+        let (theirs, ours) = (printable(theirs), &self.profile);
+        self.raise(peer, Side::Profile, format!("{theirs}, that of this node {ours}"));
+    }
+
+    /// Hash of all that must be equal for replicas to stay equal.
+    pub(super) fn profile(&self) -> &str {
+        &self.profile
+    }
+
+    /// What is wrong between this node and its peers, a sentence each. A sentence goes when the
     /// peer is talked to again, or when nobody has tried for a while.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms = self.locked_alarms();
@@ -316,6 +314,7 @@ impl Local {
             Side::Refused => format!("node {peer} is refused: {}", alarm.reason),
             Side::RefusedBy => format!("node {peer} refuses this node: {}", alarm.reason),
             Side::Full => format!("node {peer} falls behind: {}", alarm.reason),
+            Side::Profile => format!("the engine profile of node {peer} is {}", alarm.reason),
         };
         alarms.iter().map(sentence).collect()
     }
@@ -333,6 +332,7 @@ impl Local {
                 Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
                 Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
                 Side::Full => tracing::warn!(%peer, reason, "a peer falls behind"),
+                Side::Profile => tracing::warn!(%peer, reason, "a peer has another engine profile"),
             }
         }
         alarms.insert((peer, side), Alarm { reason, raised: Instant::now() });

@@ -137,6 +137,30 @@ fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<(
     })
 }
 
+/// The chunk of the last section before the footer, if that is one of `kind` whose only chunk is
+/// stored plain and has so many bytes.
+pub(super) fn read_last_chunk(
+    file: &File,
+    path: &Path,
+    length: u64,
+    kind: u8,
+    bytes: usize,
+) -> Result<Option<Vec<u8>>, Error> {
+    let blocks = 2 * BLOCK_HEADER_BYTES + bytes;
+    let behind = u64::try_from(blocks + FOOTER).expect("a usize fits");
+    let Some(offset) = length.checked_sub(behind) else { return Ok(None) };
+    let mut found = vec![0; blocks];
+    read_at(file, path, &mut found, offset)?;
+    let chunk = found.split_off(2 * BLOCK_HEADER_BYTES);
+    let header = |tag, stored: &[u8]| {
+        let stored_bytes = u32::try_from(stored.len()).expect("a short chunk");
+        let plain_bytes = stored_bytes;
+        BlockHeader { tag, kind, compressed: false, stored_bytes, plain_bytes }.encode(stored)
+    };
+    let expected = [header(Tag::Section, &[]), header(Tag::Chunk, &chunk)].concat();
+    Ok((found == expected).then_some(chunk))
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Tag {
     Section = 1,

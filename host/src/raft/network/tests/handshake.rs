@@ -7,7 +7,7 @@ use lockstep_proto::peer::peer_client::PeerClient;
 use openraft::RaftNetworkFactory as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::network::{RPCOption, RaftNetworkV2 as _};
-use openraft::raft::VoteRequest;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use tonic::Code;
 use tonic::transport::Channel;
 
@@ -39,7 +39,7 @@ fn vote_request(hello: Option<Hello>) -> peer::VoteRequest {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wrong_hello_is_refused() {
     let node = Node::start(2, Some(CLUSTER)).await;
-    let cases: [(Change, &str); 7] = [
+    let cases: [(Change, &str); 6] = [
         (|hello| hello.protocol_version = 2, "version 2 of the peer protocol"),
         (|hello| hello.cluster_id = Bytes::from_static(&[9; 16]), "is of cluster 0909"),
         (|hello| hello.cluster_id = Bytes::new(), "does not say who sends it"),
@@ -50,7 +50,6 @@ async fn a_wrong_hello_is_refused() {
              Repair: remove node 2, start it with a new id on an empty folder, add it",
         ),
         (|hello| hello.from_node = 2, "the caller is node 2 too"),
-        (|hello| hello.engine_profile = "other".into(), "the engine profile of node 1 is other"),
     ];
     let mut client = connect(&node).await;
     for (change, expected) in cases {
@@ -116,6 +115,34 @@ async fn the_caller_shows_why_it_is_refused() {
     let mut client = network.new_client(NodeId(2), &member(2, node.address)).await;
     client.vote(VoteRequest::new(vote, None), RPCOption::new(DEADLINE)).await.unwrap();
     assert!(caller.alarms().is_empty());
+}
+
+/// A peer of another engine profile is let in, and shown on both sides until it has the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_engine_profile_is_let_in_and_shown() {
+    let node = Node::start(2, Some(CLUSTER)).await;
+    let mut client = connect(&node).await;
+    let mut hello = hello_to(&node, 2);
+    hello.engine_profile = "other".into();
+    client.vote(vote_request(Some(hello))).await.unwrap();
+    let expected = "the engine profile of node 1 is other, that of this node profile";
+    assert_eq!(node.local.alarms(), [expected]);
+    client.vote(vote_request(Some(hello_to(&node, 2)))).await.unwrap();
+    assert!(node.local.alarms().is_empty());
+
+    let adopt = Box::new(|_| Ok(()));
+    let caller = Local::new(NodeId(1), incarnation(1), "other".into(), Some(CLUSTER), adopt);
+    let mut network = Network::new(caller.clone(), &Default::default());
+    let mut client = network.new_heartbeat_client(NodeId(2), &member(2, node.address)).await;
+    let heartbeat = AppendEntriesRequest {
+        vote: vote_to_raft(Vote { term: 6, node: NodeId(1), committed: true }),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: None,
+    };
+    client.append_entries(heartbeat, RPCOption::new(DEADLINE)).await.unwrap();
+    let expected = "the engine profile of node 2 is profile, that of this node other";
+    assert_eq!(caller.alarms(), [expected]);
 }
 
 /// A node that cannot note down the cluster does not join it.

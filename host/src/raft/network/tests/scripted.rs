@@ -64,7 +64,7 @@ impl Script {
 }
 
 fn reply(result: StreamAppendResult<TypeConfig>) -> Result<peer::AppendReply, Status> {
-    Ok(peer::AppendReply { payload: codec::encode_append_result(&result) })
+    Ok(peer::AppendReply { payload: codec::encode_append_result(&result), ..Default::default() })
 }
 
 #[tonic::async_trait]

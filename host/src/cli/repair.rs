@@ -1,0 +1,26 @@
+//! `lockstep repair`: gives a stopped, quarantined node the cluster's state again.
+
+use std::path::PathBuf;
+
+use super::endpoint::Endpoint;
+use crate::node;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Data folder of the node to repair
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Healthy nodes, tried in this order
+    #[command(flatten)]
+    endpoint: Endpoint,
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let healthy = arguments.endpoint.clients()?;
+    let repaired = node::repair(arguments.data_dir, healthy).await?;
+    let (node, index) = (repaired.node, repaired.index);
+    println!("node {node} is repaired: it goes on from checkpoint {index}");
+    println!("what it was quarantined for is kept in {}", repaired.evidence.display());
+    println!("next: start it again; `lockstep status` of it shows no alarm once it has caught up");
+    Ok(())
+}
