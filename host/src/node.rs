@@ -274,6 +274,9 @@ impl Wiring {
         let purged_at_start = found.purged.map(|purged| purged.index);
         let snapshots = Arc::new(Snapshots::new(snapshots, purged_at_start, last_at_start));
         let committed_at_start = found.committed.map(|committed| committed.index);
+        if let Some(found) = data_dir.quarantine()? {
+            snapshots.keep_evidence(found.index);
+        }
         let log = LogStore::new(log);
         let (progress_sender, progress) = watch::channel(Progress::default());
         let state_machine = StateMachine::open(
@@ -284,8 +287,7 @@ impl Wiring {
             progress_sender,
         )
         .await?;
-        let parked = environment.directory.view().parked.is_some();
-        let raft_config = Arc::new(raft_config(&config.file, parked).validate()?);
+        let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
         // Nobody is served before openraft says what it found on disk: until then it shows an
         // empty log and no membership.
@@ -314,8 +316,23 @@ impl Wiring {
         })
     }
 
+    /// What brings into the log what this node says of itself.
+    fn reporting(&self) -> (Courier, ReportTask, ProfileTask) {
+        let (node, raft) = (self.local.node_id(), self.raft.clone());
+        let courier = Courier { node, raft: raft.clone(), network: self.network.clone() };
+        let directory = Arc::clone(&self.environment.directory);
+        let reports = ReportTask {
+            courier: courier.clone(),
+            directory: Arc::clone(&directory),
+            snapshots: Arc::clone(&self.snapshots),
+        };
+        let profile = ProfileTask { raft, directory, profile: self.environment.profile.clone() };
+        (courier, reports, profile)
+    }
+
     /// Starts every task of the node.
     fn spawn(self, config: &Config, log: Log, clients: TcpListener, peers: TcpListener) -> Node {
+        let (courier, reports, profile) = self.reporting();
         let mut tasks = JoinSet::new();
         let (stop, stopped) = watch::channel(false);
         let raft = self.raft.clone();
@@ -330,18 +347,6 @@ impl Wiring {
             self.progress,
             &config.file,
         );
-        let node = self.local.node_id();
-        let courier = Courier { node, raft: raft.clone(), network: self.network.clone() };
-        let reports = ReportTask {
-            courier: courier.clone(),
-            directory: Arc::clone(&directory),
-            snapshots: Arc::clone(&self.snapshots),
-        };
-        let profile = ProfileTask {
-            raft: raft.clone(),
-            directory: Arc::clone(&directory),
-            profile: self.environment.profile.clone(),
-        };
         let modules =
             ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
         let space = Arc::clone(&self.space);
@@ -431,8 +436,9 @@ async fn serve_peers(
 
 /// How openraft runs here: snapshots and purges are ours alone (`raft::checkpoints`), pre-vote
 /// keeps a node that was cut off from disturbing the leader, and a restarted leader is elected
-/// again rather than trusted. A node that starts parked stands in no election.
-fn raft_config(config: &FileConfig, parked: bool) -> openraft::Config {
+/// again rather than trusted. `ParkingTask` lets a node stand in elections
+/// once it knows that it may.
+fn raft_config(config: &FileConfig) -> openraft::Config {
     openraft::Config {
         cluster_name: "lockstep".to_owned(),
         election_timeout_min: config.election_timeout_ms_min,
@@ -440,7 +446,7 @@ fn raft_config(config: &FileConfig, parked: bool) -> openraft::Config {
         heartbeat_interval: config.heartbeat_interval_ms,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
-        enable_elect: !parked,
+        enable_elect: false,
         enable_pre_vote: Some(true),
         enable_leader_restore: Some(false),
         ..openraft::Config::default()

@@ -9,20 +9,14 @@ use lockstep_tests::node::summary;
 use lockstep_tests::wait::until;
 use lockstep_tests::{diverge, kv, program};
 
-/// What guest-kv exports when `k` is `wrong`.
-async fn wrong_export() -> Vec<bytes::Bytes> {
-    let mut lone = Plan::new(1).start().await;
-    load::write(&lone.client(), "k", "wrong").await;
-    lone.run(&["snapshot"]).await.ok();
-    lone.node_mut(1).stop().await;
-    diverge::export_of(lone.node(1))
-}
+/// What a key holds, and what it holds on the divergent node.
+const RIGHT: &str = "the-right-value";
+const WRONG: &str = "the-wrong-value";
 
 /// Nodes with the same history, of which the last one restored another state and leads.
 async fn led_by_a_divergent_node(nodes: u64) -> Cluster {
-    let export = wrong_export().await;
     let mut cluster = Plan::new(nodes).start().await;
-    load::write(&cluster.client(), "k", "right").await;
+    load::write(&cluster.client(), "k", RIGHT).await;
     let index: u64 = snapshot(&cluster).await;
     for id in 1..=nodes {
         let node = cluster.node(id);
@@ -32,12 +26,12 @@ async fn led_by_a_divergent_node(nodes: u64) -> Cluster {
         .await;
     }
     cluster.node_mut(nodes).stop().await;
-    diverge::replace_export(cluster.node(nodes), &export);
+    diverge::replace_in_memory(cluster.node(nodes), RIGHT.as_bytes(), WRONG.as_bytes());
     cluster.node_mut(nodes).start().await;
     cluster.leader().await;
     cluster.level(&cluster.ids(), SOON).await;
     let stale = load::read(&cluster.node(nodes).client(), "k", Consistency::Stale).await;
-    assert_eq!(stale.as_deref(), Some("wrong"), "nobody has noticed");
+    assert_eq!(stale.as_deref(), Some(WRONG), "nobody has noticed");
     cluster.run(&["cluster", "transfer", &nodes.to_string()]).await.ok();
     cluster
 }
@@ -69,7 +63,7 @@ async fn writes_stop_without_a_majority() {
     let created = cluster.create_machine("other", &program::guest("guest-kv")).await;
     created.refused(&["writes have stopped"]);
     let value = load::read(&client, "k", Consistency::Linearizable).await;
-    assert_eq!(value.as_deref(), Some("wrong"), "the divergent node leads, and reads go on");
+    assert_eq!(value.as_deref(), Some(WRONG), "the divergent node leads, and reads go on");
 
     assert!(snapshot(&cluster).await > index);
     cluster.run(&["cluster", "remove", "2"]).await.ok();
@@ -115,7 +109,7 @@ async fn a_divergent_leader_is_quarantined() {
     report.check(&cluster.client()).await;
     report.check_equal(&cluster, &[1, 2, 3]).await;
     let value = load::read(&cluster.node(DIVERGENT).client(), "k", Consistency::Stale).await;
-    assert_eq!(value.as_deref(), Some("right"));
+    assert_eq!(value.as_deref(), Some(RIGHT));
 }
 
 /// Repairs the divergent node, and waits until it is equal at the checkpoint after.

@@ -46,6 +46,8 @@ pub struct Snapshots {
     agreed: watch::Sender<BTreeSet<LogIndex>>,
     alarm: Mutex<Option<String>>,
     export_failures: Mutex<Vec<String>>,
+    /// The snapshot that this node is quarantined for; it stays until a repair.
+    evidence: Mutex<Option<LogIndex>>,
 }
 
 /// A snapshot under way.
@@ -75,6 +77,7 @@ impl Snapshots {
             agreed: watch::Sender::new(ahead.into_iter().chain(floor).collect()),
             alarm: Mutex::new(None),
             export_failures: Mutex::default(),
+            evidence: Mutex::new(None),
         }
     }
 
@@ -121,6 +124,7 @@ impl Snapshots {
             self.agreed.send_modify(|all| all.extend([at]));
             return None;
         }
+        self.keep_evidence(at);
         let name = self.find(at)?.path().file_name()?.to_string_lossy().into_owned();
         Some(Quarantine { index: at, agreed, own, snapshot: name })
     }
@@ -128,6 +132,11 @@ impl Snapshots {
     /// Where received snapshots arrive.
     pub fn dir(&self) -> &SnapshotDir {
         &self.dir
+    }
+
+    /// Keeps the snapshot that this node is quarantined for.
+    pub fn keep_evidence(&self, at: LogIndex) {
+        *self.evidence.lock().expect("no holder panics") = Some(at);
     }
 
     /// Up to where the log may be purged: the snapshot before the newest that was agreed on.
@@ -144,14 +153,18 @@ impl Snapshots {
     /// that are not agreed on yet, what no report can be about any more.
     pub fn clean(&self) -> Result<(), Error> {
         let agreed = self.agreed.borrow().clone();
+        let listed: BTreeSet<LogIndex> = self.indexes().collect();
         let (settled, open): (Vec<LogIndex>, Vec<LogIndex>) =
-            self.indexes().partition(|index| agreed.contains(index));
+            listed.iter().partition(|index| agreed.contains(index));
         let newest_settled = settled.last().copied();
         let settled = settled.into_iter().rev().take(AGREED_KEPT);
         let open = open.into_iter().rev().take(CHECKPOINTS_KEPT);
-        let kept: BTreeSet<LogIndex> =
-            settled.chain(open.filter(|index| Some(*index) > newest_settled)).collect();
-        self.dir.retain(|snapshot| index(snapshot).is_none_or(|index| kept.contains(&index)))
+        let open = open.filter(|index| Some(*index) > newest_settled);
+        let evidence = *self.evidence.lock().expect("no holder panics");
+        let kept: BTreeSet<LogIndex> = settled.chain(open).chain(evidence).collect();
+        // One that has come meanwhile is in neither set, and stays.
+        let gone: BTreeSet<LogIndex> = listed.difference(&kept).copied().collect();
+        self.dir.retain(|snapshot| index(snapshot).is_none_or(|index| !gone.contains(&index)))
     }
 
     /// Why the last snapshot could not be written, while that is so.
