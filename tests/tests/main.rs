@@ -12,6 +12,7 @@ mod disk_faults;
 mod divergence;
 mod full_follower;
 mod guest_logs;
+mod hostility;
 mod limits;
 mod machine_limits;
 mod membership;

@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn vain_waits_become_rare() {
         let mut returning = Returning::default();
-        let mut waits = |returning: &mut Returning, entries: u32| {
+        let waits = |returning: &mut Returning, entries: u32| {
             let mut waits = 0;
             for _ in 0..entries {
                 returning.expect(&answered(32), 32);

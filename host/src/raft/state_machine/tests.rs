@@ -3,21 +3,18 @@
 use std::sync::OnceLock;
 
 use super::*;
-use crate::config::FileConfig;
 use crate::machine::{CompiledModules, Directory, MemoryLibrary};
 use crate::raft::convert::log_id_to_raft;
 use crate::raft::snapshots::Snapshots;
 use crate::storage::snapshot::SnapshotDir;
-use crate::storage::{Log, LogConfig};
 use crate::types::{ClusterId, LogId, NodeId};
 use crate::wasm;
 
 /// The state machine of a node that runs a build of this profile on the folder, and what it shows.
 async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Directory>) {
     let data_dir = DataDir::open(folder, NodeId(1)).unwrap();
-    let log = Log::open(&data_dir.log(), &LogConfig::from(&FileConfig::default())).unwrap();
     let snapshots = SnapshotDir::open(&data_dir.snapshots()).unwrap();
-    let (staged, _) = mpsc::unbounded_channel();
+    let (staged, _) = tokio::sync::mpsc::unbounded_channel();
     let directory = Arc::new(Directory::default());
     let environment = Environment {
         cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
@@ -30,8 +27,8 @@ async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Dir
     };
     let snapshots = Arc::new(Snapshots::new(snapshots, None, None));
     let (progress, _) = watch::channel(Progress::default());
-    let (log, data_dir) = (LogStore::new(log), Arc::new(data_dir));
-    let opened = StateMachine::open(environment, log, snapshots, data_dir, progress).await;
+    let data_dir = Arc::new(data_dir);
+    let opened = StateMachine::open(environment, snapshots, data_dir, None, progress).await;
     (opened.unwrap(), directory)
 }
 

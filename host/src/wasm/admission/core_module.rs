@@ -85,9 +85,10 @@ impl CoreModule {
                 counts.functions += u64::from(section.count());
                 check_count("functions", counts.functions, limits::MODULE_FUNCTIONS_MAX)
             }
-            Payload::TableSection(section) => section.clone().into_iter().try_for_each(|table| {
-                counts.add_table(&table?.ty, limits.table_elements_max)
-            }),
+            Payload::TableSection(section) => section
+                .clone()
+                .into_iter()
+                .try_for_each(|table| counts.add_table(&table?.ty, limits.table_elements_max)),
             Payload::MemorySection(section) => section
                 .clone()
                 .into_iter()

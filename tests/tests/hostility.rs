@@ -1,0 +1,147 @@
+//! A guest that does its worst, among good commands: what fails costs itself, and replicas stay
+//! equal.
+
+use std::time::Duration;
+
+use lockstep_client::{Consistency, Outcome, Stream, reason};
+use lockstep_proto::v1::CheckpointReport;
+use lockstep_tests::cluster::{Cluster, Plan, SOON};
+use lockstep_tests::{kv, load, program};
+use tokio::task::JoinSet;
+
+/// Clients, each with a key of its own, on one stream.
+const CLIENTS: usize = 32;
+/// Good commands and failing ones, of all clients together.
+const GOOD: usize = 100_000;
+const POISONS: usize = 10_000;
+/// Enough for every good command, and soon used up by one without an end.
+const LIMITS: [&str; 4] = ["--fuel-per-command", "2000000", "--memory-bytes", "16777216"];
+/// What fails, each in its own way.
+const POISON: [&str; 15] = [
+    "unreachable",
+    "panic",
+    "spin",
+    "recurse",
+    "recurse in memory",
+    "remember and trap",
+    "remember and spin",
+    "long reply",
+    "flood",
+    "no replies",
+    "falling ends",
+    "end too far",
+    "rejects another",
+    "rejects twice",
+    "chatter",
+];
+/// What succeeds, and does odd things on the way.
+const ODD: [&str; 3] = ["eat memory", "grow too far", "nan"];
+/// How long the load may take on a slow machine.
+const LOAD_LIMIT: Duration = Duration::from_secs(400);
+
+/// 10,000 failing commands of every kind among 100,000 good ones: each good one gets its own exact
+/// answer, each failing one an error that says that it was applied and failed, the nodes
+/// stay up and small, nobody else leads, and all nodes have the same memory in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poison_costs_itself_alone() {
+    let mut cluster = Plan::new(3).start().await;
+    let guest = program::guest("hostile");
+    let path = guest.to_str().expect("a path that is text");
+    let create = [&["machine", "create", "hostile", path], &LIMITS[..]].concat();
+    cluster.run(&create).await.ok();
+    let before = cluster.statuses().await;
+    let stream = cluster.client().stream();
+    let mut clients = JoinSet::new();
+    for number in 0..CLIENTS {
+        let random = fastrand::Rng::with_seed(cluster.random.u64(..));
+        clients.spawn(client(stream.clone(), number, random));
+    }
+    let all = async {
+        while let Some(ended) = clients.join_next().await {
+            ended.expect("a client found an answer wrong");
+        }
+    };
+    tokio::time::timeout(LOAD_LIMIT, all).await.expect("the load ends in time");
+    cluster.level(&[1, 2, 3], SOON).await;
+    for (before, now) in before.iter().zip(cluster.statuses().await) {
+        assert_eq!(before.term, now.term, "node {}: nobody else leads", now.node_id);
+    }
+    for node in [1, 2, 3] {
+        let resident = cluster.node(node).resident_bytes();
+        assert!(resident < 400 << 20, "node {node} has {resident} bytes");
+    }
+    equal_digests(&cluster).await;
+}
+
+/// A client's share: its key is counted one by one, whatever fails around it.
+async fn client(stream: Stream, number: usize, mut random: fastrand::Rng) {
+    let mut count = 0_u32;
+    let poisons = POISONS / CLIENTS;
+    for turn in 0..GOOD / CLIENTS {
+        let key = format!("count {number}");
+        let good = stream.execute("hostile", key).await.expect("a good command is answered");
+        count += 1;
+        assert_eq!(good.reply, count.to_string(), "client {number}, turn {turn}");
+        if random.usize(..GOOD / CLIENTS) >= poisons {
+            continue;
+        }
+        let poison = POISON[random.usize(..POISON.len())];
+        let failed = stream.execute("hostile", poison).await.expect_err(poison);
+        assert_eq!(failed.outcome, Outcome::AppliedError, "{poison}: {failed}");
+        let odd = ODD[random.usize(..ODD.len())];
+        stream.execute("hostile", odd).await.expect(odd);
+    }
+}
+
+/// A guest that runs for seconds on every node holds up its own machine alone: queries of another
+/// are answered meanwhile, and nobody else leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_runs_long_moves_no_leader() {
+    let cluster = Plan::new(3).start().await;
+    let guest = program::guest("hostile");
+    let path = guest.to_str().expect("a path that is text");
+    let long = ["machine", "create", "hostile", path, "--fuel-per-command", "4000000000"];
+    cluster.run(&long).await.ok();
+    let client = cluster.client();
+    let stream = client.stream();
+    load::write(&client, "k", "v").await;
+    let before = cluster.statuses().await;
+    for _ in 0..3 {
+        let spin = stream.execute_within("hostile", "spin", LOAD_LIMIT);
+        tokio::pin!(spin);
+        let mut answered = 0;
+        let error = loop {
+            tokio::select! {
+                biased;
+                spun = &mut spin => break spun.expect_err("it runs out of fuel"),
+                read = client.query(kv::MACHINE, kv::text("GET k"), Consistency::Stale) => {
+                    assert_eq!(read.expect("another machine answers").reply, "$1\r\nv\r\n");
+                    answered += 1;
+                }
+            }
+        };
+        assert_eq!(error.reason, reason::OUT_OF_FUEL, "{error}");
+        assert!(answered > 10, "{answered} queries were answered meanwhile");
+    }
+    load::write(&client, "k", "w").await;
+    for (before, now) in before.iter().zip(cluster.statuses().await) {
+        assert_eq!(before.term, now.term, "node {}: nobody else leads", now.node_id);
+    }
+}
+
+/// Takes a checkpoint, and waits until every node has reported the same digest of it.
+async fn equal_digests(cluster: &Cluster) {
+    let said = cluster.run(&["snapshot"]).await.ok();
+    let index: u64 = said.split(' ').find_map(|word| word.parse().ok()).expect("it says which");
+    for id in cluster.ids() {
+        cluster
+            .node(id)
+            .says("all report one digest", SOON, |status| {
+                let checkpoint = status.checkpoints.iter().find(|found| found.index == index)?;
+                let equal = |report: &CheckpointReport| report.digest == checkpoint.agreed;
+                let all = checkpoint.reports.len() == 3 && checkpoint.reports.iter().all(equal);
+                all.then_some(())
+            })
+            .await;
+    }
+}
