@@ -240,6 +240,7 @@ struct Wiring {
     last_at_start: Option<LogIndex>,
     staged: mpsc::UnboundedReceiver<ModuleDigest>,
     progress: watch::Receiver<Progress>,
+    unsynced: watch::Receiver<usize>,
 }
 
 impl Wiring {
@@ -278,6 +279,7 @@ impl Wiring {
             snapshots.keep_evidence(found.index);
         }
         let log = LogStore::new(log);
+        let unsynced = log.unsynced();
         let (progress_sender, progress) = watch::channel(Progress::default());
         let state_machine = StateMachine::open(
             environment.clone(),
@@ -313,6 +315,7 @@ impl Wiring {
             last_at_start,
             staged,
             progress,
+            unsynced,
         })
     }
 
@@ -337,8 +340,13 @@ impl Wiring {
         let (stop, stopped) = watch::channel(false);
         let raft = self.raft.clone();
         let directory = Arc::clone(&self.environment.directory);
-        let (proposer, proposing) =
-            Proposer::new(raft.clone(), Arc::clone(&directory), now_ms, &config.file);
+        let (proposer, proposing) = Proposer::new(
+            raft.clone(),
+            Arc::clone(&directory),
+            self.unsynced,
+            now_ms,
+            &config.file,
+        );
         let (reader, reading) =
             Reader::new(raft.clone(), Arc::clone(&directory), Arc::clone(&self.space), now_ms);
         let checkpoints = CheckpointTask::new(

@@ -125,6 +125,7 @@ async fn a_machine_is_described() {
     let expected = [
         "active_limits",
         "applied_index",
+        "checkpoint",
         "guest_name",
         "id",
         "limits",

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::stream::{self, Stream, TryStreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::convert;
 use super::type_config::{Entry, EntryBytes, RaftLogId, RaftVote, TypeConfig};
@@ -34,17 +34,25 @@ const MEMBERSHIP: u8 = 2;
 #[derive(Clone, Debug)]
 pub struct LogStore {
     log: Log,
+    /// Appends that are not synced yet.
+    unsynced: watch::Sender<usize>,
 }
 
 impl LogStore {
     /// Wraps an open log.
     pub fn new(log: Log) -> Self {
-        Self { log }
+        Self { log, unsynced: watch::Sender::new(0) }
     }
 
     /// The log itself, for its size on disk and for the sync before the process ends.
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// How many appends are not synced yet. Where they pile up, a later one waits for the disk on
+    /// the thread that makes it, and all that the thread serves waits too.
+    pub fn unsynced(&self) -> watch::Receiver<usize> {
+        self.unsynced.subscribe()
     }
 
     /// Reads entries up to a number of bytes: from memory here, from disk on a thread for that.
@@ -153,7 +161,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let done: FlushDone = Box::new(move |result| callback.io_completed(result));
+        let unsynced = self.unsynced.clone();
+        unsynced.send_modify(|count| *count += 1);
+        let done: FlushDone = Box::new(move |result| {
+            unsynced.send_modify(|count| *count -= 1);
+            callback.io_completed(result);
+        });
         let appended = self.log.append(entries.into_iter().map(encode), done);
         appended.map_err(|error| error.into_io())
     }

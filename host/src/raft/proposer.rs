@@ -15,7 +15,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Raft;
 use super::error::Error;
@@ -27,6 +27,10 @@ use crate::machine::{Batch, Directory, Proposal, Response};
 use crate::types::{Command, MachineId, TimeMs};
 
 type Outcome = Result<Executed, Error>;
+
+/// Appends that may wait for this node's disk while entries are proposed: a quarter of what the
+/// log's writer queues before it blocks whoever appends.
+const UNSYNCED_APPENDS_MAX: usize = 256;
 
 /// A command and who waits for it.
 struct Waiting {
@@ -59,6 +63,7 @@ pub struct ProposerTask {
     queue: mpsc::Receiver<Waiting>,
     queued_bytes: Arc<AtomicUsize>,
     entries_in_flight_max: usize,
+    unsynced: watch::Receiver<usize>,
     returning: Returning,
     last_time_ms: TimeMs,
 }
@@ -68,6 +73,7 @@ impl Proposer {
     pub fn new(
         raft: Raft,
         directory: Arc<Directory>,
+        unsynced: watch::Receiver<usize>,
         clock: fn() -> TimeMs,
         config: &FileConfig,
     ) -> (Self, ProposerTask) {
@@ -85,6 +91,7 @@ impl Proposer {
             queue,
             queued_bytes,
             entries_in_flight_max: config.entries_in_flight_max,
+            unsynced,
             returning: Returning::default(),
             last_time_ms: 0,
         };
@@ -133,11 +140,14 @@ impl ProposerTask {
     pub async fn run(mut self) {
         let mut in_flight = FuturesUnordered::new();
         loop {
-            let room = in_flight.len() < self.entries_in_flight_max;
+            // Others may commit without this node's disk, but it must not fall behind for ever.
+            let disk_keeps_up = *self.unsynced.borrow_and_update() < UNSYNCED_APPENDS_MAX;
+            let room = in_flight.len() < self.entries_in_flight_max && disk_keeps_up;
             tokio::select! {
                 Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
                     self.returning.expect(&answered, self.queue.len());
                 }
+                Ok(()) = self.unsynced.changed(), if !disk_keeps_up => {}
                 first = self.queue.recv(), if room => {
                     let Some(first) = first else { break };
                     // Answers to one entry bring many commands at once: let those that are here
@@ -153,6 +163,8 @@ impl ProposerTask {
                         in_flight.push(self.submit(gathered.commands).await);
                     }
                 }
+                // The log is gone, and with it all that could be written to.
+                else => break,
             }
         }
         while in_flight.next().await.is_some() {}

@@ -17,6 +17,7 @@ use super::caller::Caller;
 use super::guest::Failure;
 use super::limits::{Limits, Room, THREAD_STACK_BYTES};
 use super::memory::{self, HostMemory};
+use super::self_test;
 use crate::config::limits;
 use crate::types::ModuleDigest;
 
@@ -152,7 +153,9 @@ impl Engine {
         let manifest = Caller::describe(&self.0.engine, &prepared)?;
         manifest.check()?;
         let (manifest, shape) = (Arc::new(manifest), Arc::new(shape));
-        Ok(Module { component, prepared, manifest, shape })
+        let module = Module { component, prepared, manifest, shape };
+        self_test::run(self, &module)?;
+        Ok(module)
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {

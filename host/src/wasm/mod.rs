@@ -18,6 +18,7 @@ mod guest;
 mod guest_log;
 mod limits;
 mod memory;
+mod self_test;
 #[cfg(test)]
 pub(crate) mod tests;
 

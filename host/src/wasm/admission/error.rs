@@ -129,6 +129,14 @@ pub enum Error {
     /// The engine refuses the code.
     #[error("the component cannot be compiled: {0}")]
     Compile(String),
+    /// A probe went otherwise on a copy of its state than on itself.
+    #[error("the guest does not repeat itself: {where_run} has another {what}")]
+    NotRepeatable {
+        /// What the probe ran on.
+        where_run: &'static str,
+        /// What differs.
+        what: &'static str,
+    },
     /// Its `describe` failed.
     #[error("the guest cannot describe itself: {0}")]
     Describe(Failure),

@@ -10,14 +10,14 @@ fn refusal(text: &str) -> String {
 }
 
 fn refused(bytes: &[u8]) -> String {
-    inspect(bytes, &Limits::default()).expect_err("it is refused").to_string()
+    inspect(bytes, &Limits::largest()).expect_err("it is refused").to_string()
 }
 
 /// What is said of a component of these parts, which are allowed if all that it lacks is what
 /// makes it a guest.
 fn parts(text: &str) -> Result<(), String> {
     let bytes = wat::parse_str(format!("(component {text})")).unwrap();
-    match inspect(&bytes, &Limits::default()) {
+    match inspect(&bytes, &Limits::largest()) {
         Ok(_) | Err(Error::MissingExport) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
@@ -47,7 +47,7 @@ fn renamed(guest: &str, from: &str, to: &str) -> Vec<u8> {
 #[test]
 fn guests_are_admitted() {
     for guest in ["guest-kv", "counter", "hostile"] {
-        let shape = inspect(&component(guest), &Limits::default()).expect(guest);
+        let shape = inspect(&component(guest), &Limits::largest()).expect(guest);
         assert_eq!(shape.imports, [LOG], "{guest}");
         assert!((10..10_000).contains(&shape.functions), "{guest}: {shape:?}");
         assert!((1..4).contains(&shape.core_modules), "{guest}: {shape:?}");
