@@ -297,11 +297,9 @@ impl Wiring {
             .metrics(|metrics| metrics.last_log_index >= last_at_start, "the log is known")
             .await
             .context("the replica did not start")?;
-        let member = Member {
-            peer_addr: config.peer_addr.to_string(),
-            client_addr: config.client_addr.to_string(),
-            incarnation: incarnation.0,
-        };
+        let (peer_addr, client_addr) =
+            (config.peer_addr.to_string(), config.client_addr.to_string());
+        let member = Member { peer_addr, client_addr, incarnation: incarnation.0 };
         let space = Arc::new(space);
         Ok(Self {
             raft,
@@ -397,20 +395,24 @@ impl Wiring {
         let services = Services::new(replica.clone(), options);
         let serving = api::serve_clients(clients, services, stopping(stopped));
         tasks.spawn(async move { Ok(serving.await?) });
-        tracing::info!(
-            node = %config.node_id,
-            clients = %config.client_addr,
-            peers = %config.peer_addr,
-            data = %config.data_dir.display(),
-            "node started"
-        );
-        if replica.status().cluster.is_none() {
-            tracing::info!(
-                "this node is in no cluster yet: it waits for `lockstep cluster init` here, or \
-                 `lockstep cluster add` from another node"
-            );
-        }
+        announce(config, &replica);
         Node { replica, raft, log, stop, tasks }
+    }
+}
+
+fn announce(config: &Config, replica: &Replica) {
+    tracing::info!(
+        node = %config.node_id,
+        clients = %config.client_addr,
+        peers = %config.peer_addr,
+        data = %config.data_dir.display(),
+        "node started"
+    );
+    if replica.status().cluster.is_none() {
+        tracing::info!(
+            "this node is in no cluster yet: it waits for `lockstep cluster init` here, or \
+             `lockstep cluster add` from another node"
+        );
     }
 }
 

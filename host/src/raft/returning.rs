@@ -2,8 +2,8 @@
 //!
 //! Clients that wait for a reply before they send the next command fall into two halves: while the
 //! entry of one is on its way, the commands of the other gather, and each waits for two entries in
-//! a row. Held back for a part of the time that an entry takes, the next entry holds the commands of
-//! both. Where the commands do not come back, as from clients that send by a clock, the wait is
+//! a row. Held back for a part of the time that an entry takes, the next entry holds the commands
+//! of both. Where the commands do not come back, as from clients that send by a clock, the wait is
 //! vain; after each such one the next is put off twice as long.
 //!
 //! PostgreSQL's `commit_delay` does the like with a time that is set by hand.

@@ -62,8 +62,8 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// Restores the newest snapshot, or begins empty. Entries up to `committed_at_start` are applied
-    /// once more.
+    /// Restores the newest snapshot, or begins empty. Entries up to `committed_at_start` are
+    /// applied once more.
     pub async fn open(
         environment: Environment,
         snapshots: SharedSnapshots,

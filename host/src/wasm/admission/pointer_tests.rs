@@ -20,6 +20,7 @@ const EPILOGUE: &str = "(global.set $sp (i32.add (local.get $fp) (i32.const 64))
 
 /// What compilers emit is proved.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of cases")]
 fn what_compilers_emit_is_proved() {
     let rows = [
         ("straight", "PROLOGUE (drop (call $callee)) EPILOGUE (i32.const 1)"),
@@ -112,6 +113,7 @@ fn what_compilers_emit_is_proved() {
 
 /// A way out on which the pointer is elsewhere, or may be, is found, however it is hidden.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table of cases")]
 fn what_moves_the_pointer_is_refused() {
     let moved = "it does not put it back";
     let unknown = "it cannot be shown that it puts it back";

@@ -84,9 +84,9 @@ fn count(request: &[u8]) -> u32 {
 
 /// Bits of results that are no number, of which a processor may choose the sign and the payload.
 fn not_a_number() -> Vec<u8> {
-    let (zero, one) = (black_box(0.0_f64), black_box(1.0_f64));
-    let infinite = one / zero;
-    let wide = [zero / zero, infinite - infinite, infinite * zero, -(zero / zero) + one];
+    let (zero, nothing, one) = (black_box(0.0_f64), black_box(0.0_f64), black_box(1.0_f64));
+    let (infinite, endless) = (one / zero, one / nothing);
+    let wide = [zero / nothing, infinite - endless, infinite * zero, -(zero / nothing) + one];
     let signalling = black_box(f32::from_bits(0xffa0_0001));
     let narrow = [signalling + 1.0, black_box(0.0_f32) / black_box(0.0_f32)];
     let wide = wide.iter().map(|number| format!("{:016x} ", number.to_bits()));
