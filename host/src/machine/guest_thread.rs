@@ -77,10 +77,12 @@ impl GuestHandle {
             .spawn(move || match make() {
                 Ok(mut instance) => {
                     instance.set_log(heard);
+                    let windows = VecDeque::new();
+                    let thread = Thread { instance, windows, memory_bytes: gauge };
+                    thread.show_memory();
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
-                    Thread { instance, windows: VecDeque::new(), memory_bytes: gauge }
-                        .run(&receiver);
+                    thread.run(&receiver);
                 }
                 Err(failure) => drop(started.send(Err(failure))),
             })
@@ -160,7 +162,6 @@ impl Thread {
     /// Serves calls until every handle is gone or the host fails.
     fn run(mut self, requests: &mpsc::Receiver<Request>) {
         loop {
-            self.show_memory();
             let request = if self.windows.is_empty() {
                 requests.recv().map_err(|_| mpsc::TryRecvError::Disconnected)
             } else {
@@ -182,7 +183,10 @@ impl Thread {
     fn serve(&mut self, request: Request) -> Result<(), ()> {
         match request {
             Request::Apply(context, batch, done) => {
-                answer(done, self.instance.apply(context, batch))
+                let applied = self.instance.apply(context, batch);
+                // Before the answer: who has it may look.
+                self.show_memory();
+                answer(done, applied)
             }
             Request::Query(context, queries, done) => {
                 let outcomes = Vec::with_capacity(queries.ends.len());

@@ -302,16 +302,21 @@ fn sizes_are_bounded() {
         ("functions", limits::MODULE_FUNCTIONS_MAX, "(func)", "core"),
         ("globals", limits::MODULE_GLOBALS_MAX, "(global i32 (i32.const 0))", "core"),
         ("data and element segments", limits::MODULE_SEGMENTS_MAX, "(data)", "core"),
-        ("elements in its tables", 20_000, "(table 1000 funcref)", "tables"),
+        (
+            "elements in its tables",
+            limits::GUEST_TABLE_ELEMENTS_MAX,
+            "(table 100000 funcref)",
+            "tables",
+        ),
         ("items outside of its code", limits::COMPONENT_ITEMS_MAX, "(core type (func))", ""),
     ];
     for (what, limit, part, inside) in rows {
         let said = |count: u64| match inside {
             "core" => core_module(&many(count, part)),
-            "tables" => core_module(&many(count / 1000, part)),
+            "tables" => core_module(&many(count / 100_000, part)),
             _ => parts(&many(count, part)),
         };
-        let step = if inside == "tables" { 1000 } else { 1 };
+        let step = if inside == "tables" { 100_000 } else { 1 };
         said(limit).expect(what);
         let count = limit + step;
         let expected = format!("the component has {count} {what}, and the limit is {limit}");
