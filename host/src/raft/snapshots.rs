@@ -1,6 +1,9 @@
 //! Snapshots as openraft sees them: which one is current, and how the replicated state becomes a
 //! file and comes back. The file is `storage`'s, its content `machine`'s.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
@@ -116,14 +119,13 @@ impl Snapshots {
     /// Compares the snapshot of a checkpoint, if it is here, with what the cluster agreed on. What
     /// differs is returned, to be kept as evidence.
     pub fn compare(&self, at: LogIndex, agreed: StateDigest) -> Option<Quarantine> {
-        if self.agreed.borrow().contains(&at) {
-            return None;
-        }
         let own = self.digest(at)?;
         if own == agreed {
-            self.agreed.send_modify(|all| all.extend([at]));
+            self.agreed.send_if_modified(|all| all.insert(at));
             return None;
         }
+        // What was only believed at the start is known now.
+        self.agreed.send_if_modified(|all| all.remove(&at));
         self.keep_evidence(at);
         let name = self.find(at)?.path().file_name()?.to_string_lossy().into_owned();
         Some(Quarantine { index: at, agreed, own, snapshot: name })
@@ -164,6 +166,10 @@ impl Snapshots {
         let kept: BTreeSet<LogIndex> = settled.chain(open).chain(evidence).collect();
         // One that has come meanwhile is in neither set, and stays.
         let gone: BTreeSet<LogIndex> = listed.difference(&kept).copied().collect();
+        self.agreed.send_if_modified(|all| {
+            all.retain(|index| !gone.contains(index));
+            false
+        });
         self.dir.retain(|snapshot| index(snapshot).is_none_or(|index| !gone.contains(&index)))
     }
 
