@@ -115,13 +115,18 @@ async fn a_damaged_identity_or_snapshot_is_refused() {
     cluster.run(&["snapshot"]).await.ok();
     cluster.node_mut(1).kill().await;
     let data = cluster.node(1).data_dir.clone();
-    let damaged =
-        [(data.join("identity"), REPAIR), (files::last(&data.join("snapshots")), "Repair: ")];
-    for (file, repair) in damaged {
-        let middle = files::length(&file) / 2;
-        files::flip_bit(&file, middle);
-        cluster.node_mut(1).refuses_to_start(&[name(&file), repair]).await;
-        files::flip_bit(&file, middle);
+    let (identity, snapshot) = (data.join("identity"), files::last(&data.join("snapshots")));
+    let end = files::length(&snapshot);
+    let damaged = [
+        (&identity, files::length(&identity) / 2, REPAIR),
+        (&snapshot, 20, "Repair: if an older snapshot is beside it"),
+        (&snapshot, end / 2, "Repair: if an older snapshot is beside it"),
+        (&snapshot, end - 2, "Repair: if an older snapshot is beside it"),
+    ];
+    for (file, offset, repair) in damaged {
+        files::flip_bit(file, offset);
+        cluster.node_mut(1).refuses_to_start(&[name(file), repair]).await;
+        files::flip_bit(file, offset);
     }
     cluster.node_mut(1).start().await;
     cluster.leader().await;

@@ -112,6 +112,22 @@ impl Error {
         }
     }
 
+    /// Adds the repair to damage of a snapshot, of which others may be there.
+    pub(crate) fn with_snapshot_repair(self) -> Self {
+        match self {
+            Self::Damaged { file, offset, reason } => {
+                let reason = format!(
+                    "{reason}. Repair: if an older snapshot is beside it, remove {}; the log leads \
+                     on from the older one. Else remove this node from the cluster and add it \
+                     again, under a new id, on an empty data folder",
+                    file.display()
+                );
+                Self::Damaged { file, offset, reason }
+            }
+            other => other,
+        }
+    }
+
     /// The same as an I/O error, for interfaces that carry no other.
     pub fn into_io(self) -> io::Error {
         let kind = match &self {

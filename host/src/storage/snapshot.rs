@@ -74,7 +74,7 @@ impl SnapshotDir {
     /// what is complete. Header and footer of each file are checked here, the rest as it is read.
     ///
     /// # Errors
-    /// `Damaged` when a complete file's header or footer is not what was written.
+    /// `Damaged`, with the repair, when a complete file's header or footer is not what was written.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         durable::create_folder(folder)?;
         durable::remove_temporaries(folder)?;
@@ -83,7 +83,7 @@ impl SnapshotDir {
             let path = entry.map_err(|error| Error::io(folder, error))?.path();
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
                 let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
-                let snapshot = Snapshot::load(file, path)?;
+                let snapshot = Snapshot::load(file, path).map_err(Error::with_snapshot_repair)?;
                 list.insert(place(snapshot.id().last), snapshot);
             }
         }
