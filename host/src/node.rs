@@ -21,6 +21,7 @@ use crate::machine::{CodeCache, CompiledModules, Directory, Environment, ModuleL
 use crate::raft::Raft;
 use crate::raft::checkpoints::CheckpointTask;
 use crate::raft::courier::Courier;
+use crate::raft::history::LogHistory;
 use crate::raft::log_store::LogStore;
 use crate::raft::modules::ModuleTask;
 use crate::raft::network::{Local, Network, PeerHandler};
@@ -254,6 +255,7 @@ impl Wiring {
             profile: engine.profile().to_owned(),
             engine,
             library: Arc::new(DiskLibrary(modules)),
+            history: Arc::new(LogHistory(log.clone())),
             compiled: Arc::new(compiled),
             staged: staged_sender,
             directory: Arc::new(Directory::default()),

@@ -129,6 +129,28 @@ async fn a_guest_that_runs_long_moves_no_leader() {
     }
 }
 
+/// A failure after more commands than a node keeps in memory for it: they are found in the log
+/// again, by each node, and the state is as if nothing had failed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_after_many_megabytes() {
+    let cluster = Plan::new(3).start().await;
+    let guest = program::guest("hostile");
+    cluster.run(&["machine", "create", "hostile", guest.to_str().expect("text")]).await.ok();
+    let stream = cluster.client().stream();
+    let long = "x".repeat(700_000);
+    for round in 1..=20_u32 {
+        let echo = stream.execute("hostile", long.clone()).await.expect("it is repeated");
+        assert_eq!(echo.reply.len(), long.len());
+        let count = stream.execute("hostile", "count").await.expect("it is counted");
+        assert_eq!(count.reply, round.to_string());
+    }
+    let failed = stream.execute("hostile", "unreachable").await.expect_err("it traps");
+    assert_eq!(failed.outcome, Outcome::AppliedError, "{failed}");
+    let count = stream.execute("hostile", "count").await.expect("it is counted");
+    assert_eq!(count.reply, "21");
+    equal_digests(&cluster).await;
+}
+
 /// Takes a checkpoint, and waits until every node has reported the same digest of it.
 async fn equal_digests(cluster: &Cluster) {
     let said = cluster.run(&["snapshot"]).await.ok();

@@ -1,7 +1,9 @@
 //! The reference guest and its commands.
 
+use std::sync::Arc;
+
 use anyhow::Result;
-use lockstep_host::machine::{Batch, Blueprint, Instance};
+use lockstep_host::machine::{Batch, Blueprint, Instance, MemoryHistory};
 use lockstep_host::types::{Command, MachineId};
 use lockstep_host::wasm::{self, Context, Engine, Limits, Module};
 
@@ -82,7 +84,9 @@ impl Guests {
     /// A machine's guest with `limits`, holding `keys` keys.
     pub(crate) fn filled(&self, keys: u64, value: &[u8], limits: Limits) -> Result<Instance> {
         let (engine, module) = (self.engine.clone(), self.module.clone());
-        let mut instance = Instance::start(Blueprint { engine, module, limits })?;
+        // Nothing is looked up: what follows the image taken at the end is little.
+        let history = Arc::new(MemoryHistory::default());
+        let mut instance = Instance::start(Blueprint { engine, module, limits, history })?;
         let mut number = 0;
         while number < keys {
             let mut requests = Requests::default();
@@ -92,6 +96,7 @@ impl Guests {
             }
             instance.apply(CONTEXT, requests.logged())?;
         }
+        instance.freeze()?;
         Ok(instance)
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lockstep_host::machine::Instance;
-use lockstep_host::wasm::{Guest, Limits};
+use lockstep_host::wasm::{Fork, Guest, Limits};
 
 use crate::kv::{CONTEXT, Guests, Requests, VALUE_BYTES, key, mixed, reads};
 use crate::timing::{longest, median, micros, millis, row, timed};
@@ -76,48 +76,69 @@ fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resul
     Ok(())
 }
 
-/// A window of queries on a fork, with a batch applied in between, against the same requests as a
-/// batch of the live guest.
+/// Windows of queries on a fork, against the same requests as batches of the live guest: while the
+/// fork is new, and once its pages are mapped, as the daemon sees to while it is idle.
 fn queries(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Result<()> {
+    let (mut cold, mut warm) = (Vec::new(), Vec::new());
+    let (mut live, mut forks, mut warmings) = (Vec::new(), Vec::new(), Vec::new());
     let mut random = fastrand::Rng::with_seed(3);
-    let value = [b'x'; VALUE_BYTES];
-    let mut fork = guest.fork(&guests.engine, &guests.module)?;
-    let (mut live_times, mut fork_times, mut forks) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (mut live, mut forked) = (Duration::ZERO, Duration::ZERO);
-        for _ in 0..WINDOWS {
-            let requests = mixed(&mut random, keys, 64, &value);
-            guest.apply(&CONTEXT, requests.batch())?;
-            if !fork.shows(guest) {
-                fork = guest.fork(&guests.engine, &guests.module)?;
-            }
-            let window = reads(&mut random, keys, WINDOW);
-            let (answered, time) = timed(|| {
-                let answered = fork.query(&CONTEXT, window.batch())?;
-                fork.discard()?;
-                Ok::<_, anyhow::Error>(answered)
-            });
-            let answered = answered?;
-            forked += time;
-            let window = reads(&mut random, keys, WINDOW);
-            let (applied, time) = timed(|| guest.apply(&CONTEXT, window.batch()));
-            live += time;
-            drop((answered, applied?));
-        }
-        let windows = u32::try_from(WINDOWS)?;
-        live_times.push(live / windows);
-        fork_times.push(forked / windows);
         let (made, time) = timed(|| guest.fork(&guests.engine, &guests.module));
-        fork = made?;
+        let mut fork = made?;
         forks.push(time);
+        let (forked, on_live) = windows(guests, guest, &mut fork, keys, &mut random)?;
+        (cold.push(forked), live.push(on_live));
+        let (warmed, time) = timed(|| while_true(|| fork.warm(guest)));
+        warmed?;
+        warmings.push(time);
+        let (forked, on_live) = windows(guests, guest, &mut fork, keys, &mut random)?;
+        (warm.push(forked), live.push(on_live));
     }
-    let (live, forked) = (median(&mut live_times), median(&mut fork_times));
-    let over = forked.saturating_sub(live);
-    row(
-        "16 queries on a fork",
-        &format!("{}, {} over the live guest's {}", micros(forked), micros(over), micros(live)),
-    );
-    row("making a fork", &micros(median(&mut forks)));
+    let live = median(&mut live);
+    for (what, times) in [("16 queries on a new fork", cold), ("  on a warm one", warm)] {
+        let mut times = times;
+        let forked = median(&mut times);
+        let over = micros(forked.saturating_sub(live));
+        let figures = format!("{}, {over} over the live guest's {}", micros(forked), micros(live));
+        row(what, &figures);
+    }
+    row("  making a fork", &micros(median(&mut forks)));
+    row("  warming it, in steps", &millis(median(&mut warmings)));
+    Ok(())
+}
+
+/// The mean of windows of queries, with a batch applied before each: on the fork, and live.
+fn windows(
+    guests: &Guests,
+    guest: &mut Guest,
+    fork: &mut Fork,
+    keys: u64,
+    random: &mut fastrand::Rng,
+) -> Result<(Duration, Duration)> {
+    let value = [b'x'; VALUE_BYTES];
+    let (mut live, mut forked) = (Duration::ZERO, Duration::ZERO);
+    for _ in 0..WINDOWS {
+        let requests = mixed(random, keys, 64, &value);
+        guest.apply(&CONTEXT, requests.batch())?;
+        let window = reads(random, keys, WINDOW);
+        let (answered, time) = timed(|| {
+            if !fork.follow(guest)? {
+                *fork = guest.fork(&guests.engine, &guests.module)?;
+            }
+            fork.query(&CONTEXT, window.batch())
+        });
+        forked += time;
+        let window = reads(random, keys, WINDOW);
+        let (applied, time) = timed(|| guest.apply(&CONTEXT, window.batch()));
+        live += time;
+        drop((answered?, applied?));
+    }
+    let windows = u32::try_from(WINDOWS)?;
+    Ok((forked / windows, live / windows))
+}
+
+fn while_true<E>(mut step: impl FnMut() -> Result<bool, E>) -> Result<(), E> {
+    while step()? {}
     Ok(())
 }
 

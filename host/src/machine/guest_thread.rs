@@ -78,7 +78,8 @@ impl GuestHandle {
                 Ok(mut instance) => {
                     instance.set_log(heard);
                     let windows = VecDeque::new();
-                    let thread = Thread { instance, windows, memory_bytes: gauge };
+                    let memory_bytes = gauge;
+                    let thread = Thread { instance, windows, idle: false, memory_bytes };
                     thread.show_memory();
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
@@ -144,6 +145,8 @@ const GONE: &str = "a guest thread ended unexpectedly";
 struct Thread {
     instance: Instance,
     windows: VecDeque<Window>,
+    /// Nothing is left to do but to wait for a request.
+    idle: bool,
     memory_bytes: Arc<AtomicU64>,
 }
 
@@ -162,13 +165,15 @@ impl Thread {
     /// Serves calls until every handle is gone or the host fails.
     fn run(mut self, requests: &mpsc::Receiver<Request>) {
         loop {
-            let request = if self.windows.is_empty() {
+            let request = if self.idle {
                 requests.recv().map_err(|_| mpsc::TryRecvError::Disconnected)
             } else {
                 requests.try_recv()
             };
+            self.idle = false;
             let served = match request {
                 Ok(request) => self.serve(request),
+                Err(mpsc::TryRecvError::Empty) if self.windows.is_empty() => self.prepare(),
                 Err(mpsc::TryRecvError::Empty) => self.ask(),
                 Err(mpsc::TryRecvError::Disconnected) => return,
             };
@@ -217,6 +222,18 @@ impl Thread {
             return answer(window.done, Ok(window.outcomes));
         }
         self.windows.push_back(window);
+        Ok(())
+    }
+
+    /// Uses the time while nothing is asked.
+    fn prepare(&mut self) -> Result<(), ()> {
+        match self.instance.prepare_queries() {
+            Ok(more) => self.idle = !more,
+            Err(failure) => {
+                tracing::error!(%failure, "a guest's fork failed: the node stops at its next call");
+                return Err(());
+            }
+        }
         Ok(())
     }
 

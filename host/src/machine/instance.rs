@@ -3,7 +3,8 @@
 //! The live guest is called once for each batch. Beside it stand an image of its memory at an
 //! earlier boundary of calls and a journal of the calls since. When a call fails, the image and
 //! the journal bring the guest back to before it, and the batch's commands are applied one by one,
-//! so that a failure costs the command that it is of and nothing else.
+//! so that a failure costs the command that it is of and nothing else. What is long ago the journal
+//! knows by its place in the log alone, so that it takes little memory.
 //!
 //! After a failure the next calls are tried on a fork first: more of the same then cost a fork's
 //! few pages and no rollback. When images are taken, and what is tried first, is each node's
@@ -19,6 +20,7 @@ use bytes::Bytes;
 
 use super::HostFailure;
 use super::batch::Batch;
+use super::history::History;
 use crate::types::Outcome;
 use crate::wasm::{
     self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, GuestLog, Image,
@@ -30,8 +32,6 @@ use crate::wasm::{
 const IMAGE_FUEL_PER_BYTE: u64 = 10;
 /// No image is due before this much fuel, some tens of milliseconds of apply.
 const IMAGE_FUEL_MIN: u64 = 50_000_000;
-/// An image is due after this many bytes of commands, which the journal holds in memory.
-const JOURNAL_BYTES_MAX: usize = 64 << 20;
 /// While a snapshot is written from the image, the next one needs room of its own: it is due this
 /// many times later.
 const PINNED_FACTOR: u64 = 8;
@@ -39,8 +39,11 @@ const PINNED_FACTOR: u64 = 8;
 const CAUTIOUS_BATCHES: u32 = 64;
 const IMAGE_STANDS: &str = "an image stands beside the guest between calls";
 
+mod journal;
 #[cfg(test)]
 mod tests;
+
+use journal::{Journal, Part};
 
 /// What a guest is made from.
 #[derive(Clone)]
@@ -51,6 +54,8 @@ pub struct Blueprint {
     pub module: Module,
     /// What the guest may use.
     pub limits: Limits,
+    /// Where calls are found that the guest has been through.
+    pub history: Arc<dyn History>,
 }
 
 /// A machine's guest with its past.
@@ -61,19 +66,13 @@ pub struct Instance {
     image: Option<Arc<Image>>,
     journal: Journal,
     fork: Option<Fork>,
+    /// Whether the fork has answered queries.
+    asked: bool,
     cautious: u32,
     fuel_used: u64,
     /// Where the guest is heard: on its own calls, on queries, and on commands that are tried; not
     /// as it repeats what was tried, and not on a replay.
     log: Option<GuestLog>,
-}
-
-/// The calls since the image.
-#[derive(Default)]
-struct Journal {
-    calls: Vec<(Context, Batch)>,
-    bytes: usize,
-    fuel: u64,
 }
 
 /// A machine's state at a boundary of calls, for a snapshot; it stays as it is while the machine
@@ -88,22 +87,32 @@ pub struct Frozen {
 impl Instance {
     /// A guest in the state before the first command.
     pub fn start(blueprint: Blueprint) -> Result<Self, Failure> {
-        let Blueprint { engine, module, limits } = &blueprint;
+        let Blueprint { engine, module, limits, .. } = &blueprint;
         let live = Guest::instantiate_with(engine, module, *limits)?;
         Self::with(blueprint, live, 0)
     }
 
     /// A guest in the state of an image.
     pub fn restore(blueprint: Blueprint, image: Image, fuel_used: u64) -> Result<Self, Failure> {
-        let Blueprint { engine, module, limits } = &blueprint;
+        let Blueprint { engine, module, limits, .. } = &blueprint;
         let live = Guest::restore(engine, module, *limits, image)?;
         Self::with(blueprint, live, fuel_used)
     }
 
     fn with(blueprint: Blueprint, live: Guest, fuel_used: u64) -> Result<Self, Failure> {
         let image = Some(Arc::new(live.image(None)?));
-        let journal = Journal::default();
-        Ok(Self { blueprint, live, image, journal, fork: None, cautious: 0, fuel_used, log: None })
+        let journal = Journal::new(Arc::clone(&blueprint.history));
+        Ok(Self {
+            blueprint,
+            live,
+            image,
+            journal,
+            fork: None,
+            asked: false,
+            cautious: 0,
+            fuel_used,
+            log: None,
+        })
     }
 
     /// Lets the guest be heard from now on.
@@ -128,7 +137,7 @@ impl Instance {
     pub fn apply(&mut self, context: Context, batch: Batch) -> Result<Vec<Outcome>, HostFailure> {
         let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, &batch)?) };
         let outcomes = match tried {
-            None => match self.call(context, &batch) {
+            None => match self.call(context, &batch, Part::All) {
                 Ok(replies) => outcomes_of(replies),
                 Err(failure) => {
                     let outcome = outcome_of(failure)?;
@@ -138,7 +147,7 @@ impl Instance {
             },
             Some(Ok(tried)) => {
                 self.cautious -= 1;
-                outcomes_of(self.repeat(context, &batch, &tried)?)
+                outcomes_of(self.repeat(context, &batch, Part::All, &tried)?)
             }
             Some(Err(outcome)) => self.apply_apart(context, &batch, outcome)?,
         };
@@ -161,7 +170,10 @@ impl Instance {
         for position in 0..batch.count() {
             let single = batch.only(position);
             match self.attempt(context, &single)? {
-                Ok(tried) => outcomes.extend(outcomes_of(self.repeat(context, &single, &tried)?)),
+                Ok(tried) => {
+                    let part = Part::One(position);
+                    outcomes.extend(outcomes_of(self.repeat(context, &single, part, &tried)?));
+                }
                 Err(outcome) => outcomes.push(outcome),
             }
         }
@@ -176,11 +188,7 @@ impl Instance {
     ) -> Result<Result<Tried, Outcome>, HostFailure> {
         let fork = self.fork()?;
         match fork.apply(&context, laid_out(batch)) {
-            Ok(replies) => {
-                let tried = Tried { replies, fuel_left: fork.fuel_left() };
-                fork.discard().map_err(host)?;
-                Ok(Ok(tried))
-            }
+            Ok(replies) => Ok(Ok(Tried { replies, fuel_left: fork.fuel_left() })),
             Err(failure) => {
                 self.fork = None;
                 outcome_of(failure).map(Err)
@@ -193,10 +201,11 @@ impl Instance {
         &mut self,
         context: Context,
         batch: &Batch,
+        part: Part,
         tried: &Tried,
     ) -> Result<Replies, HostFailure> {
         self.live.set_quiet(true);
-        let repeated = self.call(context, batch);
+        let repeated = self.call(context, batch, part);
         self.live.set_quiet(false);
         match repeated {
             Ok(replies) if replies == tried.replies && self.live.fuel_left() == tried.fuel_left => {
@@ -211,19 +220,17 @@ impl Instance {
     }
 
     /// Calls the live guest, and notes the call if it succeeds.
-    fn call(&mut self, context: Context, batch: &Batch) -> Result<Replies, Failure> {
+    fn call(&mut self, context: Context, batch: &Batch, part: Part) -> Result<Replies, Failure> {
         let replies = self.live.apply(&context, laid_out(batch))?;
         let fuel = self.blueprint.limits.fuel_per_command - self.live.fuel_left();
         self.fuel_used = self.fuel_used.saturating_add(fuel);
-        self.journal.fuel = self.journal.fuel.saturating_add(fuel);
-        self.journal.bytes += batch.data().len();
-        self.journal.calls.push((context, batch.clone()));
+        self.journal.push(context, batch.clone(), part, fuel);
         Ok(replies)
     }
 
     /// Brings the guest back to before the call that failed.
     fn roll_back(&mut self) -> Result<(), HostFailure> {
-        let Blueprint { engine, module, limits } = &self.blueprint;
+        let Blueprint { engine, module, limits, .. } = &self.blueprint;
         self.fork = None;
         // An image that a snapshot is being written from stays; else its pages become the memory.
         let image = self.image.take().expect(IMAGE_STANDS);
@@ -233,15 +240,16 @@ impl Instance {
         };
         let mut live = Guest::restore(engine, module, *limits, image).map_err(host)?;
         let mut fuel = 0_u64;
-        for (context, batch) in &self.journal.calls {
+        self.journal.replay(|context, batch| {
             live.apply(context, laid_out(batch)).map_err(|failure| {
                 let index = context.index;
                 HostFailure::Stop(format!("a replay failed at log index {index}: {failure}"))
             })?;
             fuel = fuel.saturating_add(limits.fuel_per_command - live.fuel_left());
-        }
-        if fuel != self.journal.fuel {
-            let expected = self.journal.fuel;
+            Ok(())
+        })?;
+        if fuel != self.journal.fuel() {
+            let expected = self.journal.fuel();
             return Err(HostFailure::Stop(format!("a replay used {fuel} fuel, not {expected}")));
         }
         if let Some(log) = &self.log {
@@ -265,7 +273,7 @@ impl Instance {
         let fork = self.fork()?;
         match fork.query(&context, queries) {
             Ok(replies) => {
-                fork.discard().map_err(host)?;
+                self.asked = true;
                 Ok(Ok(outcomes_of(replies)))
             }
             Err(failure) => {
@@ -275,9 +283,18 @@ impl Instance {
         }
     }
 
+    /// Does a bounded piece of work ahead of the next queries, if there were any before; false
+    /// when nothing is left to do.
+    pub fn prepare_queries(&mut self) -> Result<bool, HostFailure> {
+        match &mut self.fork {
+            Some(fork) if self.asked => fork.warm(&self.live).map_err(host),
+            _ => Ok(false),
+        }
+    }
+
     /// The state as it is now.
     pub fn freeze(&mut self) -> Result<Frozen, HostFailure> {
-        if !self.journal.calls.is_empty() {
+        if !self.journal.is_empty() {
             self.replace_image()?;
         }
         let image = Arc::clone(self.image.as_ref().expect(IMAGE_STANDS));
@@ -290,9 +307,10 @@ impl Instance {
     }
 
     fn fork(&mut self) -> Result<&mut Fork, HostFailure> {
-        let fork = match self.fork.take().filter(|fork| fork.shows(&self.live)) {
+        let fork = match self.following()? {
             Some(fork) => fork,
             None => {
+                self.asked = false;
                 let Blueprint { engine, module, .. } = &self.blueprint;
                 let mut fork = self.live.fork(engine, module).map_err(host)?;
                 if let Some(log) = &self.log {
@@ -304,12 +322,19 @@ impl Instance {
         Ok(self.fork.insert(fork))
     }
 
+    /// The fork that there is, if it can show the state as it is now.
+    fn following(&mut self) -> Result<Option<Fork>, HostFailure> {
+        let Some(mut fork) = self.fork.take() else { return Ok(None) };
+        let follows = fork.follow(&self.live).map_err(host)?;
+        Ok(follows.then_some(fork))
+    }
+
     fn image_if_due(&mut self) -> Result<(), HostFailure> {
         let bytes = u64::try_from(self.live.memory_bytes()).expect("a length in memory fits");
         let pinned = self.image.as_ref().is_some_and(|image| Arc::strong_count(image) > 1);
         let factor = if pinned { PINNED_FACTOR } else { 1 };
         let due = IMAGE_FUEL_MIN.max(IMAGE_FUEL_PER_BYTE * bytes).saturating_mul(factor);
-        if self.journal.fuel >= due || self.journal.bytes >= JOURNAL_BYTES_MAX {
+        if self.journal.fuel() >= due || self.journal.is_full() {
             self.replace_image()?;
         }
         Ok(())
@@ -323,7 +348,7 @@ impl Instance {
 
     fn take_image(&mut self, room: Option<Image>) -> Result<(), HostFailure> {
         self.image = Some(Arc::new(self.live.image(room).map_err(host)?));
-        self.journal = Journal::default();
+        self.journal.clear();
         Ok(())
     }
 }
@@ -351,7 +376,7 @@ impl Frozen {
         &self,
         sink: &mut dyn FnMut(Vec<u8>) -> bool,
     ) -> Result<Result<(), Outcome>, HostFailure> {
-        let Blueprint { engine, module, limits } = &self.blueprint;
+        let Blueprint { engine, module, limits, .. } = &self.blueprint;
         let fork = Fork::of_image(engine, module, *limits, &self.image);
         let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
         match fork.map_err(host)?.export(&mut emit) {

@@ -16,6 +16,7 @@ use super::batch::Batch;
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
 use super::guest_thread::GuestHandle;
+use super::history::History;
 use super::instance::{Blueprint, outcome_of};
 use super::library::ModuleLibrary;
 use super::proposal::{ModuleChunk, Proposal};
@@ -37,6 +38,8 @@ pub struct Environment {
     pub profile: String,
     /// Keeps the bytes of staged modules.
     pub library: Arc<dyn ModuleLibrary>,
+    /// Finds applied batches in the log.
+    pub history: Arc<dyn History>,
     /// Modules compiled so far.
     pub compiled: Arc<CompiledModules>,
     /// Told of each module whose bytes are all there, so that it is compiled off this path.
@@ -335,7 +338,8 @@ impl Machines {
             })?;
         let manifest = compiled.manifest().clone();
         let engine = self.environment.engine.clone();
-        Ok((Blueprint { engine, module: compiled, limits }, manifest))
+        let history = Arc::clone(&self.environment.history);
+        Ok((Blueprint { engine, module: compiled, limits, history }, manifest))
     }
 
     fn remove(&mut self, machine: MachineId) -> Result<(), Refusal> {

@@ -28,6 +28,7 @@ fn environment() -> Environment {
         engine: wasm::tests::ENGINE.clone(),
         profile: wasm::tests::ENGINE.profile().to_owned(),
         library: Arc::new(MemoryLibrary::default()),
+        history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
         staged,
         directory: Arc::new(Directory::default()),

@@ -185,6 +185,17 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 }
 
+/// What was proposed with a payload, if it is a proposal.
+pub(super) fn proposed(payload: Payload) -> Option<Bytes> {
+    (payload.kind == COMMANDS).then_some(payload.bytes)
+}
+
+/// The payload of a proposal.
+#[cfg(test)]
+pub(super) fn proposal(bytes: Bytes) -> Payload {
+    Payload { kind: COMMANDS, bytes }
+}
+
 fn encode(entry: Entry) -> (LogId, Payload) {
     let (kind, bytes) = match entry.payload {
         EntryPayload::Blank => (BLANK, Bytes::new()),

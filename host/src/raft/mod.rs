@@ -6,6 +6,7 @@ pub mod convert;
 pub mod courier;
 pub mod error;
 mod fetch;
+pub mod history;
 pub mod log_store;
 mod machine_admin;
 pub mod membership;

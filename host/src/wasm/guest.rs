@@ -96,8 +96,8 @@ pub struct Guest {
     memory: Memory,
 }
 
-/// An instance that begins each call in the state of another, the original, and whose
-/// own changes are thrown away by [`Fork::discard`].
+/// An instance that begins each call in the state of another, the original, as it was when
+/// [`Fork::follow`] was called last.
 ///
 /// It is used where the original is not called meanwhile. After a [`Failure`] it must not be
 /// called again.
@@ -216,31 +216,36 @@ impl Fork {
         self.caller.set_log(log);
     }
 
-    /// Whether it still shows the original as it is. Memory that grew, here or there, does not
-    /// show: a new fork must be made.
-    pub fn shows(&self, original: &Guest) -> bool {
+    /// Throws away what its calls changed, so that it shows the original as it is now. False where
+    /// it can't, because memory grew, here or there: a new fork must be made.
+    pub fn follow(&mut self, original: &Guest) -> Result<bool, Failure> {
         let bytes = self.memory_bytes;
-        original.memory.bytes() == bytes && self.shadow.bytes() == bytes
+        if original.memory.bytes() != bytes || self.shadow.bytes() != bytes {
+            return Ok(false);
+        }
+        self.shadow.throw_away(&original.memory).map_err(host)?;
+        Ok(true)
+    }
+
+    /// Does a bounded piece of work ahead of queries, so that they take less; false when nothing
+    /// is left to do.
+    pub fn warm(&mut self, original: &Guest) -> Result<bool, Failure> {
+        self.shadow.warm(&original.memory).map_err(host)
     }
 
     /// Applies commands to the fork alone.
     pub fn apply(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        self.shadow.watch(|| self.caller.apply(context, batch))
+        self.shadow.watch(|| self.caller.apply(context, batch)).map_err(host)?
     }
 
     /// Answers queries.
     pub fn query(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        self.shadow.watch(|| self.caller.query(context, batch))
+        self.shadow.watch(|| self.caller.query(context, batch)).map_err(host)?
     }
 
     /// Hands on the whole state, chunk by chunk, and returns the version of its schema.
     pub fn export(&mut self, emit: &mut Emit<'_>) -> Result<u32, ExportError> {
-        self.shadow.watch(|| self.caller.export(emit))
-    }
-
-    /// Throws away what the calls since the last time changed.
-    pub fn discard(&mut self) -> Result<(), Failure> {
-        self.shadow.discard().map_err(host)
+        self.shadow.watch(|| self.caller.export(emit)).map_err(host)?
     }
 
     /// Fuel that the last call left, out of its limit.

@@ -9,6 +9,7 @@ mod region;
 mod writes;
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,6 +24,8 @@ use writes::Writes;
 pub const PAGE_BYTES: usize = 64 << 10;
 /// Bytes of a block in which images are compared with zeros and handed on.
 const BLOCK_BYTES: usize = 256 << 10;
+/// Bytes of a shadow that are mapped in one step ahead of their use: about 0.1 ms.
+const WARM_STEP_BYTES: usize = 1 << 20;
 
 /// An exact copy of a guest's linear memory at rest.
 #[derive(Debug)]
@@ -35,6 +38,8 @@ pub(super) struct Memory(Arc<Mutex<Region>>);
 pub(super) struct Shadow {
     memory: Memory,
     writes: Box<Writes>,
+    /// What is not mapped yet of its source's pages, as they were when that was asked first.
+    cold: Option<VecDeque<Range<usize>>>,
 }
 
 /// What the memory that is made next on this thread shall be, and what became of it.
@@ -163,7 +168,7 @@ impl Memory {
             region.shadow(source)?;
             Box::new(Writes::new(&region))
         };
-        Ok(Shadow { memory: self, writes })
+        Ok(Shadow { memory: self, writes, cold: None })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -182,14 +187,38 @@ impl Memory {
 }
 
 impl Shadow {
-    /// Makes a call of the instance whose memory this is.
-    pub(super) fn watch<T>(&self, call: impl FnOnce() -> T) -> T {
-        self.writes.watch(call)
+    /// Makes a call of the instance whose memory this is. What it wrote is given back, unless it
+    /// is little.
+    pub(super) fn watch<T>(&self, call: impl FnOnce() -> T) -> io::Result<T> {
+        let result = self.writes.watch(call);
+        self.writes.trim(&self.memory.region())?;
+        Ok(result)
     }
 
-    /// Throws away what was written since it was made, or since the last time.
-    pub(super) fn discard(&self) -> io::Result<()> {
-        self.writes.discard(&self.memory.region())
+    /// Throws away what was written, so that it shows `source` as it is now.
+    pub(super) fn throw_away(&self, source: &Memory) -> io::Result<()> {
+        self.writes.throw_away(&self.memory.region(), &source.region())
+    }
+
+    /// Maps some more of the pages of `source`, before they are asked for; false when all are.
+    pub(super) fn warm(&mut self, source: &Memory) -> io::Result<bool> {
+        let cold = match &mut self.cold {
+            Some(cold) => cold,
+            None => self.cold.insert(source.region().extents()?.into()),
+        };
+        let Some(extent) = cold.front_mut() else { return Ok(false) };
+        let end = extent.end.min(extent.start + WARM_STEP_BYTES);
+        if let Err(error) = self.memory.region().populate(extent.start..end) {
+            tracing::debug!(%error, "pages are mapped as they are used");
+            cold.clear();
+            return Ok(false);
+        }
+        if end == extent.end {
+            cold.pop_front();
+        } else {
+            extent.start = end;
+        }
+        Ok(true)
     }
 
     pub(super) fn bytes(&self) -> usize {

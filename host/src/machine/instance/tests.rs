@@ -1,6 +1,7 @@
 //! Failures without a trace, on a guest whose answers tell where its state lies in memory.
 
 use super::*;
+use crate::machine::MemoryHistory;
 use crate::types::{Command, MachineId};
 use crate::wasm::tests::{ENGINE, component};
 
@@ -14,9 +15,13 @@ const POISON: [&str; 6] = [
 ];
 
 fn blueprint() -> Blueprint {
+    blueprint_with(Arc::new(MemoryHistory::default()))
+}
+
+fn blueprint_with(history: Arc<MemoryHistory>) -> Blueprint {
     let module = ENGINE.compile(&component("hostile")).unwrap();
     let limits = Limits { fuel_per_command: 5_000_000, ..Limits::default() };
-    Blueprint { engine: ENGINE.clone(), module, limits }
+    Blueprint { engine: ENGINE.clone(), module, limits, history }
 }
 
 fn batch(commands: &[String]) -> Batch {
@@ -62,20 +67,21 @@ fn on_guest_thread(test: impl FnOnce() + Send + 'static) {
 }
 
 /// A guest that failed many times equals, to the byte and in fuel, one that was given only what
-/// succeeded, whenever images were taken, whether one was being written from, and whether the
-/// failure met the live guest or a fork.
+/// succeeded, whenever images were taken, whether one was being written from, whether the
+/// failure met the live guest or a fork, and whether earlier batches were still in memory.
 #[test]
 fn failures_leave_no_trace() {
     on_guest_thread(|| {
-        let blueprint = blueprint();
         for seed in 0..3 {
+            let history = Arc::new(MemoryHistory::default());
             let mut random = fastrand::Rng::with_seed(seed);
-            let mut tried = Instance::start(blueprint.clone()).unwrap();
-            let mut spared = Instance::start(blueprint.clone()).unwrap();
+            let mut tried = Instance::start(blueprint_with(Arc::clone(&history))).unwrap();
+            let mut spared = Instance::start(blueprint()).unwrap();
             let mut written_from = None;
             for index in 0..80 {
                 let commands = commands(&mut random);
                 let context = context(index);
+                history.put(index, batch(&commands));
                 let outcomes = tried.apply(context, batch(&commands)).unwrap();
                 let good: Vec<Vec<String>> = if commands.iter().any(|command| is_poison(command)) {
                     commands.iter().filter(|c| !is_poison(c)).map(|c| vec![c.clone()]).collect()
@@ -101,12 +107,26 @@ fn failures_leave_no_trace() {
                     1 => written_from = Some(tried.freeze().unwrap()),
                     2 => written_from = None,
                     3 => tried.cautious = 0,
+                    4 => tried.journal.shed(0),
+                    5 => tried.journal.shed(300),
                     _ => {}
                 }
             }
             drop(written_from);
             assert_equal(&mut tried, &mut spared, &format!("after seed {seed}"));
         }
+    });
+}
+
+/// A call that the log does not give back stops the node: it is no outcome.
+#[test]
+fn a_lost_history_stops_the_node() {
+    on_guest_thread(|| {
+        let mut guest = Instance::start(blueprint()).unwrap();
+        guest.apply(context(1), batch(&["remember it".to_owned()])).unwrap();
+        guest.journal.shed(0);
+        let failure = guest.apply(context(2), batch(&["unreachable".to_owned()])).unwrap_err();
+        assert!(failure.to_string().contains("log index 1 cannot be applied again"), "{failure}");
     });
 }
 

@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use super::*;
-use crate::machine::{CompiledModules, Directory, MemoryLibrary};
+use crate::machine::{CompiledModules, Directory, MemoryHistory, MemoryLibrary};
 use crate::raft::convert::log_id_to_raft;
 use crate::raft::snapshots::Snapshots;
 use crate::storage::snapshot::SnapshotDir;
@@ -21,6 +21,7 @@ async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Dir
         engine: wasm::tests::ENGINE.clone(),
         profile: profile.to_owned(),
         library: Arc::new(MemoryLibrary::default()),
+        history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
         staged,
         directory: Arc::clone(&directory),

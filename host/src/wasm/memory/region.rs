@@ -177,6 +177,27 @@ impl Region {
         Ok(())
     }
 
+    /// Copies a range of `source` over pages of this shadow that were written.
+    pub(super) fn copy_written(&self, source: &Self, range: Range<usize>) {
+        assert!(self.file.is_none() && range.end <= self.bytes, "{range:?} of {}", self.bytes);
+        let from = &source.contents()[range.clone()];
+        // SAFETY: the range lies in this region, which is a shadow, and is writable, since it was
+        // written; if it were not, the process would fault and nothing be overwritten. It overlaps
+        // no other region, and nobody holds a reference to it, as in `forget`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), self.base().add(range.start), from.len());
+        }
+    }
+
+    /// Has the system map pages of this shadow, so that reading them faults no more.
+    pub(super) fn populate(&self, range: Range<usize>) -> io::Result<()> {
+        assert!(self.file.is_none() && range.end <= self.bytes, "{range:?} of {}", self.bytes);
+        let (start, advice) = (self.pointer(range.start), Advice::LinuxPopulateRead);
+        // SAFETY: the range lies in this region, and it is only read; no content changes.
+        unsafe { rustix::mm::madvise(start, range.len(), advice)? };
+        Ok(())
+    }
+
     /// Lets writes to a shadow fault again.
     pub(super) fn protect(&self, range: Range<usize>) -> io::Result<()> {
         assert!(self.file.is_none() && range.end <= self.bytes, "{range:?} of {}", self.bytes);
