@@ -69,8 +69,8 @@ impl From<raft::Error> for Error {
         };
         let message = match &error {
             raft::Error::Stopped(full) => {
-                tracing::error!(reason = full, "a request met a replica that has stopped");
-                "this node has stopped after a failure; its log says which".to_owned()
+                tracing::debug!(reason = full, "a request met a replica that has stopped");
+                "this node stops or has stopped; its log says why".to_owned()
             }
             _ => error.to_string(),
         };
