@@ -50,11 +50,19 @@ pub mod limits {
     /// Locals of one function, in number, parameters not counted. The loop of an interpreter has
     /// below 1,000, unoptimized code some thousands.
     pub const FUNCTION_LOCALS_MAX: u32 = 10_000;
-    /// Locals of one function times the places where it branches or blocks begin: what a compiler
-    /// has to keep in mind, at some 30 bytes each. The loop of an interpreter has below 4 million.
-    pub const FUNCTION_WORK_MAX: u64 = 8_000_000;
-    /// The same of all functions of a module together.
-    pub const MODULE_WORK_MAX: u64 = 200_000_000;
+    /// Loops in one another. A compiler looks at all of them for each operator inside.
+    pub const FUNCTION_LOOPS_DEEP_MAX: u64 = 100;
+    /// Blocks of one function, branches to them, and calls by pointer. The loop of an interpreter
+    /// has some 5,000.
+    pub const FUNCTION_BRANCHES_MAX: u64 = 15_000;
+    /// The same times what may live there: locals, and operands on the stack. A compiler keeps
+    /// some 30 bytes for each. The loop of an interpreter has below 4 million.
+    pub const FUNCTION_VALUES_MAX: u64 = 8_000_000;
+    /// Branches times the assignments of locals that they skip or repeat, which meet where they
+    /// lead. A compiler may take 25 bytes for each.
+    pub const FUNCTION_MERGES_MAX: u64 = 20_000_000;
+    /// What compiling all functions is estimated to take, in milliseconds of one processor.
+    pub const MODULE_COMPILE_MS_MAX: u64 = 10_000;
     /// Code of one function, in bytes. The loop of an interpreter has below 200 KiB.
     pub const FUNCTION_BODY_BYTES_MAX: usize = 512 << 10;
     /// Bytes of a module in one `StageModule` entry.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 
 use super::{machine, view};
+use crate::config::limits;
 use crate::node;
 
 #[derive(Debug, clap::Args)]
@@ -32,5 +33,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     println!("imports    {}", list(&shape.imports));
     println!("memory     {} bytes at the start", shape.memory_bytes);
     println!("code       {} functions in {} core modules", shape.functions, shape.core_modules);
+    let limit = limits::MODULE_COMPILE_MS_MAX;
+    println!("compiling  {} ms estimated, of {limit} that it may", shape.compile_ms);
     Ok(())
 }

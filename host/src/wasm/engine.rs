@@ -23,7 +23,7 @@ use crate::types::ModuleDigest;
 
 /// Version of our own rules for applying an entry: what is called when, with what, and what its
 /// result comes to. A change that could make replicas differ raises it.
-const APPLY_VERSION: u32 = 2;
+const APPLY_VERSION: u32 = 3;
 
 /// The processor that code is made for: the baseline of its architecture, never the features of
 /// the machine it happens to run on.

@@ -8,6 +8,7 @@ use wasmparser::{
 };
 
 use super::stack_pointer::{self, Label, Step};
+use super::work::Work;
 use crate::config::limits;
 
 /// What is wrong with a function, and where in the module.
@@ -46,8 +47,8 @@ pub(super) struct Functions {
     allocations: FuncValidatorAllocations,
     steps: Vec<Step>,
     offsets: Vec<usize>,
-    /// Locals times branches, of all functions so far.
-    work: u64,
+    /// What compiling all functions so far is estimated to take, in nanoseconds.
+    cost_ns: u64,
 }
 
 impl Functions {
@@ -85,9 +86,9 @@ impl Functions {
             let (count, kind) = local?;
             validator.define_locals(body.range().start, count, kind)?;
         }
-        let locals = u64::from(validator.len_locals());
+        let mut work = Work::new(validator.len_locals(), results(validator));
         let mut operators = body.get_operators_reader()?;
-        let (mut written, mut branches) = (None, 0);
+        let mut written = None;
         while !operators.eof() {
             let (operator, offset) = operators.read_with_offset()?;
             validator.op(offset, &operator)?;
@@ -100,14 +101,12 @@ impl Functions {
                 }
                 written = Some(global_index);
             }
-            branches += u64::from(branches_at(&operator));
-            check_work("locals times branches", locals * branches, limits::FUNCTION_WORK_MAX)?;
+            work.add(&operator, validator.operand_stack_height(), arity(&operator, validator));
             self.steps.push(step(&operator, validator));
             self.offsets.push(offset);
         }
         operators.finish()?;
-        self.work += locals * branches;
-        check_work("locals times branches with all before it", self.work, limits::MODULE_WORK_MAX)?;
+        self.add_cost(&work)?;
         let Some(pointer) = written else { return Ok(None) };
         // Other globals are never written; what they hold is not followed.
         for step in &mut self.steps {
@@ -117,6 +116,22 @@ impl Functions {
             }
         }
         Ok(Some(pointer))
+    }
+
+    /// What compiling all functions so far is estimated to take, in milliseconds.
+    pub(super) fn compile_ms(&self) -> u64 {
+        self.cost_ns / 1_000_000
+    }
+
+    /// Bounds what compiling the functions so far would cost, of which this is the last.
+    fn add_cost(&mut self, work: &Work) -> Result<(), Wrong> {
+        self.cost_ns = self.cost_ns.saturating_add(work.cost_ns()?);
+        let (count, limit) = (self.compile_ms(), limits::MODULE_COMPILE_MS_MAX);
+        if count > limit {
+            let what = "milliseconds of estimated compilation, with all functions before it";
+            return Err(Wrong::TooLarge { what, count, limit });
+        }
+        Ok(())
     }
 }
 
@@ -135,26 +150,15 @@ fn check_size(body: &FunctionBody<'_>) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// Places where this operator makes the compiler begin a block, or lead to one.
-fn branches_at(operator: &Operator<'_>) -> u32 {
+/// What a block takes from the stack and gives back; nothing for other operators.
+fn arity(operator: &Operator<'_>, validator: &FuncValidator<ValidatorResources>) -> (u32, u32) {
     match operator {
-        Operator::Block { .. }
-        | Operator::Loop { .. }
-        | Operator::If { .. }
-        | Operator::Else
-        | Operator::Br { .. }
-        | Operator::BrIf { .. } => 1,
-        Operator::BrTable { targets } => 1 + targets.len(),
-        _ => 0,
+        Operator::Block { blockty } | Operator::Loop { blockty } | Operator::If { blockty } => {
+            let label = label(*blockty, validator);
+            (label.parameters, label.results)
+        }
+        _ => (0, 0),
     }
-}
-
-/// Bounds what compiling costs beyond the length of the code: each block knows of each local.
-fn check_work(what: &'static str, count: u64, limit: u64) -> Result<(), Wrong> {
-    if count > limit {
-        return Err(Wrong::TooLarge { what, count, limit });
-    }
-    Ok(())
 }
 
 fn results(validator: &FuncValidator<ValidatorResources>) -> u32 {

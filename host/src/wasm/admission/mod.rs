@@ -20,6 +20,9 @@ mod pointer_tests;
 mod stack_pointer;
 #[cfg(test)]
 mod tests;
+mod work;
+#[cfg(test)]
+mod work_tests;
 
 use wasmparser::{Encoding, Parser, Payload, ValidPayload, Validator, WasmFeatures};
 
@@ -56,6 +59,8 @@ pub struct Shape {
     pub functions: u64,
     /// Size of its memory at the start, in bytes.
     pub memory_bytes: u64,
+    /// What compiling it is estimated to take, in milliseconds of one processor.
+    pub compile_ms: u64,
 }
 
 /// Checks a module, and says what it is made of.
@@ -183,6 +188,7 @@ impl<'a> Inspection<'a> {
             return Err(Error::Memories(self.counts.memories));
         }
         self.shape.memory_bytes = self.counts.memory_bytes;
+        self.shape.compile_ms = self.functions.compile_ms();
         Ok(self.shape)
     }
 }

@@ -217,10 +217,11 @@ fn the_place_is_told() {
 fn the_work_is_bounded() {
     let frame = |body: &str| format!("{PROLOGUE} {body} {EPILOGUE} (i32.const 1)");
     let turn = "(loop (if (local.get $p) (then (drop (call $callee)))) (br_if 0 (local.get $q)))";
-    let long = turn.repeat(limits::FUNCTION_BODY_BYTES_MAX / 22);
-    assert_eq!(function(&frame(&long)), Ok(()));
+    let turns = usize::try_from(limits::FUNCTION_BRANCHES_MAX / 3).unwrap();
+    let rest = "nop ".repeat(limits::FUNCTION_BODY_BYTES_MAX - 23 * turns);
+    assert_eq!(function(&frame(&(turn.repeat(turns) + &rest))), Ok(()));
     // Each loop learns what it changes only from the one inside of it.
-    let depth = 400;
+    let depth = usize::try_from(limits::FUNCTION_LOOPS_DEEP_MAX).unwrap();
     let locals = "(local.set $x (i32.add (local.get $x) (i32.const 1)))";
     let nested = format!(
         "{}{locals}{}",
