@@ -72,8 +72,9 @@ pub mod limits {
     /// Fuel for one apply call, where a machine sets none. A unit is about one instruction: a loop
     /// without an end holds its node up for 0.2 to 0.5 s, which is no longer than an election.
     pub const FUEL_PER_COMMAND_DEFAULT: u64 = 500_000_000;
-    /// Fuel for one query call, where a machine sets none.
-    pub const FUEL_PER_QUERY_DEFAULT: u64 = 500_000_000;
+    /// Fuel for one query call, where a machine sets none: how long a command may have to wait for
+    /// queries, some 40 to 100 ms.
+    pub const FUEL_PER_QUERY_DEFAULT: u64 = 100_000_000;
     /// Least fuel for either: what the smallest of calls needs.
     pub const FUEL_MIN: u64 = 1_000_000;
     /// Most fuel for any call: a loop without an end holds its node up for a minute.

@@ -147,7 +147,7 @@ async fn a_machine_is_described() {
     let limits = json(&["machine", "limits", "kv", "--memory-bytes", "64MiB", "--json"]).await;
     let expected = serde_json::json!({
         "fuel_per_command": 500_000_000,
-        "fuel_per_query": 500_000_000,
+        "fuel_per_query": 100_000_000,
         "fuel_per_export_step": 20_000_000_000_u64,
         "memory_bytes_max": 64 << 20,
         "table_elements_max": 20_000,

@@ -18,6 +18,7 @@ mod machine_limits;
 mod membership;
 mod parking;
 mod power;
+mod queries;
 mod reads;
 mod refusals;
 mod restarts;

@@ -125,7 +125,7 @@ fn windows(
             if !fork.follow(guest)? {
                 *fork = guest.fork(&guests.engine, &guests.module)?;
             }
-            fork.query(&CONTEXT, window.batch())
+            fork.query(&CONTEXT, window.batch(), u64::MAX)
         });
         forked += time;
         let window = reads(random, keys, WINDOW);

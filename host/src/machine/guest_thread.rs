@@ -2,38 +2,31 @@
 //! daemon waits on the thread's stack or blocks an async worker.
 //!
 //! Applying goes before answering queries. Queries of one call are asked together; where that
-//! fails they are asked one by one, and what is to be applied goes in between, so that a command
-//! never waits for more than one query.
+//! fails they are asked one by one, and what is to be applied goes in between. So a command never
+//! waits for more than one call of queries, which has the fuel of one query (`window`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use super::HostFailure;
 use super::batch::Batch;
 use super::instance::{Blueprint, Frozen, Instance};
+use super::window::{Answers, Queries, Window};
 use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
 
-type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
+pub(super) type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
 
 enum Request {
     Apply(Context, Batch, Done<Vec<Outcome>>),
-    Query(Context, Queries, Done<Vec<Outcome>>),
+    Query(Context, Queries, Done<Answers>),
     Freeze(Done<Frozen>),
     SetLimits(Limits, Done<()>),
-}
-
-/// Queries of one call, laid out as commands are.
-#[derive(Clone, Debug, Default)]
-pub struct Queries {
-    /// All queries, back to back.
-    pub data: Vec<u8>,
-    /// Where each ends in `data`.
-    pub ends: Vec<u32>,
 }
 
 /// A handle on a guest's thread. The thread ends when the last handle is dropped, and after a
@@ -101,12 +94,9 @@ impl GuestHandle {
         self.call(|done| Request::Apply(context, batch, done)).await
     }
 
-    /// Asks the guest, without changing it: an outcome for each query.
-    pub async fn query(
-        &self,
-        context: Context,
-        queries: Queries,
-    ) -> Result<Vec<Outcome>, HostFailure> {
+    /// Asks the guest, without changing it: an outcome for each query that was answered before its
+    /// deadline.
+    pub async fn query(&self, context: Context, queries: Queries) -> Result<Answers, HostFailure> {
         self.call(|done| Request::Query(context, queries, done)).await
     }
 
@@ -150,17 +140,6 @@ struct Thread {
     memory_bytes: Arc<AtomicU64>,
 }
 
-/// Queries that are asked together, or one by one once that has failed.
-struct Window {
-    context: Context,
-    queries: Queries,
-    apart: bool,
-    /// Length of the one query that is asked by itself.
-    length: [u32; 1],
-    outcomes: Vec<Outcome>,
-    done: Done<Vec<Outcome>>,
-}
-
 impl Thread {
     /// Serves calls until every handle is gone or the host fails.
     fn run(mut self, requests: &mpsc::Receiver<Request>) {
@@ -194,9 +173,7 @@ impl Thread {
                 answer(done, applied)
             }
             Request::Query(context, queries, done) => {
-                let outcomes = Vec::with_capacity(queries.ends.len());
-                let window = Window { context, queries, apart: false, length: [0], outcomes, done };
-                self.windows.push_back(window);
+                self.windows.push_back(Window::new(context, queries, done));
                 Ok(())
             }
             Request::Freeze(done) => answer(done, self.instance.freeze()),
@@ -207,22 +184,21 @@ impl Thread {
     /// Makes one call for the queries that have waited longest.
     fn ask(&mut self) -> Result<(), ()> {
         let Some(mut window) = self.windows.pop_front() else { return Ok(()) };
-        if window.done.is_closed() {
+        let now = Instant::now();
+        if let Some(asked) = window.next(now) {
+            let fuel_max = asked.fuel_max(now);
+            let cut_short = fuel_max < self.instance.limits().fuel_per_query;
+            match self.instance.query(window.context, asked.batch(), fuel_max) {
+                Ok(result) => window.settle(asked.ends.len(), result, cut_short),
+                Err(failure) => return answer(window.close().0, Err(failure)),
+            }
+        }
+        if window.is_open() {
+            self.windows.push_back(window);
             return Ok(());
         }
-        let count = window.queries.ends.len();
-        let context = window.context;
-        match self.instance.query(context, window.next()) {
-            Err(failure) => return answer(window.done, Err(failure)),
-            Ok(Ok(outcomes)) => window.outcomes.extend(outcomes),
-            Ok(Err(outcome)) if window.apart || count == 1 => window.outcomes.push(outcome),
-            Ok(Err(_)) => window.apart = true,
-        }
-        if window.outcomes.len() == count {
-            return answer(window.done, Ok(window.outcomes));
-        }
-        self.windows.push_back(window);
-        Ok(())
+        let (done, answers) = window.close();
+        answer(done, Ok(answers))
     }
 
     /// Uses the time while nothing is asked.
@@ -240,21 +216,6 @@ impl Thread {
     fn show_memory(&self) {
         let bytes = u64::try_from(self.instance.memory_bytes()).unwrap_or(u64::MAX);
         self.memory_bytes.store(bytes, Ordering::Relaxed);
-    }
-}
-
-impl Window {
-    /// What to ask next.
-    fn next(&mut self) -> wasm::Batch<'_> {
-        let Queries { data, ends } = &self.queries;
-        if !self.apart {
-            return wasm::Batch { data, ends };
-        }
-        let position = self.outcomes.len();
-        let start = if position == 0 { 0 } else { ends[position - 1] };
-        self.length = [ends[position] - start];
-        let at = |end: u32| usize::try_from(end).expect("32 bits fit");
-        wasm::Batch { data: &data[at(start)..at(ends[position])], ends: &self.length }
     }
 }
 

@@ -263,15 +263,17 @@ impl Instance {
         Ok(())
     }
 
-    /// Answers queries on a fork, whose changes are thrown away. A failure is that of the first
-    /// query that fails, and of all if there is only one.
+    /// Answers queries on a fork, whose changes are thrown away, with this much fuel for all of
+    /// them, or their limit if that is less. A failure is that of the first query that fails, and
+    /// of all if there is only one.
     pub fn query(
         &mut self,
         context: Context,
         queries: wasm::Batch<'_>,
+        fuel_max: u64,
     ) -> Result<Result<Vec<Outcome>, Outcome>, HostFailure> {
         let fork = self.fork()?;
-        match fork.query(&context, queries) {
+        match fork.query(&context, queries, fuel_max) {
             Ok(replies) => {
                 self.asked = true;
                 Ok(Ok(outcomes_of(replies)))
@@ -299,6 +301,11 @@ impl Instance {
         }
         let image = Arc::clone(self.image.as_ref().expect(IMAGE_STANDS));
         Ok(Frozen { blueprint: self.blueprint.clone(), image, fuel_used: self.fuel_used })
+    }
+
+    /// What the guest may use.
+    pub fn limits(&self) -> &Limits {
+        &self.blueprint.limits
     }
 
     /// Size of the guest's memory, in bytes.

@@ -16,6 +16,7 @@ pub mod proposal;
 mod tables;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
 pub use batch::Batch;
@@ -23,13 +24,14 @@ pub use compiled::CompiledModules;
 pub use content::FrozenState;
 pub use digest::ContentDigest;
 pub use directory::{Directory, Published, View};
-pub use guest_thread::{GuestHandle, Queries};
+pub use guest_thread::GuestHandle;
 pub use history::{History, MemoryHistory};
 pub use instance::{Blueprint, Frozen, Instance};
 pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
 pub use tables::{ModuleRecord, Refusal};
+pub use window::{Answers, Queries};
 
 pub use crate::wasm::{Context, InvalidLimit, Limits, LimitsChange};
 

@@ -2,6 +2,7 @@
 //! comes back as it was.
 
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
@@ -373,10 +374,10 @@ async fn queries_change_nothing() {
     let ask = async |texts: &[&str]| {
         let mut queries = Queries::default();
         for text in texts {
-            queries.data.extend_from_slice(text.as_bytes());
-            queries.ends.push(u32::try_from(queries.data.len()).unwrap());
+            queries.push(text.as_bytes(), far());
         }
-        guest.query(context, queries).await.unwrap()
+        let answers = guest.query(context, queries).await.unwrap();
+        answers.into_iter().map(|answer| answer.expect("nothing is late")).collect::<Vec<_>>()
     };
     for _ in 0..3 {
         assert_eq!(ask(&["remember 1"]).await, [accepted("remember 1=1 ")]);
@@ -388,4 +389,35 @@ async fn queries_change_nothing() {
     }
     assert_eq!(node.pieces().await, before);
     assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=1 ")]);
+}
+
+/// A deadline that no test reaches.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(600)
+}
+
+/// A query whose deadline has passed is not begun, one that would run past it is ended then though
+/// it has fuel for a minute, and neither costs another query its answer.
+#[tokio::test]
+async fn late_queries_are_not_answered() {
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let fuel_per_query = limits::FUEL_MAX;
+    let change = LimitsChange { fuel_per_query: Some(fuel_per_query), ..LimitsChange::default() };
+    let response = node.apply(Proposal::SetLimits { machine: hostile, change }).await;
+    assert_eq!(response, Response::Nothing);
+    let guest = node.machines.running[&hostile].guest.clone();
+    let context = Context { index: 1, time_ms: 1, seed: 0 };
+    let (now, soon) = (Instant::now(), Instant::now() + Duration::from_millis(100));
+    let ask = async |queries: &[(&str, Instant)]| {
+        let mut asked = Queries::default();
+        queries.iter().for_each(|(text, deadline)| asked.push(text.as_bytes(), *deadline));
+        guest.query(context, asked).await.unwrap()
+    };
+    let answered = |text| Some(accepted(text));
+    assert_eq!(ask(&[("a", now), ("b", far()), ("c", now)]).await, [None, answered("b"), None]);
+    assert_eq!(ask(&[("a", now)]).await, [None]);
+    assert_eq!(ask(&[("spin", soon)]).await, [None]);
+    assert_eq!(ask(&[("spin", now), ("a", far())]).await, [None, answered("a")]);
+    assert_eq!(node.execute(hostile, &["a"]).await, [accepted("a")]);
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
@@ -33,6 +34,7 @@ const TICK_LAG_MS: TimeMs = 100;
 struct Waiting {
     machine: String,
     query: Bytes,
+    deadline: Instant,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -63,12 +65,15 @@ impl Reader {
         (Self { queue: sender }, ReaderTask { raft, directory, space, clock, queue })
     }
 
-    /// Asks a machine for an answer that reflects everything acknowledged before this call.
-    pub async fn query(&self, machine: String, query: Bytes) -> Answer {
+    /// Asks a machine for an answer that reflects everything acknowledged before this call. One
+    /// whose deadline has passed is not begun, and one that runs past it is ended.
+    pub async fn query(&self, machine: String, query: Bytes, deadline: Instant) -> Answer {
         let (answer, receiver) = oneshot::channel();
-        self.queue.try_send(Waiting { machine, query, answer }).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+        self.queue.try_send(Waiting { machine, query, deadline, answer }).map_err(|error| {
+            match error {
+                mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+                mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
+            }
         })?;
         receiver.await.map_err(|_| Error::ShuttingDown)?
     }
@@ -130,11 +135,11 @@ impl ReaderTask {
         let mut batches: BTreeMap<String, QueryBatch> = BTreeMap::new();
         // Who gave up meanwhile is not asked for.
         let waiting = waiting.into_iter().filter(|waiting| !waiting.answer.is_closed());
-        for Waiting { machine, query, answer } in waiting {
+        for Waiting { machine, query, deadline, answer } in waiting {
             match guest_of(&view, &machine) {
                 Ok(guest) => {
                     let batch = batches.entry(machine).or_insert_with(|| QueryBatch::new(guest));
-                    batch.push(&query, answer);
+                    batch.push(&query, deadline, answer);
                 }
                 Err(error) => fail(&error, std::iter::once(answer)),
             }
@@ -144,11 +149,16 @@ impl ReaderTask {
 }
 
 /// Asks a machine at whatever this node has applied.
-pub async fn query_stale(directory: Arc<Directory>, machine: &str, query: &Bytes) -> Answer {
+pub async fn query_stale(
+    directory: Arc<Directory>,
+    machine: &str,
+    query: &Bytes,
+    deadline: Instant,
+) -> Answer {
     let guest = guest_of(&directory.view(), machine)?;
     let (sender, receiver) = oneshot::channel();
     let mut batch = QueryBatch::new(guest);
-    batch.push(query, sender);
+    batch.push(query, deadline, sender);
     batch.answer(directory).await;
     receiver.await.map_err(|_| Error::ShuttingDown)?
 }
@@ -175,10 +185,8 @@ impl QueryBatch {
         Self { guest, queries: Queries::default(), answers: Vec::new() }
     }
 
-    fn push(&mut self, query: &[u8], answer: oneshot::Sender<Answer>) {
-        self.queries.data.extend_from_slice(query);
-        let end = u32::try_from(self.queries.data.len()).expect("rounds are bounded");
-        self.queries.ends.push(end);
+    fn push(&mut self, query: &[u8], deadline: Instant, answer: oneshot::Sender<Answer>) {
+        self.queries.push(query, deadline);
         self.answers.push(answer);
     }
 
@@ -189,7 +197,9 @@ impl QueryBatch {
         match self.guest.query(context, self.queries).await {
             Ok(outcomes) => {
                 for (answer, outcome) in self.answers.into_iter().zip(outcomes) {
-                    let _ = answer.send(Ok(Answered { outcome, applied }));
+                    let answered = outcome.map(|outcome| Answered { outcome, applied });
+                    // What was not applied was not begun, or its changes are thrown away.
+                    let _ = answer.send(answered.ok_or(Error::DeadlineBeforeProposal));
                 }
             }
             Err(failure) => fail(&Error::Stopped(failure.to_string()), self.answers),

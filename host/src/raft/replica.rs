@@ -131,11 +131,12 @@ impl Replica {
             match consistency {
                 Consistency::Linearizable => {
                     self.check_leader()?;
-                    self.shared.reader.query(machine.to_owned(), query).await
+                    self.shared.reader.query(machine.to_owned(), query, deadline).await
                 }
                 Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
                 Consistency::Stale => {
-                    query_stale(Arc::clone(&self.shared.directory), machine, &query).await
+                    let directory = Arc::clone(&self.shared.directory);
+                    query_stale(directory, machine, &query, deadline).await
                 }
             }
         };

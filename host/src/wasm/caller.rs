@@ -87,8 +87,9 @@ impl Caller {
         &mut self,
         context: &Context,
         batch: Batch<'_>,
+        fuel_max: u64,
     ) -> Result<Replies, Failure> {
-        let fuel = self.room().limits().fuel_per_query;
+        let fuel = self.room().limits().fuel_per_query.min(fuel_max);
         let call = |calls: &Calls, store: &mut Store<Room>| {
             calls.call_query(store, (*context).into(), batch.into())
         };

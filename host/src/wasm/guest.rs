@@ -238,9 +238,14 @@ impl Fork {
         self.shadow.watch(|| self.caller.apply(context, batch)).map_err(host)?
     }
 
-    /// Answers queries.
-    pub fn query(&mut self, context: &Context, batch: Batch<'_>) -> Result<Replies, Failure> {
-        self.shadow.watch(|| self.caller.query(context, batch)).map_err(host)?
+    /// Answers queries, with this much fuel for all of them, or their limit if that is less.
+    pub fn query(
+        &mut self,
+        context: &Context,
+        batch: Batch<'_>,
+        fuel_max: u64,
+    ) -> Result<Replies, Failure> {
+        self.shadow.watch(|| self.caller.query(context, batch, fuel_max)).map_err(host)?
     }
 
     /// Hands on the whole state, chunk by chunk, and returns the version of its schema.

@@ -76,7 +76,7 @@ fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>, Failure> {
 
 fn query(guest: &Guest, module: &Module, requests: &[&str]) -> Vec<String> {
     let mut fork = guest.fork(&ENGINE, module).unwrap();
-    text(&fork.query(&CONTEXT, Requests::of(requests).batch()).unwrap())
+    text(&fork.query(&CONTEXT, Requests::of(requests).batch(), u64::MAX).unwrap())
 }
 
 fn exported(guest: &Guest, module: &Module) -> (u32, Vec<Vec<u8>>) {
@@ -133,7 +133,7 @@ fn the_reference_guest_answers() {
         assert_eq!(query(&guest, &KV, &[&get, &set]), [r"$1\r\nv\r\n", refused]);
         let later = Context { time_ms: CONTEXT.time_ms + 6, ..CONTEXT };
         let mut fork = guest.fork(&ENGINE, &KV).unwrap();
-        let replies = fork.query(&later, Requests::of(&[&get]).batch()).unwrap();
+        let replies = fork.query(&later, Requests::of(&[&get]).batch(), u64::MAX).unwrap();
         assert_eq!(text(&replies), [r"$-1\r\n"]);
     });
 }
@@ -303,9 +303,12 @@ fn limits_change_between_calls() {
             assert_eq!(apply(&mut guest, &["hello"]).unwrap(), ["hello"]);
             assert!((command - 100_000..command).contains(&guest.fuel_left()));
             let mut fork = guest.fork(&ENGINE, &HOSTILE).unwrap();
-            fork.query(&CONTEXT, Requests::of(&["hello"]).batch()).unwrap();
+            fork.query(&CONTEXT, Requests::of(&["hello"]).batch(), u64::MAX).unwrap();
             assert!((query - 100_000..query).contains(&fork.fuel_left()));
-            assert_eq!(fork.query(&CONTEXT, spin.batch()).unwrap_err(), Failure::OutOfFuel);
+            assert_eq!(
+                fork.query(&CONTEXT, spin.batch(), u64::MAX).unwrap_err(),
+                Failure::OutOfFuel
+            );
         }
     });
 }

@@ -168,7 +168,7 @@ fn forks_change_nothing() {
             for query in ["remember me", "eat memory", POISON[random.usize(..POISON.len())]] {
                 let length = [u32::try_from(query.len()).unwrap()];
                 let queries = wasm::Batch { data: query.as_bytes(), ends: &length };
-                drop(asked.query(context(index), queries).unwrap());
+                drop(asked.query(context(index), queries, u64::MAX).unwrap());
             }
             let frozen = asked.freeze().unwrap();
             assert!(frozen.export(&mut |_| true).unwrap().is_err(), "its export is too long");
