@@ -152,7 +152,7 @@ async fn a_failure_after_many_megabytes() {
 }
 
 /// Takes a checkpoint, and waits until every node has reported the same digest of it.
-async fn equal_digests(cluster: &Cluster) {
+pub(crate) async fn equal_digests(cluster: &Cluster) {
     let said = cluster.run(&["snapshot"]).await.ok();
     let index: u64 = said.split(' ').find_map(|word| word.parse().ok()).expect("it says which");
     for id in cluster.ids() {

@@ -22,3 +22,4 @@ mod queries;
 mod reads;
 mod refusals;
 mod restarts;
+mod undisturbed;

@@ -14,6 +14,8 @@ use std::time::SystemTime;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use crate::text_guests;
+
 /// The target that guests are built for: no WASI, so nothing to import.
 pub(crate) const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -47,7 +49,7 @@ pub(crate) fn build() -> Result<()> {
         }
         build_one(name, &folder)?;
     }
-    Ok(())
+    text_guests::build()
 }
 
 /// Builds the guest crate in `folder`, anywhere, and returns the component's path.
@@ -63,17 +65,17 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the repository")
 }
 
-fn component(name: &str) -> PathBuf {
+pub(crate) fn component(name: &str) -> PathBuf {
     root().join("target/guests").join(format!("{name}.wasm"))
 }
 
 /// True when the component is newer than all that it is made of.
-fn is_current(component: &Path, folder: &Path) -> Result<bool> {
+pub(crate) fn is_current(component: &Path, source: &Path) -> Result<bool> {
     let Ok(built) = fs::metadata(component).and_then(|file| file.modified()) else {
         return Ok(false);
     };
     let shared = SHARED_INPUTS.iter().map(|input| root().join(input));
-    for input in shared.chain([folder.to_owned()]) {
+    for input in shared.chain([source.to_owned()]) {
         if newest(&input)? >= built {
             return Ok(false);
         }
@@ -153,6 +155,11 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
         module.windows(section.len()).any(|bytes| bytes == section),
         "the module does not say which world it is for: does the crate use `export!`?"
     );
+    encode(module)
+}
+
+/// The same for a module that is known to have the contract.
+pub(crate) fn encode(module: &[u8]) -> Result<Vec<u8>> {
     wit_component::ComponentEncoder::default()
         .validate(true)
         .module(module)
@@ -162,7 +169,7 @@ fn componentize(module: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Writes a file so that no reader sees half of it.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().expect("a component lies in a folder");
     fs::create_dir_all(folder)?;
     let temporary = path.with_extension(format!("{}.tmp", std::process::id()));

@@ -9,6 +9,7 @@ mod guests;
 mod run;
 mod setup;
 mod step;
+mod text_guests;
 mod tidy;
 
 use std::path::PathBuf;

@@ -421,3 +421,22 @@ async fn late_queries_are_not_answered() {
     assert_eq!(ask(&[("spin", now), ("a", far())]).await, [None, answered("a")]);
     assert_eq!(node.execute(hostile, &["a"]).await, [accepted("a")]);
 }
+
+/// A command goes before all queries but those of the call under way, though these came first.
+#[tokio::test]
+async fn commands_go_before_queries() {
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let guest = node.machines.running[&hostile].guest.clone();
+    let context = Context { index: 1, time_ms: 1, seed: 0 };
+    let mut spinning = Queries::default();
+    (0..10).for_each(|_| spinning.push(b"spin", far()));
+    let queries = guest.query(context, spinning);
+    tokio::pin!(queries);
+    tokio::select! {
+        biased;
+        answers = &mut queries => panic!("they are answered first: {answers:?}"),
+        outcomes = node.execute(hostile, &["a"]) => assert_eq!(outcomes, [accepted("a")]),
+    }
+    assert_eq!(queries.await.unwrap(), vec![Some(Outcome::OutOfFuel); 10]);
+}

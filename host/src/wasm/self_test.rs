@@ -23,7 +23,8 @@ type Outcome = (Result<Replies, Failure>, u64);
 /// # Errors
 /// [`Error::NotRepeatable`], or the host's own failure.
 pub(super) fn run(engine: &Engine, module: &Module) -> Result<(), Error> {
-    let limits = Limits { fuel_per_command: FUEL, ..Limits::default() };
+    let table_elements_max = Limits::largest().table_elements_max;
+    let limits = Limits { fuel_per_command: FUEL, table_elements_max, ..Limits::default() };
     let mut live = Guest::instantiate_with(engine, module, limits)?;
     for probe in PROBES {
         let image = live.image(None)?;

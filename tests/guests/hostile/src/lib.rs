@@ -2,7 +2,7 @@
 //!
 //! It goes below the SDK, which would not let it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 #[expect(clippy::disallowed_types, reason = "its order is what the tests of images are about")]
 use std::collections::HashMap;
 use std::hint::black_box;
@@ -20,6 +20,8 @@ type Remembered = HashMap<Vec<u8>, u32>;
 thread_local! {
     /// What it was told to remember, in an order that depends on where the map lies in memory.
     static REMEMBERED: RefCell<Remembered> = RefCell::default();
+    /// Whether an export is to trap.
+    static TRAPS_AT_EXPORT: Cell<bool> = const { Cell::new(false) };
 }
 
 impl wit::Guest for Hostile {
@@ -51,7 +53,11 @@ impl wit::Guest for Hostile {
         Self::apply(context, batch)
     }
 
-    fn export_begin() {}
+    fn export_begin() {
+        if TRAPS_AT_EXPORT.get() {
+            trap();
+        }
+    }
 
     /// Never ends, and is longer than it may be.
     fn export_next(max: u32) -> Vec<u8> {
@@ -67,6 +73,11 @@ impl wit::Guest for Hostile {
 fn answer(request: &[u8]) -> Vec<u8> {
     match request {
         b"nan" => not_a_number(),
+        b"trap at export" => {
+            TRAPS_AT_EXPORT.set(true);
+            request.to_vec()
+        }
+        b"grow" => grow(),
         _ if request.starts_with(b"remember") => remember(request),
         _ if request.starts_with(b"count") => count(request).to_string().into_bytes(),
         _ => request.to_vec(),
@@ -189,6 +200,17 @@ fn eat_memory() -> wit::Replies {
         }
         taken.push(block);
     }
+}
+
+/// Takes 128 MiB of memory and keeps them, no page of them empty; answers how many pages.
+fn grow() -> Vec<u8> {
+    let mut block = vec![0_u8; 128 << 20];
+    for (number, page) in (1_u64..).zip(block.chunks_mut(4096)) {
+        page[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    }
+    let pages = block.len() / 4096;
+    black_box(block.leak());
+    pages.to_string().into_bytes()
 }
 
 /// Grows memory by one page, then past what 32 bits can address; answers what the second gave.
