@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::HostFailure;
@@ -27,6 +28,18 @@ enum Request {
     Query(Context, Queries, Done<Answers>),
     Freeze(Done<Frozen>),
     SetLimits(Limits, Done<()>),
+    Import(ImportPart, Done<Result<(), Outcome>>),
+}
+
+/// The next part of an export that a guest takes in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImportPart {
+    /// Version of the state that it is of.
+    pub schema: u32,
+    /// The part, with the boundaries that it was exported with.
+    pub bytes: Bytes,
+    /// No other follows.
+    pub last: bool,
 }
 
 /// A handle on a guest's thread. The thread ends when the last handle is dropped, and after a
@@ -110,6 +123,15 @@ impl GuestHandle {
         self.call(|done| Request::SetLimits(limits, done)).await
     }
 
+    /// Hands the guest the next part of an export, as [`Instance::import`] does. After an inner
+    /// error the handle is to be dropped.
+    pub(super) async fn import(
+        &self,
+        part: ImportPart,
+    ) -> Result<Result<(), Outcome>, HostFailure> {
+        self.call(|done| Request::Import(part, done)).await
+    }
+
     /// Entries up to this index were applied before: what the guest says to them is not written
     /// again.
     pub(super) fn replays_up_to(&self, index: LogIndex) {
@@ -178,6 +200,12 @@ impl Thread {
             }
             Request::Freeze(done) => answer(done, self.instance.freeze()),
             Request::SetLimits(limits, done) => answer(done, self.instance.set_limits(limits)),
+            Request::Import(part, done) => {
+                let ImportPart { schema, bytes, last } = part;
+                let imported = self.instance.import(schema, &bytes, last);
+                self.show_memory();
+                answer(done, imported)
+            }
         }
     }
 

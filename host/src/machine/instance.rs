@@ -10,6 +10,9 @@
 //! few pages and no rollback. When images are taken, and what is tried first, is each node's
 //! own choice and shows in no result.
 //!
+//! An import is in no journal: until it is complete, no image shows the live guest. A failure of it
+//! spends the guest, and one is taken only where the state leaves or the import is complete.
+//!
 //! **Invariant:** the live guest has been through exactly the calls that succeeded, in order, each
 //! once. **Invariant:** a rollback that uses other fuel, or a fork that answers otherwise than its
 //! original, stops the node.
@@ -64,6 +67,8 @@ pub struct Instance {
     live: Guest,
     /// None only inside of the functions that replace it.
     image: Option<Arc<Image>>,
+    /// The guest has taken in parts of an export that the image doesn't show.
+    importing: bool,
     journal: Journal,
     fork: Option<Fork>,
     /// Whether the fork has answered queries.
@@ -106,6 +111,7 @@ impl Instance {
             blueprint,
             live,
             image,
+            importing: false,
             journal,
             fork: None,
             asked: false,
@@ -130,6 +136,28 @@ impl Instance {
         self.live.set_limits(limits);
         self.blueprint.limits = limits;
         Ok(())
+    }
+
+    /// Hands the guest the next part of an export that has `schema`; `last` with the last one
+    /// alone. To be called on a guest that has applied nothing, and until the last part is in,
+    /// nothing but this and [`Instance::freeze`]. The inner error is the guest's own: the words
+    /// of its refusal, or how it failed; the instance is spent then and must be dropped.
+    pub fn import(
+        &mut self,
+        schema: u32,
+        chunk: &[u8],
+        last: bool,
+    ) -> Result<Result<(), Outcome>, HostFailure> {
+        if let Err(failure) = self.live.import(schema, chunk, last) {
+            return outcome_of(failure).map(Err);
+        }
+        let fuel = self.blueprint.limits.fuel_per_export_step - self.live.fuel_left();
+        self.fuel_used = self.fuel_used.saturating_add(fuel);
+        self.importing = true;
+        if last {
+            self.replace_image()?;
+        }
+        Ok(Ok(()))
     }
 
     /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
@@ -296,7 +324,7 @@ impl Instance {
 
     /// The state as it is now.
     pub fn freeze(&mut self) -> Result<Frozen, HostFailure> {
-        if !self.journal.is_empty() {
+        if self.importing || !self.journal.is_empty() {
             self.replace_image()?;
         }
         let image = Arc::clone(self.image.as_ref().expect(IMAGE_STANDS));
@@ -356,6 +384,7 @@ impl Instance {
     fn take_image(&mut self, room: Option<Image>) -> Result<(), HostFailure> {
         self.image = Some(Arc::new(self.live.image(room).map_err(host)?));
         self.journal.clear();
+        self.importing = false;
         Ok(())
     }
 }
@@ -429,6 +458,7 @@ pub(super) fn outcome_of(failure: Failure) -> Result<Outcome, HostFailure> {
         Failure::Malformed(reason) => {
             Ok(Outcome::Trapped(format!("the guest broke its contract: {reason}")))
         }
+        Failure::Refused(words) => Ok(Outcome::Rejected(Bytes::from(words))),
         Failure::OutOfFuel => Ok(Outcome::OutOfFuel),
         Failure::TooLarge { length, limit } => Ok(Outcome::TooLarge { length, limit }),
         Failure::Host(reason) => Err(HostFailure::Stop(reason)),

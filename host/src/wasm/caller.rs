@@ -117,9 +117,7 @@ impl Caller {
         let taken = self.step(Place::Import, |calls, store| {
             calls.call_import_chunk(store, schema, chunk, last)
         })?;
-        taken.map_err(|reason| {
-            Failure::Malformed(format!("it refuses the import: {}", printable(cut(&reason))))
-        })
+        taken.map_err(|reason| Failure::Refused(printable(cut(&reason))))
     }
 
     /// Gives it other limits from the next call on. What it holds beyond them it keeps.

@@ -59,6 +59,9 @@ pub enum Failure {
         /// The limit, in bytes.
         limit: u64,
     },
+    /// It does not take in an export; the words are its own, made harmless.
+    #[error("the guest refuses the import: {0}")]
+    Refused(String),
     /// It broke the contract in another way.
     #[error("the guest broke its contract: {0}")]
     Malformed(String),

@@ -182,7 +182,7 @@ fn a_state_comes_back_from_its_export() {
             let mut fresh = Guest::instantiate(&ENGINE, &COUNTER).unwrap();
             fresh.import(schema, bytes, true).unwrap_err().to_string()
         };
-        let begin = "the guest broke its contract: it refuses the import: ";
+        let begin = "the guest refuses the import: ";
         let early = "the export ends early, after 1 records";
         assert_eq!(refused(schema, &whole[..whole.len() - 1]), format!("{begin}{early}"));
         let schema_9 = "schema 9 is not one that counter imports";
@@ -413,8 +413,7 @@ fn exports_and_imports_are_held_to_the_contract() {
         let failed = fork.export(&mut |_| Ok(())).unwrap_err();
         assert_eq!(failed, Failure::Malformed(too_long.to_owned()).into());
         let refused = hostile().import(1, b"", true).unwrap_err();
-        let reason = "it refuses the import: it takes nothing in";
-        assert_eq!(refused, Failure::Malformed(reason.to_owned()));
+        assert_eq!(refused, Failure::Refused("it takes nothing in".to_owned()));
     });
 }
 

@@ -176,3 +176,73 @@ fn forks_change_nothing() {
         assert_equal(&mut asked, &mut left_alone, "after queries and exports");
     });
 }
+
+/// A blueprint of the reference guest.
+fn kv() -> Blueprint {
+    Blueprint { module: ENGINE.compile(&component("guest-kv")).unwrap(), ..blueprint() }
+}
+
+/// Some hundred thousand bytes in the reference guest, as the chunks of an export.
+fn exported() -> Vec<Vec<u8>> {
+    let mut guest = Instance::start(kv()).unwrap();
+    let set = |key: u64| {
+        let value = "v".repeat(80_000);
+        format!("*3\r\n$3\r\nSET\r\n$1\r\n{key}\r\n$80000\r\n{value}\r\n")
+    };
+    for key in 0..9 {
+        let outcomes = guest.apply(context(key), batch(&[set(key)])).unwrap();
+        assert_eq!(outcomes, [Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))]);
+    }
+    let mut chunks = Vec::new();
+    let taken = guest.freeze().unwrap().export(&mut |chunk| {
+        chunks.push(chunk);
+        true
+    });
+    assert_eq!(taken, Ok(Ok(())));
+    assert!(chunks.len() > 2, "an export of {} chunks shows little", chunks.len());
+    chunks
+}
+
+fn import_part(guest: &mut Instance, chunks: &[Vec<u8>], number: usize) {
+    let last = number + 1 == chunks.len();
+    assert_eq!(guest.import(1, &chunks[number], last), Ok(Ok(())), "part {number}");
+}
+
+/// A guest that took in an export is the same, to the byte and in fuel, whether it did so at one
+/// go or was restored from an image between any two parts; and it is what a rollback leads to.
+#[test]
+fn an_import_goes_on_after_a_restart() {
+    on_guest_thread(|| {
+        let chunks = exported();
+        let mut at_one_go = Instance::start(kv()).unwrap();
+        let mut broken_off = Instance::start(kv()).unwrap();
+        let before = at_one_go.freeze().unwrap();
+        for number in 0..chunks.len() {
+            import_part(&mut at_one_go, &chunks, number);
+            let frozen = broken_off.freeze().unwrap();
+            let image = frozen.image().copy().unwrap();
+            broken_off = Instance::restore(kv(), image, frozen.fuel_used()).unwrap();
+            import_part(&mut broken_off, &chunks, number);
+        }
+        assert!(at_one_go.image.as_ref().unwrap().as_ref() != before.image(), "it was imaged");
+        at_one_go.roll_back().unwrap();
+        assert_equal(&mut at_one_go, &mut broken_off, "after an import");
+        let get = "*2\r\n$6\r\nEXISTS\r\n$1\r\n8\r\n".to_owned();
+        let found = [Outcome::Accepted(Bytes::from_static(b":1\r\n"))];
+        assert_eq!(at_one_go.apply(context(20), batch(&[get])).unwrap(), found);
+    });
+}
+
+/// What a guest says of an export that it does not take in is its own outcome.
+#[test]
+fn a_refused_import_says_why() {
+    on_guest_thread(|| {
+        let outcome = Instance::start(blueprint()).unwrap().import(1, b"", true);
+        let words = Bytes::from_static(b"it takes nothing in");
+        assert_eq!(outcome, Ok(Err(Outcome::Rejected(words))));
+        let mut poor = kv();
+        poor.limits.fuel_per_export_step = 1_000;
+        let outcome = Instance::start(poor).unwrap().import(1, &exported()[0], false);
+        assert_eq!(outcome, Ok(Err(Outcome::OutOfFuel)));
+    });
+}
