@@ -71,6 +71,23 @@ impl Client {
         Ok(reply.machine.unwrap_or_default())
     }
 
+    /// Creates a machine that takes in the state of an export, part by part. What the limits of
+    /// the request leave out has its default. [`Client::restore`] does all of it.
+    pub async fn begin_restore(
+        &self,
+        message: v1::BeginRestoreRequest,
+    ) -> Result<v1::Machine, Error> {
+        let reply = admin!(self, Route::Leader, read: false, long, begin_restore(message));
+        Ok(reply.machine.unwrap_or_default())
+    }
+
+    /// Hands a machine that is being restored a part of an export. After UNKNOWN the same part may
+    /// be sent again: one that is in already changes nothing.
+    pub async fn import_state(&self, message: v1::ImportStateRequest) -> Result<(), Error> {
+        admin!(self, Route::Leader, read: false, long, import_state(message));
+        Ok(())
+    }
+
     /// The machines, by name, as the asked node has applied them.
     pub async fn list_machines(&self) -> Result<Vec<v1::Machine>, Error> {
         let message = v1::ListMachinesRequest {};
@@ -95,7 +112,12 @@ impl Client {
 
     /// Removes a machine and its state.
     pub async fn remove_machine(&self, name: &str) -> Result<(), Error> {
-        let message = v1::RemoveMachineRequest { name: name.to_owned() };
+        self.remove_machine_with(name, None).await
+    }
+
+    /// As [`Client::remove_machine`]; with an `id`, only if it is the machine that has it.
+    pub async fn remove_machine_with(&self, name: &str, id: Option<u64>) -> Result<(), Error> {
+        let message = v1::RemoveMachineRequest { name: name.to_owned(), id };
         admin!(self, Route::Leader, read: false, long, remove_machine(message));
         Ok(())
     }

@@ -13,6 +13,7 @@ mod error;
 mod fetch;
 pub mod reason;
 pub mod resp;
+mod restore;
 mod retry;
 mod routes;
 mod stream;
@@ -24,4 +25,5 @@ pub use client::{
 pub use error::{Error, Outcome};
 pub use fetch::FetchedSnapshot;
 pub use lockstep_proto::v1;
+pub use restore::Restore;
 pub use stream::Stream;

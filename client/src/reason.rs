@@ -36,6 +36,12 @@ pub const TOO_LARGE: &str = "TOO_LARGE";
 pub const NO_SUCH_MACHINE: &str = "NO_SUCH_MACHINE";
 /// A machine of this name exists.
 pub const MACHINE_EXISTS: &str = "MACHINE_EXISTS";
+/// The state of the machine is still coming in.
+pub const RESTORING: &str = "RESTORING";
+/// The state of the machine is complete: no part of an export is taken in any more.
+pub const NOT_RESTORING: &str = "NOT_RESTORING";
+/// The guest did not take in a part of an export, and its machine is gone.
+pub const IMPORT_FAILED: &str = "IMPORT_FAILED";
 /// The module is none that a cluster can run.
 pub const MODULE_REFUSED: &str = "MODULE_REFUSED";
 /// The module was not uploaded, or not every voter compiled it.

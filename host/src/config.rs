@@ -109,6 +109,8 @@ pub mod limits {
     pub const GUEST_LOG_LINE_BYTES_MAX: usize = 1024;
     /// Bytes that the host asks the guest for in one `export-next`.
     pub const EXPORT_CHUNK_BYTES: u32 = 256 << 10;
+    /// Most bytes of an export that one log entry hands to a guest.
+    pub const IMPORT_PART_BYTES_MAX: usize = 512 << 10;
     /// Native stack of a guest thread reserved for wasm, in bytes.
     pub const GUEST_STACK_BYTES: usize = 8 << 20;
 }

@@ -133,6 +133,7 @@ async fn a_machine_is_described() {
         "module_digest",
         "name",
         "parked",
+        "restoring",
         "schema_version",
         "state",
         "uses_time",

@@ -16,13 +16,15 @@ use lockstep_proto::v1::upload_module_request::{Header, Part};
 use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::edge::{Origin, check_limits, check_machine_name, invalid, too_large};
+use super::edge::{
+    Origin, check_digest, check_limits, check_machine_name, check_part, invalid, too_large,
+};
 use super::error::Error;
 use super::join::{self, Joining};
 use super::{Services, convert};
 use crate::config::limits;
 use crate::raft;
-use crate::types::{ModuleDigest, NodeId};
+use crate::types::{MachineId, ModuleDigest, NodeId};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -53,8 +55,7 @@ impl Admin for Services {
         check_machine_name(&name)?;
         let limits = limits.unwrap_or_default();
         let change = check_limits(&limits)?;
-        let digest = ModuleDigest::from_slice(&module_digest)
-            .ok_or_else(|| invalid("module_digest must be a SHA-256, 32 bytes"))?;
+        let digest = check_digest(&module_digest)?;
         let asked = raft::Limits::default().with(&change);
         let result = self.replica.create_machine(&name, digest, asked, origin.deadline).await;
         let result = result.map(convert::machine);
@@ -62,6 +63,39 @@ impl Admin for Services {
             async |leader: LeaderClient| leader.create_machine(&name, module_digest, limits).await;
         let machine = self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::CreateMachineReply { machine: Some(machine) }))
+    }
+
+    async fn begin_restore(
+        &self,
+        request: Request<v1::BeginRestoreRequest>,
+    ) -> Reply<v1::BeginRestoreReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let message = request.into_inner();
+        let v1::BeginRestoreRequest { name, module_digest, limits, schema_version } = &message;
+        check_machine_name(name)?;
+        let change = check_limits(&limits.unwrap_or_default())?;
+        let asked = raft::Limits::default().with(&change);
+        let digest = check_digest(module_digest)?;
+        let begun =
+            self.replica.begin_restore(name, digest, asked, *schema_version, origin.deadline);
+        let result = begun.await.map(convert::machine);
+        let forward = async |leader: LeaderClient| leader.begin_restore(message).await;
+        let machine = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::BeginRestoreReply { machine: Some(machine) }))
+    }
+
+    async fn import_state(
+        &self,
+        request: Request<v1::ImportStateRequest>,
+    ) -> Reply<v1::ImportStateReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let message = request.into_inner();
+        let part = convert::state_part(&message);
+        check_part(&part)?;
+        let result = self.replica.import_state(part, origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.import_state(message).await;
+        self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ImportStateReply {}))
     }
 
     async fn list_machines(
@@ -104,10 +138,10 @@ impl Admin for Services {
         request: Request<v1::RemoveMachineRequest>,
     ) -> Reply<v1::RemoveMachineReply> {
         let origin = Origin::of_admin(request.metadata());
-        let name = request.into_inner().name;
+        let v1::RemoveMachineRequest { name, id } = request.into_inner();
         check_machine_name(&name)?;
-        let result = self.replica.remove_machine(&name, origin.deadline).await;
-        let forward = async |leader: LeaderClient| leader.remove_machine(&name).await;
+        let result = self.replica.remove_machine(&name, id.map(MachineId), origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.remove_machine_with(&name, id).await;
         self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::RemoveMachineReply {}))
     }

@@ -6,9 +6,9 @@ use lockstep_proto::v1;
 use lockstep_proto::v1::fetch_snapshot_reply::Header;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
-use crate::raft::status::{CheckpointRecord, MachineStatus, NodeStatus, Role, Status};
-use crate::raft::{Fetched, Limits, LimitsChange};
-use crate::types::{LogIndex, StateDigest};
+use crate::raft::status::{CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, Status};
+use crate::raft::{Fetched, Limits, LimitsChange, StatePart};
+use crate::types::{LogIndex, MachineId, StateDigest};
 
 /// A machine.
 pub(super) fn machine(status: MachineStatus) -> v1::Machine {
@@ -24,8 +24,23 @@ pub(super) fn machine(status: MachineStatus) -> v1::Machine {
         parked: status.parked.unwrap_or_default(),
         limits: Some(limits(status.limits)),
         active_limits: status.active_limits.map(limits),
+        restoring: status.restoring.map(restoring),
         checkpoint: status.checkpoint.map(checkpoint),
     }
+}
+
+/// A part of an export, from its message.
+pub(super) fn state_part(message: &v1::ImportStateRequest) -> StatePart {
+    StatePart {
+        machine: MachineId(message.machine_id),
+        number: message.number,
+        bytes: message.bytes.to_vec(),
+        last: message.last,
+    }
+}
+
+fn restoring(Restoring { schema, parts }: Restoring) -> v1::Restoring {
+    v1::Restoring { schema_version: schema, parts }
 }
 
 /// Limits, all of them.

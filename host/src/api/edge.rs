@@ -138,6 +138,23 @@ pub(super) fn check_limits(limits: &v1::Limits) -> Result<raft::LimitsChange, Er
     Ok(change)
 }
 
+/// The digest of a module.
+pub(super) fn check_digest(bytes: &[u8]) -> Result<types::ModuleDigest, Error> {
+    types::ModuleDigest::from_slice(bytes)
+        .ok_or_else(|| invalid("module_digest must be a SHA-256, 32 bytes"))
+}
+
+/// A part of an export is no longer than any that a guest exports.
+pub(super) fn check_part(part: &raft::StatePart) -> Result<(), Error> {
+    match part.bytes.len() {
+        length if length > limits::IMPORT_PART_BYTES_MAX => {
+            let limit = limits::IMPORT_PART_BYTES_MAX as u64;
+            Err(too_large("the part of an export", length as u64, limit))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A malformed request.
 pub(super) fn invalid(message: impl Into<String>) -> Error {
     raft::Error::Invalid(message.into()).into()

@@ -66,6 +66,7 @@ impl From<raft::Error> for Error {
         let outcome = match error.certainty() {
             raft::Certainty::NotApplied => Certain::NotApplied,
             raft::Certainty::Unknown => Certain::Unknown,
+            raft::Certainty::Applied => Certain::AppliedError,
         };
         let message = match &error {
             raft::Error::Stopped(full) => {
@@ -99,6 +100,9 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
         TooLarge { .. } => (Code::ResourceExhausted, reason::TOO_LARGE),
         NoSuchMachine(_) => (Code::NotFound, reason::NO_SUCH_MACHINE),
         MachineExists(_) => (Code::AlreadyExists, reason::MACHINE_EXISTS),
+        Restoring(_) => (Code::FailedPrecondition, reason::RESTORING),
+        NotRestoring(_) => (Code::FailedPrecondition, reason::NOT_RESTORING),
+        ImportFailed(_) => (Code::FailedPrecondition, reason::IMPORT_FAILED),
         ModuleRefused(_) => (Code::InvalidArgument, reason::MODULE_REFUSED),
         ModuleNotReady(_) => (Code::FailedPrecondition, reason::MODULE_NOT_READY),
         Refused(_) => (Code::FailedPrecondition, reason::REFUSED),
@@ -172,6 +176,7 @@ mod tests {
     fn every_replica_error_reaches_the_client() {
         use raft::Error::*;
         let (not_applied, unknown) = (Certain::NotApplied, Certain::Unknown);
+        let applied = Certain::AppliedError;
         let rows = [
             (NotLeader { leader: leader() }, Code::Unavailable, "NOT_LEADER", not_applied),
             (NoLeader, Code::Unavailable, "NO_LEADER", not_applied),
@@ -189,6 +194,9 @@ mod tests {
             ),
             (NoSuchMachine("x".into()), Code::NotFound, "NO_SUCH_MACHINE", not_applied),
             (MachineExists("x".into()), Code::AlreadyExists, "MACHINE_EXISTS", not_applied),
+            (Restoring("x".into()), Code::FailedPrecondition, "RESTORING", not_applied),
+            (NotRestoring("x".into()), Code::FailedPrecondition, "NOT_RESTORING", not_applied),
+            (ImportFailed("x".into()), Code::FailedPrecondition, "IMPORT_FAILED", applied),
             (ModuleRefused("x".into()), Code::InvalidArgument, "MODULE_REFUSED", not_applied),
             (ModuleNotReady("x".into()), Code::FailedPrecondition, "MODULE_NOT_READY", not_applied),
             (Refused("x".into()), Code::FailedPrecondition, "REFUSED", not_applied),

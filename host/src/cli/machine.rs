@@ -131,10 +131,7 @@ async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<
     println!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
     println!("memory     {} bytes", machine.memory_bytes);
     println!("applied    {}", machine.applied_index);
-    match machine.parked.as_str() {
-        "" => println!("state      running"),
-        why => println!("state      parked {why}"),
-    }
+    println!("state      {}", view::state_text(&machine));
     println!("limits");
     limits::print(&machine);
     Ok(())

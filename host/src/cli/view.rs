@@ -80,12 +80,35 @@ pub(super) fn machine_json(machine: &v1::Machine) -> Value {
         "uses_time": machine.uses_time,
         "memory_bytes": machine.memory_bytes,
         "applied_index": machine.applied_index,
-        "state": if parked.is_some() { "parked" } else { "running" },
+        "state": state(machine),
+        "restoring": machine.restoring.as_ref().map(restoring_json),
         "parked": parked,
         "limits": machine.limits.as_ref().map(limits_json),
         "active_limits": machine.active_limits.as_ref().map(limits_json),
         "checkpoint": machine.checkpoint.as_ref().map(checkpoint_json),
     })
+}
+
+/// What a machine is doing, in a word.
+fn state(machine: &v1::Machine) -> &'static str {
+    match machine.restoring {
+        _ if !machine.parked.is_empty() => "parked",
+        Some(_) => "restoring",
+        None => "running",
+    }
+}
+
+/// What a machine is doing, in a line.
+pub(super) fn state_text(machine: &v1::Machine) -> String {
+    match (machine.parked.as_str(), &machine.restoring) {
+        ("", None) => "running".to_owned(),
+        ("", Some(restoring)) => format!("restoring ({} parts are in)", restoring.parts),
+        (why, _) => format!("parked {why}"),
+    }
+}
+
+fn restoring_json(restoring: &v1::Restoring) -> Value {
+    json!({ "schema_version": restoring.schema_version, "parts": restoring.parts })
 }
 
 fn limits_json(limits: &v1::Limits) -> Value {
@@ -154,10 +177,7 @@ pub(super) fn print_machines(machines: &[v1::Machine]) {
         "MACHINE", "MODULE", "GUEST", "MEMORY", "APPLIED"
     );
     for machine in machines {
-        let state = match machine.parked.as_str() {
-            "" => "running".to_owned(),
-            why => format!("parked {why}"),
-        };
+        let state = state_text(machine);
         let module = hex(&machine.module_digest);
         println!(
             "{:<16} {:<14} {:<16} {:>12} {:>10} {state}",
@@ -211,5 +231,13 @@ mod tests {
         assert_eq!(parked["limits"]["reply_bytes_max"], 7);
         assert_eq!(parked["limits"]["fuel_per_query"], Value::Null);
         assert_eq!(parked["active_limits"], Value::Null);
+        assert_eq!(parked["restoring"], Value::Null);
+        let half = v1::Machine {
+            restoring: Some(v1::Restoring { schema_version: 1, parts: 3 }),
+            ..v1::Machine::default()
+        };
+        assert_eq!(state_text(&half), "restoring (3 parts are in)");
+        let half = machine_json(&half);
+        assert_eq!((&half["state"], &half["restoring"]["parts"]), (&json!("restoring"), &json!(3)));
     }
 }

@@ -52,32 +52,32 @@ pub enum Piece {
 
 /// Head of a module's section.
 #[derive(Debug, Serialize, Deserialize)]
-struct ModuleHead {
-    digest: ModuleDigest,
-    length: u64,
+pub(super) struct ModuleHead {
+    pub(super) digest: ModuleDigest,
+    pub(super) length: u64,
 }
 
 /// Head of a machine's export.
 #[derive(Debug, Serialize, Deserialize)]
-struct ExportHead {
-    machine: MachineId,
-    name: String,
-    module: ModuleDigest,
-    schema: u32,
+pub(super) struct ExportHead {
+    pub(super) machine: MachineId,
+    pub(super) name: String,
+    pub(super) module: ModuleDigest,
+    pub(super) schema: u32,
 }
 
 /// Head of a machine's image.
 #[derive(Debug, Serialize, Deserialize)]
-struct ImageHead {
-    machine: MachineId,
-    name: String,
-    module: ModuleDigest,
+pub(super) struct ImageHead {
+    pub(super) machine: MachineId,
+    pub(super) name: String,
+    pub(super) module: ModuleDigest,
     /// Length of its memory.
     memory_bytes: u64,
     /// Fuel of all calls that succeeded.
     fuel_used: u64,
     /// What its guest may use.
-    limits: Limits,
+    pub(super) limits: Limits,
 }
 
 /// The whole state as of one entry. It does not change any more.
@@ -96,7 +96,8 @@ struct FrozenModule {
 
 struct FrozenGuest {
     image: ImageHead,
-    export: ExportHead,
+    /// None while its state comes in.
+    export: Option<ExportHead>,
     frozen: Frozen,
 }
 
@@ -245,6 +246,7 @@ impl FrozenGuest {
             limits: record.limits,
         };
         let export = ExportHead { machine, name, module, schema: running.manifest.schema_version };
+        let export = Some(export).filter(|_| record.restoring.is_none());
         Self { image, export, frozen }
     }
 
@@ -264,14 +266,15 @@ impl FrozenGuest {
 
     /// Sends the guest's own export. Why there is none, if the guest fails.
     fn send_export(&self, pieces: &Pieces) -> Result<Option<String>, HostFailure> {
-        pieces.begin(SECTION_EXPORT, encode(&self.export))?;
+        let Some(export) = &self.export else { return Ok(None) };
+        pieces.begin(SECTION_EXPORT, encode(export))?;
         let mut sink = |chunk| pieces.send(Piece::Chunk(chunk)).is_ok();
         let Err(outcome) = self.frozen.export(&mut sink)? else {
-            pieces.begin(SECTION_EXPORT_END, encode(&self.export.machine))?;
+            pieces.begin(SECTION_EXPORT_END, encode(&export.machine))?;
             return Ok(None);
         };
         let reason = describe(&outcome);
-        let name = &self.export.name;
+        let name = &export.name;
         Ok(Some(format!("snapshots hold no export of machine {name}: {reason}")))
     }
 }
@@ -383,13 +386,13 @@ fn encode(value: &impl Serialize) -> Vec<u8> {
         .expect("these types encode, and a buffer in memory grows")
 }
 
-fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HostFailure> {
+pub(super) fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, HostFailure> {
     match bincode::serde::decode_from_slice(bytes, bincode::config::standard()) {
         Ok((value, length)) if length == bytes.len() => Ok(value),
         _ => Err(malformed("the head of a section is not what its kind says")),
     }
 }
 
-fn malformed(reason: &str) -> HostFailure {
+pub(super) fn malformed(reason: &str) -> HostFailure {
     HostFailure::Stop(format!("the snapshot's content is malformed: {reason}"))
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::agreement::CheckpointRecord;
 use super::guest_thread::GuestHandle;
-use super::tables::ModuleRecord;
+use super::tables::{ModuleRecord, Restoring};
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
 use crate::wasm::{Limits, Manifest};
 
@@ -28,8 +28,10 @@ pub struct Published {
     pub limits: Limits,
     /// What the guest that runs here may use.
     pub active_limits: Option<Limits>,
-    /// For queries; `None` while the machine is parked.
+    /// For queries; `None` while the machine is parked or its state comes in.
     pub guest: Option<GuestHandle>,
+    /// While its state comes in.
+    pub restoring: Option<Restoring>,
 }
 
 /// One consistent picture of the tables.

@@ -132,6 +132,11 @@ impl GuestHandle {
         self.call(|done| Request::Import(part, done)).await
     }
 
+    /// The entry that is about to hand over a part of an export stands here in the log.
+    pub(super) fn imports_at(&self, index: LogIndex) {
+        self.log.imports_at(index);
+    }
+
     /// Entries up to this index were applied before: what the guest says to them is not written
     /// again.
     pub(super) fn replays_up_to(&self, index: LogIndex) {

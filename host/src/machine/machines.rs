@@ -20,7 +20,8 @@ use super::history::History;
 use super::instance::{Blueprint, outcome_of};
 use super::library::ModuleLibrary;
 use super::proposal::{ModuleChunk, Proposal};
-use super::tables::{MachineRecord, Refusal, Tables};
+use super::restoring::check_schema;
+use super::tables::{MachineRecord, Refusal, Restoring, Tables};
 use super::{HostFailure, Response};
 use crate::types::{
     ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome, StateDigest,
@@ -127,11 +128,15 @@ impl Machines {
                 Response::Nothing
             }
             Proposal::CreateMachine { name, module, limits } => {
-                match self.create(MachineId(index), name, module, limits, membership).await? {
-                    Ok(id) => Response::MachineCreated(id),
-                    Err(refusal) => Response::Refused(refusal),
-                }
+                let record = MachineRecord { name, module, limits, restoring: None };
+                self.create(MachineId(index), record, membership).await?
             }
+            Proposal::BeginRestore { name, module, limits, schema } => {
+                let restoring = Some(Restoring { schema, parts: 0 });
+                let record = MachineRecord { name, module, limits, restoring };
+                self.create(MachineId(index), record, membership).await?
+            }
+            Proposal::ImportState(part) => self.import(index, part).await?,
             Proposal::RemoveMachine { machine } => self.remove(machine).into(),
             // The caller captures the state once this has returned.
             Proposal::Checkpoint => {
@@ -215,7 +220,8 @@ impl Machines {
         let mut outcomes = Vec::with_capacity(batches.iter().map(Batch::count).sum());
         for batch in batches {
             let machine = batch.machine();
-            let Some(running) = self.running.get(&machine) else {
+            let running = self.running.get(&machine);
+            let Some(running) = running.filter(|_| !self.tables.is_restoring(&machine)) else {
                 outcomes.extend(std::iter::repeat_n(Outcome::NoSuchMachine, batch.count()));
                 continue;
             };
@@ -265,28 +271,34 @@ impl Machines {
         Ok(Ok(()))
     }
 
+    /// Creates a machine; one whose state is to come in is hidden until it is complete.
     async fn create(
         &mut self,
         id: MachineId,
-        name: String,
-        module: ModuleDigest,
-        limits: Limits,
+        record: MachineRecord,
         membership: &Membership,
-    ) -> Result<Result<MachineId, Refusal>, HostFailure> {
-        if let Err(refusal) = self.tables.check_create(&name, &module, &limits, membership) {
-            return Ok(Err(refusal));
+    ) -> Result<Response, HostFailure> {
+        let MachineRecord { name, module, limits, restoring } = &record;
+        if let Err(refusal) = self.tables.check_create(name, module, limits, membership) {
+            return Ok(Response::Refused(refusal));
         }
-        match self.start(&name, module, limits).await {
-            Ok(running) => self.running.insert(id, running),
+        let running = match self.start(name, *module, *limits).await {
+            Ok(running) => running,
             Err(Failure::Host(reason)) => return Err(HostFailure::Stop(reason)),
             Err(failure) => {
                 let reason = format!("its guest does not start: {}", describe_failure(&failure));
-                return Ok(Err(Refusal::ModuleNotReady(reason)));
+                return Ok(Response::Refused(Refusal::ModuleNotReady(reason)));
             }
         };
-        self.tables.machines.insert(id, MachineRecord { name, module, limits });
+        if let Some(Restoring { schema, .. }) = restoring
+            && let Err(refusal) = check_schema(&running.manifest, *schema)
+        {
+            return Ok(Response::Refused(refusal));
+        }
+        self.running.insert(id, running);
+        self.tables.machines.insert(id, record);
         self.publish();
-        Ok(Ok(id))
+        Ok(Response::MachineCreated(id))
     }
 
     /// Changes the limits of a machine, in the tables and of its guest.
@@ -360,7 +372,7 @@ impl Machines {
         u64::from_le_bytes(*digest.first_chunk().expect("32 bytes hold 8"))
     }
 
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         if self.live {
             self.environment.directory.publish(self.view());
         }
@@ -377,7 +389,10 @@ impl Machines {
                 manifest: running.map(|running| running.manifest.clone()),
                 limits: record.limits,
                 active_limits: running.map(|running| running.limits),
-                guest: running.filter(|_| applies).map(|running| running.guest.clone()),
+                guest: running
+                    .filter(|_| applies && record.restoring.is_none())
+                    .map(|running| running.guest.clone()),
+                restoring: record.restoring,
             };
             (record.name.clone(), published)
         });

@@ -2,6 +2,7 @@
 //! entry. Knows `wasm` and `types`, not the log, the disk or the network.
 
 mod agreement;
+pub mod backup;
 mod batch;
 mod compiled;
 pub mod content;
@@ -13,6 +14,7 @@ mod instance;
 mod library;
 mod machines;
 pub mod proposal;
+mod restoring;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -30,7 +32,8 @@ pub use instance::{Blueprint, Frozen, Instance};
 pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
-pub use tables::{ModuleRecord, Refusal};
+pub use restoring::check_schema;
+pub use tables::{ModuleRecord, Refusal, Restoring};
 pub use window::{Answers, Queries};
 
 pub use crate::wasm::{Context, InvalidLimit, Limits, LimitsChange};
@@ -41,12 +44,14 @@ use crate::types::{MachineId, Outcome};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// An entry that answers nothing: membership, blank, tick, report, checkpoint, staged module,
-    /// removed machine, limits.
+    /// removed machine, limits, a part of a state.
     Nothing,
     /// One outcome for each command of the entry, in order.
     Commands(Vec<Outcome>),
     /// The machine was created.
     MachineCreated(MachineId),
+    /// The guest did not take in a part of a state, for this reason: its machine is gone.
+    ImportFailed(String),
     /// The entry changed nothing.
     Refused(Refusal),
     /// This node applies nothing; the text says why.

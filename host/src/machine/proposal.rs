@@ -36,6 +36,8 @@ mod kind {
     pub(super) const SET_LIMITS: u8 = 14;
     pub(super) const ENGINE_PROFILE: u8 = 15;
     // 16 Seal
+    pub(super) const BEGIN_RESTORE: u8 = 17;
+    pub(super) const IMPORT_STATE: u8 = 18;
 }
 
 /// One log entry of the replicated state machine. Membership and blank entries are openraft's.
@@ -84,6 +86,34 @@ pub enum Proposal {
     CheckpointReport(CheckpointReport),
     /// The engine profile that replicas of this cluster apply with; the first one stands.
     EngineProfile(String),
+    /// Creates a machine whose state comes in by `ImportState`; its id is the index of this entry.
+    /// Until that is complete it takes no commands and no queries.
+    BeginRestore {
+        /// Its name, unique among machines.
+        name: String,
+        /// Its module, staged before.
+        module: ModuleDigest,
+        /// What its guest may use.
+        limits: Limits,
+        /// Version of the state that comes in, one that the module imports.
+        schema: u32,
+    },
+    /// Hands a machine that is being restored a part of an export.
+    ImportState(StatePart),
+}
+
+/// A part of an export on its way into a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatePart {
+    /// The machine.
+    pub machine: MachineId,
+    /// Its number, from 0 on. One that is in already changes nothing, so that it may be sent again
+    /// when nobody knows what became of it.
+    pub number: u64,
+    /// The part, with the boundaries that it was exported with.
+    pub bytes: Vec<u8>,
+    /// No other follows.
+    pub last: bool,
 }
 
 /// A piece of a module.
@@ -168,6 +198,11 @@ impl Proposal {
             }
             kind::CHECKPOINT_REPORT => Ok(Self::CheckpointReport(from_bincode(&body)?)),
             kind::ENGINE_PROFILE => Ok(Self::EngineProfile(from_bincode(&body)?)),
+            kind::BEGIN_RESTORE => {
+                let (name, module, limits, schema) = from_bincode(&body)?;
+                Ok(Self::BeginRestore { name, module, limits, schema })
+            }
+            kind::IMPORT_STATE => Ok(Self::ImportState(from_bincode(&body)?)),
             0 => Err(Error::Malformed("kind 0")),
             _ => Err(Error::Unknown { version, kind }),
         }
@@ -182,7 +217,9 @@ impl Proposal {
             | Self::StageModule(_)
             | Self::CreateMachine { .. }
             | Self::RemoveMachine { .. }
-            | Self::SetLimits { .. } => true,
+            | Self::SetLimits { .. }
+            | Self::BeginRestore { .. }
+            | Self::ImportState(_) => true,
             Self::ModuleReady(_)
             | Self::Checkpoint
             | Self::CheckpointReport(_)
@@ -202,6 +239,8 @@ impl Proposal {
             Self::SetLimits { .. } => kind::SET_LIMITS,
             Self::CheckpointReport(_) => kind::CHECKPOINT_REPORT,
             Self::EngineProfile(_) => kind::ENGINE_PROFILE,
+            Self::BeginRestore { .. } => kind::BEGIN_RESTORE,
+            Self::ImportState(_) => kind::IMPORT_STATE,
         }
     }
 
@@ -212,6 +251,7 @@ impl Proposal {
                 12 + batches.iter().map(Batch::encoded_bytes).sum::<usize>()
             }
             Self::StageModule(chunk) => 64 + chunk.bytes.len(),
+            Self::ImportState(part) => 64 + part.bytes.len(),
             _ => 128,
         }
     }
@@ -235,6 +275,10 @@ impl Proposal {
             Self::SetLimits { machine, change } => put_bincode(out, &(machine, change)),
             Self::CheckpointReport(report) => put_bincode(out, report),
             Self::EngineProfile(profile) => put_bincode(out, profile),
+            Self::BeginRestore { name, module, limits, schema } => {
+                put_bincode(out, &(name, module, limits, schema));
+            }
+            Self::ImportState(part) => put_bincode(out, part),
         }
     }
 }
@@ -344,6 +388,18 @@ mod tests {
                 digest: StateDigest([9; 32]),
             }),
             Proposal::EngineProfile("0a1b".to_owned()),
+            Proposal::BeginRestore {
+                name: "kv".to_owned(),
+                module: digest,
+                limits: Limits::default(),
+                schema: 300,
+            },
+            Proposal::ImportState(StatePart {
+                machine: MachineId(900),
+                number: 70_000,
+                bytes: vec![3, 4],
+                last: true,
+            }),
         ]
     }
 

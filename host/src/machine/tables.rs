@@ -1,13 +1,14 @@
 //! The replicated tables beside guest memory. They change only in the apply of an entry and by
 //! nothing but that entry, so they are equal on all nodes at equal indices.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::agreement::CheckpointRecord;
-use super::proposal::{ModuleChunk, ModuleReport};
-use crate::config::limits::{MACHINES_MAX, MODULE_BYTES_MAX};
+use super::proposal::{ModuleChunk, ModuleReport, StatePart};
+use crate::config::limits::{IMPORT_PART_BYTES_MAX, MACHINES_MAX, MODULE_BYTES_MAX};
 use crate::types::{
     LogIndex, MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name,
 };
@@ -52,6 +53,17 @@ pub struct MachineRecord {
     pub module: ModuleDigest,
     /// What its guest may use.
     pub limits: Limits,
+    /// While its state comes in.
+    pub restoring: Option<Restoring>,
+}
+
+/// How far the state of a machine has come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Version of the state that comes in.
+    pub schema: u32,
+    /// Count of the parts that are in.
+    pub parts: u64,
 }
 
 /// Why an entry changed nothing. Part of the replicated result: equal on all nodes.
@@ -84,6 +96,15 @@ pub enum Refusal {
     /// No machine can have such a limit.
     #[error("{0}")]
     InvalidLimits(String),
+    /// The module does not import states of the version asked for.
+    #[error("{0}")]
+    SchemaNotImportable(String),
+    /// The state of the machine is complete.
+    #[error("machine {0:?} is not being restored")]
+    NotRestoring(String),
+    /// A part of an export does not fit the parts before it.
+    #[error("{0}")]
+    BadPart(String),
 }
 
 impl Tables {
@@ -163,6 +184,42 @@ impl Tables {
         limits.check()?;
         record.limits = limits;
         Ok(limits)
+    }
+
+    /// Whether the state of the machine is still coming in.
+    pub fn is_restoring(&self, machine: &MachineId) -> bool {
+        self.machines.get(machine).is_some_and(|record| record.restoring.is_some())
+    }
+
+    /// Whether a part is the next one of what comes into its machine, and which schema that is of;
+    /// `None` for a part that is in already.
+    pub fn check_part(&self, part: &StatePart) -> Result<Option<u32>, Refusal> {
+        let record = self.machines.get(&part.machine).ok_or(Refusal::NoSuchMachine)?;
+        let not_restoring = || Refusal::NotRestoring(record.name.clone());
+        let Restoring { schema, parts } = record.restoring.ok_or_else(not_restoring)?;
+        let (number, length) = (part.number, part.bytes.len());
+        if length > IMPORT_PART_BYTES_MAX {
+            let reason = format!("a part has {length} bytes, the limit is {IMPORT_PART_BYTES_MAX}");
+            return Err(Refusal::BadPart(reason));
+        }
+        match number.cmp(&parts) {
+            Ordering::Less => Ok(None),
+            Ordering::Equal => Ok(Some(schema)),
+            Ordering::Greater => {
+                Err(Refusal::BadPart(format!("part {number} came, and part {parts} is the next")))
+            }
+        }
+    }
+
+    /// Notes that the next part is in; the last one completes the machine.
+    pub fn note_part(&mut self, part: &StatePart) {
+        if let Some(record) = self.machines.get_mut(&part.machine) {
+            let more = record.restoring.filter(|_| !part.last);
+            record.restoring = more.map(|Restoring { schema, parts }| {
+                let parts = parts + 1;
+                Restoring { schema, parts }
+            });
+        }
     }
 
     /// Notes nodes that left the membership: their ids are spent.

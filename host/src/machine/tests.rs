@@ -1,6 +1,8 @@
 //! The apply path on real guests, without a log: what entries come to, and that a captured state
 //! comes back as it was.
 
+mod restores;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -75,11 +77,11 @@ impl Node {
     }
 
     /// Applies one entry with one batch for `machine`.
-    async fn execute(&mut self, machine: MachineId, commands: &[&'static str]) -> Vec<Outcome> {
-        let command = |bytes: &&'static str| Command {
+    async fn execute(&mut self, machine: MachineId, commands: &[&str]) -> Vec<Outcome> {
+        let command = |bytes: &&str| Command {
             machine,
             session: None,
-            bytes: bytes.as_bytes().into(),
+            bytes: bytes.as_bytes().to_vec().into(),
         };
         let commands: Vec<Command> = commands.iter().map(command).collect();
         let batches = vec![Batch::new(machine, &commands)];

@@ -12,6 +12,8 @@ use crate::types::{ClusterId, Member, NodeId};
 pub enum Certainty {
     /// It was not applied and never will be.
     NotApplied,
+    /// It was applied, and came to this error on every node.
+    Applied,
     /// It may have been applied, or may still be.
     Unknown,
 }
@@ -67,6 +69,15 @@ pub enum Error {
     /// A machine of this name exists.
     #[error("a machine named {0:?} exists already")]
     MachineExists(String),
+    /// The state of the machine is still coming in.
+    #[error("machine {0:?} is being restored: it answers once its state is complete")]
+    Restoring(String),
+    /// The state of the machine is complete.
+    #[error("{0}")]
+    NotRestoring(String),
+    /// The guest did not take in a part of a state, and the machine is gone; the text says why.
+    #[error("the machine is removed again, because its state was not taken in: {0}")]
+    ImportFailed(String),
     /// The bytes are not a module this cluster can run; the text says why.
     #[error("the module is refused: {0}")]
     ModuleRefused(String),
@@ -149,6 +160,7 @@ impl Error {
             Self::DeadlineAfterProposal | Self::LeaderChanged | Self::Stopped(_) => {
                 Certainty::Unknown
             }
+            Self::ImportFailed(_) => Certainty::Applied,
             _ => Certainty::NotApplied,
         }
     }

@@ -12,7 +12,7 @@ use super::type_config::EntryBytes;
 use crate::config::limits;
 use crate::machine::proposal::ModuleChunk;
 use crate::machine::{Limits, LimitsChange, Proposal, Refusal, Response};
-use crate::types::{LogIndex, ModuleDigest, check_machine_name};
+use crate::types::{LogIndex, MachineId, ModuleDigest, check_machine_name};
 
 /// Time between two looks at what the voters reported.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -80,7 +80,11 @@ impl Replica {
     }
 
     /// Waits until every voter has compiled a staged module; a voter that cannot is named.
-    async fn wait_ready(&self, digest: ModuleDigest, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn wait_ready(
+        &self,
+        digest: ModuleDigest,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         loop {
             looks.tick().await;
@@ -140,9 +144,17 @@ impl Replica {
         self.machine(name)
     }
 
-    /// Removes a machine and its state.
-    pub async fn remove_machine(&self, name: &str, deadline: Instant) -> Result<(), Error> {
+    /// Removes a machine and its state; with an `id`, only if it is the one that has it.
+    pub async fn remove_machine(
+        &self,
+        name: &str,
+        id: Option<MachineId>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         let machine = self.find_current(name, deadline).await?;
+        if id.is_some_and(|id| id != machine) {
+            return Err(Error::NoSuchMachine(name.to_owned()));
+        }
         self.shared.space.check()?;
         self.write(&Proposal::RemoveMachine { machine }, deadline).await.map(drop)
     }
@@ -164,7 +176,7 @@ impl Replica {
     }
 
     /// Writes an entry of the host's own and waits until it is applied; where, and what it said.
-    async fn write(
+    pub(super) async fn write(
         &self,
         proposal: &Proposal,
         deadline: Instant,
@@ -177,6 +189,7 @@ impl Replica {
         let index = written.log_id.index();
         match written.data {
             Response::Refused(refusal) => Err(refusal.into()),
+            Response::ImportFailed(reason) => Err(Error::ImportFailed(reason)),
             Response::NodeParked(reason) => Err(Error::Stopped(format!("parked: {reason}"))),
             response => Ok((index, response)),
         }
@@ -191,12 +204,15 @@ impl From<Refusal> for Error {
             Refusal::InvalidName(_) | Refusal::InvalidLimits(_) => {
                 Self::Invalid(refusal.to_string())
             }
+            Refusal::NotRestoring(_) => Self::NotRestoring(refusal.to_string()),
             Refusal::NoSuchModule(_) | Refusal::ModuleNotReady(_) => {
                 Self::ModuleNotReady(refusal.to_string())
             }
-            Refusal::NoSuchMachine | Refusal::TooManyMachines(_) | Refusal::BadChunk(_) => {
-                Self::Refused(refusal.to_string())
-            }
+            Refusal::NoSuchMachine
+            | Refusal::TooManyMachines(_)
+            | Refusal::BadChunk(_)
+            | Refusal::SchemaNotImportable(_)
+            | Refusal::BadPart(_) => Self::Refused(refusal.to_string()),
         }
     }
 }

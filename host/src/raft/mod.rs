@@ -19,6 +19,7 @@ pub mod reader;
 pub mod recovery;
 pub mod replica;
 pub mod reports;
+mod restores;
 mod returning;
 pub mod snapshots;
 pub mod space;
@@ -26,6 +27,7 @@ pub mod state_machine;
 pub mod status;
 pub mod type_config;
 
+pub use crate::machine::proposal::StatePart;
 pub use crate::machine::{InvalidLimit, Limits, LimitsChange};
 pub use error::{Certainty, Error};
 pub use fetch::Fetched;

@@ -170,7 +170,10 @@ fn guest_of(view: &View, machine: &str) -> Result<GuestHandle, Error> {
     }
     let published =
         view.machines.get(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))?;
-    published.guest.clone().ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))
+    published.guest.clone().ok_or_else(|| match published.restoring {
+        Some(_) => Error::Restoring(machine.to_owned()),
+        None => Error::NoSuchMachine(machine.to_owned()),
+    })
 }
 
 /// Queries of one guest call, and who waits for their answers.

@@ -98,9 +98,12 @@ impl Replica {
         command: Bytes,
         deadline: Instant,
     ) -> Result<Executed, Error> {
-        let id = match self.find(machine) {
+        let id = match self.find_running(machine) {
             Some(id) => id,
-            None => self.find_current(machine, deadline).await?,
+            None => {
+                self.find_current(machine, deadline).await?;
+                self.find_running(machine).ok_or_else(|| Error::Restoring(machine.to_owned()))?
+            }
         };
         let command = Command { machine: id, session, bytes: command };
         let executed = self.propose(command)?.wait_until(deadline).await?;
@@ -149,6 +152,13 @@ impl Replica {
     /// What this node knows of itself and the cluster.
     pub fn status(&self) -> Status {
         status::of(&self.shared)
+    }
+
+    /// The machine's id as applied here, unless its state is still coming in.
+    fn find_running(&self, machine: &str) -> Option<MachineId> {
+        let view = self.shared.directory.view();
+        let published = view.machines.get(machine)?;
+        published.restoring.is_none().then_some(published.id)
     }
 
     /// The machine's id as applied here.

@@ -362,22 +362,33 @@ fn read_pieces(
     snapshot: &Snapshot,
     pieces: &mpsc::Sender<Result<Piece, String>>,
 ) -> Result<(), Error> {
+    verify_pieces(snapshot, |piece| pieces.blocking_send(Ok(piece)).is_ok()).map(drop)
+}
+
+/// As [`for_each_piece`]; what was read to the end is compared with the digest in the file.
+pub fn verify_pieces(
+    snapshot: &Snapshot,
+    mut take: impl FnMut(Piece) -> bool,
+) -> Result<bool, Error> {
     let mut digest = ContentDigest::default();
     let is_whole = for_each_piece(snapshot, |piece| {
         digest.add(&piece);
-        pieces.blocking_send(Ok(piece)).is_ok()
+        take(piece)
     })?;
     match digest_of(snapshot)? {
         Some(written) if is_whole && written != digest.finish() => Err(Error::Refused(format!(
             "{}: its content is not what its digest says",
             snapshot.path().display()
         ))),
-        _ => Ok(()),
+        _ => Ok(is_whole),
     }
 }
 
 /// Gives every piece to `take`, without the digest, until that wants no more; true at the end.
-fn for_each_piece(snapshot: &Snapshot, mut take: impl FnMut(Piece) -> bool) -> Result<bool, Error> {
+pub fn for_each_piece(
+    snapshot: &Snapshot,
+    mut take: impl FnMut(Piece) -> bool,
+) -> Result<bool, Error> {
     let mut reader = snapshot.open();
     while let Some(kind) = reader.next_section()? {
         if kind != SECTION_DIGEST && !take(Piece::Begin(kind)) {

@@ -9,6 +9,7 @@ use openraft::{Instant as _, ServerState};
 use super::replica::Shared;
 use super::type_config::{RaftLogId, TypeConfig};
 pub use crate::machine::CheckpointRecord;
+pub use crate::machine::Restoring;
 use crate::machine::{GuestHandle, Limits, Published, View, divergent};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
 
@@ -72,6 +73,8 @@ pub struct MachineStatus {
     pub applied: LogIndex,
     /// Why this node applies nothing to it, if so.
     pub parked: Option<String>,
+    /// While its state comes in.
+    pub restoring: Option<Restoring>,
     /// The newest checkpoint that was agreed on.
     pub checkpoint: Option<(LogIndex, CheckpointRecord)>,
 }
@@ -210,6 +213,7 @@ pub(super) fn machines(shared: &Shared) -> Vec<MachineStatus> {
             memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
             applied,
             parked: view.parked.clone(),
+            restoring: published.restoring,
             checkpoint: checkpoint.clone(),
         }
     };

@@ -181,6 +181,15 @@ struct SnapshotInner {
 }
 
 impl Snapshot {
+    /// Opens a file wherever it lies; header and footer are checked here, the rest as it is read.
+    ///
+    /// # Errors
+    /// `Damaged` when it is no snapshot, or its header or footer is not what was written.
+    pub fn open_file(path: &Path) -> Result<Self, Error> {
+        let file = File::open(path).map_err(|error| Error::io(path, error))?;
+        Self::load(file, path.to_owned())
+    }
+
     /// Reads and checks header and footer.
     fn load(file: File, path: PathBuf) -> Result<Self, Error> {
         let length = file.metadata().map_err(|error| Error::io(&path, error))?.len();

@@ -5,7 +5,7 @@
 //! of its entries are a replay; replicas differ in both.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,7 @@ pub struct GuestLog(Arc<Shared>);
 struct Shared {
     machine: String,
     replayed_up_to: AtomicU64,
+    import_is_replay: AtomicBool,
     rate: Mutex<Rate>,
 }
 
@@ -61,6 +62,7 @@ impl GuestLog {
         Self(Arc::new(Shared {
             machine: machine.to_owned(),
             replayed_up_to: AtomicU64::new(0),
+            import_is_replay: AtomicBool::new(false),
             rate: Mutex::default(),
         }))
     }
@@ -70,9 +72,19 @@ impl GuestLog {
         self.0.replayed_up_to.store(index, Ordering::Relaxed);
     }
 
+    /// Says of the entry at `index`, which is about to hand the guest a part of an export, whether
+    /// it was applied before.
+    pub fn imports_at(&self, index: u64) {
+        let is_replay = self.is_replay(Place::Entry(index));
+        self.0.import_is_replay.store(is_replay, Ordering::Relaxed);
+    }
+
     fn is_replay(&self, place: Place) -> bool {
-        let replayed = self.0.replayed_up_to.load(Ordering::Relaxed);
-        matches!(place, Place::Entry(index) if index <= replayed)
+        match place {
+            Place::Entry(index) => index <= self.0.replayed_up_to.load(Ordering::Relaxed),
+            Place::Import => self.0.import_is_replay.load(Ordering::Relaxed),
+            Place::Start | Place::Query | Place::Export => false,
+        }
     }
 
     /// Writes a line, unless there were too many lately. `line` must be [`printable`].
@@ -229,6 +241,10 @@ mod tests {
         log.clone().replays_up_to(7);
         assert!(log.is_replay(Place::Entry(7)));
         assert!(!log.is_replay(Place::Entry(8)));
-        assert!(!log.is_replay(Place::Query));
+        assert!(!log.is_replay(Place::Query) && !log.is_replay(Place::Import));
+        log.imports_at(7);
+        assert!(log.is_replay(Place::Import));
+        log.imports_at(8);
+        assert!(!log.is_replay(Place::Import));
     }
 }
