@@ -1,6 +1,7 @@
 //! The composition root: opens what is on disk, wires the modules, spawns every long-lived task,
 //! and drains them in the reverse order. The only module that sees all others.
 
+mod backup;
 mod repair;
 
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,9 @@ use crate::storage::{self, DataDir, Log, LogConfig};
 use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
 use crate::wasm::{self, Engine};
 
+pub use crate::machine::Limits;
+pub use crate::machine::backup::{ExportState, SavedMachine};
+pub use backup::Backup;
 pub use repair::{Repaired, repair};
 
 /// How long servers may take to finish what is under way once the node stops.

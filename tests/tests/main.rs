@@ -22,4 +22,5 @@ mod queries;
 mod reads;
 mod refusals;
 mod restarts;
+mod restore;
 mod undisturbed;

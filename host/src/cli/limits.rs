@@ -4,6 +4,8 @@
 
 use lockstep_client::v1;
 
+use crate::node::Limits;
+
 /// What the guest of a machine may use. Sizes are bytes, or end in KiB, MiB or GiB.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
 #[command(next_help_heading = "Limits")]
@@ -35,6 +37,19 @@ impl Flags {
     /// Whether none is given.
     pub(super) fn is_empty(self) -> bool {
         self == Self::default()
+    }
+
+    /// These, and where one is not given, that of `base`.
+    pub(super) fn over(self, base: Limits) -> v1::Limits {
+        v1::Limits {
+            fuel_per_command: self.fuel_per_command.or(Some(base.fuel_per_command)),
+            fuel_per_query: self.fuel_per_query.or(Some(base.fuel_per_query)),
+            fuel_per_export_step: self.fuel_per_export_step.or(Some(base.fuel_per_export_step)),
+            memory_bytes_max: self.memory_bytes.or(Some(base.memory_bytes_max)),
+            table_elements_max: self.table_elements.or(Some(base.table_elements_max)),
+            reply_bytes_max: self.reply_bytes.or(Some(base.reply_bytes_max)),
+            export_bytes_max: self.export_bytes.or(Some(base.export_bytes_max)),
+        }
     }
 }
 

@@ -13,6 +13,7 @@ mod kv;
 mod limits;
 mod machine;
 mod repair;
+mod restore;
 mod serve;
 mod snapshot;
 mod status;
@@ -67,6 +68,8 @@ enum Command {
     Snapshot(snapshot::Arguments),
     /// Give a stopped node that was quarantined the cluster's state again
     Repair(repair::Arguments),
+    /// Rebuild machines from the exports in a snapshot file, in this or another cluster
+    Restore(restore::Arguments),
     /// Show what a node knows of itself and its cluster
     Status(status::Arguments),
 }
@@ -99,6 +102,7 @@ impl Cli {
             Command::Check(arguments) => check::run(arguments).await.map(done),
             Command::Snapshot(arguments) => snapshot::run(arguments).await.map(done),
             Command::Repair(arguments) => repair::run(arguments).await.map(done),
+            Command::Restore(arguments) => restore::run(arguments).await.map(done),
             Command::Status(arguments) => status::run(arguments).await.map(done),
         }
     }
@@ -160,6 +164,10 @@ mod tests {
             "lockstep machine remove kv",
             "lockstep snapshot",
             "lockstep repair --data-dir d3 --endpoint 127.0.0.1:7411,127.0.0.1:7412",
+            "lockstep restore 1.snapshot",
+            "lockstep restore 1.snapshot --list",
+            "lockstep restore 1.snapshot --machine kv --as other --module kv.wasm \
+             --memory-bytes 64MiB --endpoint 127.0.0.1:7411",
             "lockstep status --json --endpoint 127.0.0.1:7411 --log-level debug",
         ];
         for row in rows {
@@ -182,6 +190,7 @@ mod tests {
             "lockstep cluster add",
             "lockstep cluster promote x",
             "lockstep repair",
+            "lockstep restore",
             "lockstep kv",
             "lockstep kv --unknown-flag GET k",
             "lockstep exec text",
