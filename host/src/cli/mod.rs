@@ -23,12 +23,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::telemetry::Format;
+use crate::telemetry::{self, Format};
 
 /// What everything else logs unless told otherwise.
 const QUIET_LEVEL: &str = "warn,openraft=error";
 /// What a node logs unless told otherwise: its own events, of its libraries only what is wrong.
 const SERVE_LEVEL: &str = "info,openraft=error,chunked_wal=warn,raft_log=warn";
+
+/// Agreement is a chain of short steps, and handing them from thread to thread costs more than they
+/// do (docs/performance.md). Guests and the disk have threads of their own.
+const CORES_PER_WORKER: usize = 2;
 
 /// Runs a durable, replicated WebAssembly state machine.
 #[derive(Debug, Parser)]
@@ -72,6 +76,28 @@ enum Command {
     Restore(restore::Arguments),
     /// Show what a node knows of itself and its cluster
     Status(status::Arguments),
+}
+
+/// Parses the command line of the process and runs its subcommand; the exit code of the process.
+pub fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    telemetry::init(cli.log_level(), cli.log_format)?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.div_ceil(CORES_PER_WORKER))
+        .enable_all()
+        .build()?;
+    // As a task, so that nothing wakes the main thread while a node runs.
+    runtime.block_on(async { tokio::spawn(cli.run()).await? })
 }
 
 impl Cli {
