@@ -36,6 +36,8 @@ pub struct Node {
     pub client_addr: String,
     /// Where the other nodes connect.
     pub peer_addr: String,
+    /// The program that it runs from its next start on.
+    pub program: PathBuf,
     /// What else is said on its command line.
     pub flags: Vec<String>,
     /// The faults that its disk can be given.
@@ -56,6 +58,7 @@ impl Node {
             data_dir: directory.join(format!("node-{id}")),
             client_addr,
             peer_addr,
+            program: program::lockstep(),
             flags: Vec::new(),
             faults: None,
             config: directory.join(format!("node-{id}.toml")),
@@ -76,7 +79,7 @@ impl Node {
 
     /// The command that starts it.
     fn command(&self) -> Command {
-        let mut command = Command::new(program::lockstep());
+        let mut command = Command::new(&self.program);
         command.arg("serve").args(["--node-id", &self.id.to_string()]);
         command.arg("--data-dir").arg(&self.data_dir);
         command.args(["--client-addr", &self.client_addr, "--peer-addr", &self.peer_addr]);

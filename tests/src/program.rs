@@ -31,6 +31,16 @@ pub fn lockstep() -> PathBuf {
     here
 }
 
+/// The same program with an engine of another profile.
+///
+/// # Panics
+/// As [`lockstep`] does.
+pub fn lockstep_next() -> PathBuf {
+    let binary = built().join("lockstep-next");
+    assert!(binary.is_file(), "{} is missing: run `cargo xtask test`", binary.display());
+    binary
+}
+
 /// The component of a guest: in `LOCKSTEP_GUESTS_DIR`, else where `cargo xtask guests` puts it.
 ///
 /// # Panics
@@ -115,9 +125,21 @@ pub async fn run_with_input<A: AsRef<OsStr>>(
     arguments: impl IntoIterator<Item = A>,
     input: &[u8],
 ) -> Ran {
+    run_program(&lockstep(), arguments, input).await
+}
+
+/// Calls the command line of one of the programs.
+///
+/// # Panics
+/// As [`run`] does.
+pub async fn run_program<A: AsRef<OsStr>>(
+    program: &Path,
+    arguments: impl IntoIterator<Item = A>,
+    input: &[u8],
+) -> Ran {
     use tokio::io::AsyncWriteExt;
 
-    let mut command = Command::new(lockstep());
+    let mut command = Command::new(program);
     command.args(arguments).env_remove("LOCKSTEP_ENDPOINT").env_remove("LOCKSTEP_LOG");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let call = format!("{:?}", command.as_std());

@@ -5,6 +5,7 @@
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
@@ -37,6 +38,25 @@ const TARGET: &str = "aarch64-apple-darwin";
 /// Addresses set aside for a guest's memory: all that 32 bits reach, so that it never moves and
 /// no access needs a check.
 pub(super) const MEMORY_RESERVATION_BYTES: u64 = 4 << 30;
+
+/// Whether this process stands for another build; see [`stand_for_another_build`].
+static ANOTHER_BUILD: AtomicBool = AtomicBool::new(false);
+
+/// Lets every engine of this process count other fuel, by which its profile is another, as that of
+/// a build of another version would be. For tests of engine changes; the daemon never calls it.
+pub fn stand_for_another_build() {
+    ANOTHER_BUILD.store(true, Ordering::Relaxed);
+}
+
+/// What each operator costs, in fuel.
+fn cost() -> OperatorCost {
+    OperatorCost::new()
+}
+
+/// What each costs in another build.
+fn other_cost() -> OperatorCost {
+    OperatorCost { Call: 3, ..cost() }
+}
 
 /// Compiles modules. Clones share one engine.
 #[derive(Clone)]
@@ -78,8 +98,19 @@ impl Engine {
     /// # Errors
     /// [`Error::Engine`] when this machine can't run it.
     pub fn new() -> Result<Self, Error> {
+        Self::with(if ANOTHER_BUILD.load(Ordering::Relaxed) { other_cost() } else { cost() })
+    }
+
+    /// An engine of another profile, beside those of this build.
+    #[cfg(test)]
+    pub(crate) fn of_another_build() -> Result<Self, Error> {
+        Self::with(other_cost())
+    }
+
+    fn with(cost: OperatorCost) -> Result<Self, Error> {
         let refused = |error: wasmtime::Error| Error::Engine(format!("{error:#}"));
-        let engine = config().and_then(|config| wasmtime::Engine::new(&config)).map_err(refused)?;
+        let engine =
+            config(cost).and_then(|config| wasmtime::Engine::new(&config)).map_err(refused)?;
         memory::prepare().map_err(|error| Error::Engine(format!("signals: {error}")))?;
         let mut linker = Linker::new(&engine);
         bindings::add_log(&mut linker).map_err(refused)?;
@@ -208,7 +239,7 @@ impl From<Failure> for Error {
     }
 }
 
-fn config() -> wasmtime::Result<Config> {
+fn config(cost: OperatorCost) -> wasmtime::Result<Config> {
     let mut config = Config::new();
     config
         .strategy(Strategy::Cranelift)
@@ -221,7 +252,7 @@ fn config() -> wasmtime::Result<Config> {
         .relaxed_simd_deterministic(true)
         .concurrency_support(false)
         .consume_fuel(true)
-        .operator_cost(OperatorCost::new())
+        .operator_cost(cost)
         .max_wasm_stack(limits::GUEST_STACK_BYTES)
         // Not used, but an engine must have it no smaller than the other.
         .async_stack_size(THREAD_STACK_BYTES)

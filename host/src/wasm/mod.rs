@@ -24,7 +24,7 @@ pub(crate) mod tests;
 
 pub use admission::{Error, Place, Shape};
 pub use caller::Emit;
-pub use engine::{Engine, Manifest, Module};
+pub use engine::{Engine, Manifest, Module, stand_for_another_build};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};
 pub use guest_log::GuestLog;
 pub use limits::{InvalidLimit, Limits, LimitsChange, THREAD_STACK_BYTES};
