@@ -161,6 +161,20 @@ impl Client {
         Ok(reply.node_id)
     }
 
+    /// Stops writes and has every node take the snapshot that a build of engine profile `to` starts
+    /// from; returns the log index of it. `without_absent`: also when a voter can't be reached.
+    pub async fn cluster_seal(&self, to: &str, without_absent: bool) -> Result<u64, Error> {
+        let message = v1::ClusterSealRequest { to: to.to_owned(), without_absent };
+        Ok(admin!(self, Route::Leader, read: false, long, cluster_seal(message)).index)
+    }
+
+    /// Ends the engine change under way by the engine profile before it.
+    pub async fn cluster_unseal(&self) -> Result<(), Error> {
+        let message = v1::ClusterUnsealRequest {};
+        admin!(self, Route::Leader, read: false, long, cluster_unseal(message));
+        Ok(())
+    }
+
     /// What one node, at one of the endpoints given, knows of itself and its cluster.
     pub async fn status(&self) -> Result<v1::StatusReply, Error> {
         let message = v1::StatusRequest {};

@@ -26,6 +26,8 @@ pub const OVERLOADED: &str = "OVERLOADED";
 pub const DISK_FULL: &str = "DISK_FULL";
 /// The voters' states differ and no majority agrees: writes have stopped.
 pub const HALTED: &str = "HALTED";
+/// The engine of the cluster changes: writes go on once a majority runs the new build.
+pub const SEALED: &str = "SEALED";
 /// The request is malformed, whatever the state.
 pub const BAD_REQUEST: &str = "BAD_REQUEST";
 /// The request carries a session, which this version does not have.

@@ -139,6 +139,14 @@ pub fn check_module(bytes: &[u8]) -> Result<wasm::Module, wasm::Error> {
     Engine::new()?.compile(bytes)
 }
 
+/// The engine profile of this build.
+///
+/// # Errors
+/// When this machine can't run its engine.
+pub fn engine_profile() -> Result<String, wasm::Error> {
+    Ok(Engine::new()?.profile().to_owned())
+}
+
 /// Completes at SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -333,7 +341,8 @@ impl Wiring {
             directory: Arc::clone(&directory),
             snapshots: Arc::clone(&self.snapshots),
         };
-        let profile = ProfileTask { raft, directory, profile: self.environment.profile.clone() };
+        let (local, network) = (Arc::clone(&self.local), self.network.clone());
+        let profile = ProfileTask { raft, directory, local, network };
         (courier, reports, profile)
     }
 

@@ -13,6 +13,7 @@
 //! - [`faults`]: writes and syncs of a running node that fail, or take their time.
 //! - [`folder`]: where all of this lies, and when it goes.
 //! - [`diverge`]: a node with a state of its own.
+//! - [`engine`]: a cluster that changes its engine.
 //! - [`wait`]: the one way to wait: for a condition, with a deadline.
 //! - [`ports`], [`seed`]: what runs of tests must not share, and what a replay needs.
 //!
@@ -21,6 +22,7 @@
 pub mod cluster;
 pub mod disk;
 pub mod diverge;
+pub mod engine;
 pub mod faults;
 pub mod files;
 pub mod folder;

@@ -50,6 +50,8 @@ pub struct Report {
     pub unknown: u64,
     /// Writes that were refused without being applied.
     pub refused: u64,
+    /// Where the acknowledged writes stand in the log.
+    pub indexes: BTreeSet<u64>,
 }
 
 /// Writers under way.
@@ -120,6 +122,7 @@ impl Load {
             report.acknowledged += one.acknowledged;
             report.unknown += one.unknown;
             report.refused += one.refused;
+            report.indexes.extend(one.indexes);
         }
         report
     }
@@ -174,6 +177,7 @@ impl Writer {
                 self.check(key, &executed);
                 key.value = Some(value);
                 self.report.acknowledged += 1;
+                self.report.indexes.insert(executed.index);
                 self.acknowledged.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => match error.outcome {

@@ -10,6 +10,7 @@ mod deploy;
 mod dev;
 mod disk_faults;
 mod divergence;
+mod engine_change;
 mod full_follower;
 mod guest_logs;
 mod hostility;

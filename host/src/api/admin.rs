@@ -17,7 +17,8 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::edge::{
-    Origin, check_digest, check_limits, check_machine_name, check_part, invalid, too_large,
+    Origin, check_digest, check_limits, check_machine_name, check_part, check_profile, invalid,
+    too_large,
 };
 use super::error::Error;
 use super::join::{self, Joining};
@@ -204,6 +205,30 @@ impl Admin for Services {
         let forward = async |leader: LeaderClient| leader.cluster_transfer(to).await;
         let node_id = self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::ClusterTransferReply { node_id }))
+    }
+
+    async fn cluster_seal(
+        &self,
+        request: Request<v1::ClusterSealRequest>,
+    ) -> Reply<v1::ClusterSealReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let v1::ClusterSealRequest { to, without_absent } = request.into_inner();
+        check_profile(&to)?;
+        let result = self.replica.seal(&to, without_absent, origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.cluster_seal(&to, without_absent).await;
+        let index = self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ClusterSealReply { index }))
+    }
+
+    async fn cluster_unseal(
+        &self,
+        request: Request<v1::ClusterUnsealRequest>,
+    ) -> Reply<v1::ClusterUnsealReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let result = self.replica.unseal(origin.deadline).await;
+        let forward = async |leader: LeaderClient| leader.cluster_unseal().await;
+        self.or_forward(result, origin, forward).await?;
+        Ok(Response::new(v1::ClusterUnsealReply {}))
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Reply<v1::StatusReply> {

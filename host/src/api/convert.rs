@@ -6,7 +6,9 @@ use lockstep_proto::v1;
 use lockstep_proto::v1::fetch_snapshot_reply::Header;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
-use crate::raft::status::{CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, Status};
+use crate::raft::status::{
+    CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status,
+};
 use crate::raft::{Fetched, Limits, LimitsChange, StatePart};
 use crate::types::{LogIndex, MachineId, StateDigest};
 
@@ -106,6 +108,18 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         parked: status.parked.unwrap_or_default(),
         checkpoints: status.checkpoints.into_iter().map(checkpoint).collect(),
         halted: status.halted.unwrap_or_default(),
+        replicated_profile: status.replicated_profile.unwrap_or_default(),
+        sealed: status.sealed.map(sealed),
+    }
+}
+
+fn sealed(status: SealStatus) -> v1::Sealed {
+    let count = |voters: usize| u32::try_from(voters).unwrap_or(u32::MAX);
+    v1::Sealed {
+        index: status.sealed.index,
+        to: status.sealed.to,
+        voters: count(status.voters),
+        voters_ready: count(status.voters_ready),
     }
 }
 

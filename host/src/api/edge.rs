@@ -131,6 +131,17 @@ pub(super) fn check_machine_name(name: &str) -> Result<(), Error> {
     types::check_machine_name(name).map_err(|reason| invalid(format!("{name:?}: {reason}")))
 }
 
+/// An engine profile: a SHA-256 in lower-case hexadecimal.
+pub(super) fn check_profile(profile: &str) -> Result<(), Error> {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    if profile.len() == 64 && profile.bytes().all(is_digit) {
+        return Ok(());
+    }
+    Err(invalid(
+        "an engine profile has 64 hexadecimal digits: `lockstep version` of a build says it",
+    ))
+}
+
 /// Limits for a machine, those that are given; a refusal names the field.
 pub(super) fn check_limits(limits: &v1::Limits) -> Result<raft::LimitsChange, Error> {
     let change = convert::limits_change(limits);
@@ -210,6 +221,10 @@ mod tests {
         }
         for bad in ["", "-a", ".", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(65)] {
             assert!(check_machine_name(bad).is_err(), "{bad}");
+        }
+        assert!(check_profile(&"0af9".repeat(16)).is_ok());
+        for bad in ["", "0af9", &"0AF9".repeat(16), &"0ag9".repeat(16), &"0af9".repeat(17)] {
+            assert!(check_profile(bad).is_err(), "{bad}");
         }
     }
 

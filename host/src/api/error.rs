@@ -96,6 +96,7 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
         Overloaded => (Code::ResourceExhausted, reason::OVERLOADED),
         DiskFull { .. } => (Code::ResourceExhausted, reason::DISK_FULL),
         Halted(_) => (Code::FailedPrecondition, reason::HALTED),
+        Sealed(_) => (Code::FailedPrecondition, reason::SEALED),
         Invalid(_) => (Code::InvalidArgument, reason::BAD_REQUEST),
         TooLarge { .. } => (Code::ResourceExhausted, reason::TOO_LARGE),
         NoSuchMachine(_) => (Code::NotFound, reason::NO_SUCH_MACHINE),
@@ -185,6 +186,7 @@ mod tests {
             (Overloaded, Code::ResourceExhausted, "OVERLOADED", not_applied),
             (DiskFull { free: 1, reserve: 2 }, Code::ResourceExhausted, "DISK_FULL", not_applied),
             (Halted("x".into()), Code::FailedPrecondition, "HALTED", not_applied),
+            (Sealed("x".into()), Code::FailedPrecondition, "SEALED", not_applied),
             (Invalid("x".into()), Code::InvalidArgument, "BAD_REQUEST", not_applied),
             (
                 TooLarge { what: "x", length: 2, limit: 1 },

@@ -166,6 +166,8 @@ pub(super) mod tests {
             parked: None,
             checkpoints: Default::default(),
             halted: None,
+            replicated_profile: None,
+            sealed: None,
             alarms: Vec::new(),
         }
     }

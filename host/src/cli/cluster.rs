@@ -3,7 +3,7 @@
 use lockstep_client::{Client, v1};
 
 use super::endpoint::Endpoint;
-use super::view;
+use super::{seal, view};
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -44,6 +44,9 @@ pub(super) enum Command {
         #[command(flatten)]
         endpoint: Endpoint,
     },
+    /// Move the running cluster to the engine of this build: stop writes, and have every node keep
+    /// what the new engine starts from
+    Seal(seal::Arguments),
     /// Show the nodes, as the leader sees them if it can be reached
     Status {
         #[command(flatten)]
@@ -77,6 +80,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let leader = endpoint.client()?.cluster_transfer(node_id).await?;
             println!("node {leader} leads");
         }
+        Command::Seal(arguments) => seal::run(arguments).await?,
         Command::Status { endpoint, json } => status(endpoint, json).await?,
     }
     Ok(())
@@ -98,6 +102,9 @@ async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
         0 => println!("leader none known, as node {} sees it", status.node_id),
         leader => println!("leader {leader}"),
     }
+    if let Some(v1::Sealed { index, to, voters, voters_ready }) = &status.sealed {
+        println!("sealed since index {index}; {voters_ready} of {voters} voters run engine {to}");
+    }
     println!();
     view::print_nodes(&status);
     Ok(())
@@ -105,7 +112,7 @@ async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
 
 /// What the leader says, which alone knows how far the others are; `None` when `asked` is the
 /// leader's own, or the leader does not answer.
-async fn leader_status(asked: &v1::StatusReply) -> Option<v1::StatusReply> {
+pub(super) async fn leader_status(asked: &v1::StatusReply) -> Option<v1::StatusReply> {
     if asked.leader_id == asked.node_id {
         return None;
     }

@@ -14,9 +14,11 @@ mod limits;
 mod machine;
 mod repair;
 mod restore;
+mod seal;
 mod serve;
 mod snapshot;
 mod status;
+mod version;
 mod view;
 
 use std::process::ExitCode;
@@ -70,12 +72,14 @@ enum Command {
     Check(check::Arguments),
     /// Take a checkpoint now
     Snapshot(snapshot::Arguments),
-    /// Give a stopped node that was quarantined the cluster's state again
+    /// Give a stopped node that cannot go on from its own state the cluster's
     Repair(repair::Arguments),
     /// Rebuild machines from the exports in a snapshot file, in this or another cluster
     Restore(restore::Arguments),
     /// Show what a node knows of itself and its cluster
     Status(status::Arguments),
+    /// Print version and engine profile of this build
+    Version,
 }
 
 /// Parses the command line of the process and runs its subcommand; the exit code of the process.
@@ -130,6 +134,7 @@ impl Cli {
             Command::Repair(arguments) => repair::run(arguments).await.map(done),
             Command::Restore(arguments) => restore::run(arguments).await.map(done),
             Command::Status(arguments) => status::run(arguments).await.map(done),
+            Command::Version => version::run().await.map(done),
         }
     }
 }
@@ -172,6 +177,10 @@ mod tests {
             "lockstep cluster transfer",
             "lockstep cluster transfer 2",
             "lockstep cluster status --json",
+            "lockstep cluster seal",
+            "lockstep cluster seal --to 0af9 --without-absent --no-wait",
+            "lockstep cluster seal --cancel",
+            "lockstep version",
             "lockstep kv --endpoint 127.0.0.1:7411,127.0.0.1:7412 SET k v",
             "lockstep kv --machine other GET k",
             "lockstep kv SET k -1 --endpoint",
@@ -215,6 +224,8 @@ mod tests {
             "lockstep serve --node-id 1 --data-dir d --client-addr nowhere --peer-addr 127.0.0.1:2",
             "lockstep cluster add",
             "lockstep cluster promote x",
+            "lockstep cluster seal --cancel --to 0af9",
+            "lockstep cluster seal --cancel --no-wait",
             "lockstep repair",
             "lockstep restore",
             "lockstep kv",

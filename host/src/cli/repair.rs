@@ -1,4 +1,4 @@
-//! `lockstep repair`: gives a stopped, quarantined node the cluster's state again.
+//! `lockstep repair`: gives a stopped node that can't go on from its own state the cluster's.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let repaired = node::repair(arguments.data_dir, healthy).await?;
     let (node, index) = (repaired.node, repaired.index);
     println!("node {node} is repaired: it goes on from checkpoint {index}");
-    println!("what it was quarantined for is kept in {}", repaired.evidence.display());
+    if let Some(evidence) = repaired.evidence {
+        println!("what it was quarantined for is kept in {}", evidence.display());
+    }
     println!("next: start it again; `lockstep status` of it shows no alarm once it has caught up");
     Ok(())
 }

@@ -40,6 +40,9 @@ fn print_text(status: &v1::StatusReply) {
         leader => println!("leader     {leader}"),
     }
     println!("term       {}", status.term);
+    if !status.replicated_profile.is_empty() {
+        println!("engine     {}", status.replicated_profile);
+    }
     println!(
         "log        last {}, committed {}, applied {}, snapshot {}, purged {}",
         status.last_log_index,

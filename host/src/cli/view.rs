@@ -48,8 +48,19 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "machines": machines_json(&status.machines),
         "parked": Some(&status.parked).filter(|why| !why.is_empty()),
         "halted": Some(&status.halted).filter(|why| !why.is_empty()),
+        "replicated_profile": Some(&status.replicated_profile).filter(|it| !it.is_empty()),
+        "sealed": status.sealed.as_ref().map(sealed_json),
         "checkpoints": status.checkpoints.iter().map(checkpoint_json).collect::<Vec<_>>(),
         "alarms": status.alarms,
+    })
+}
+
+fn sealed_json(sealed: &v1::Sealed) -> Value {
+    json!({
+        "index": sealed.index,
+        "to": sealed.to,
+        "voters": sealed.voters,
+        "voters_ready": sealed.voters_ready,
     })
 }
 
@@ -201,16 +212,20 @@ mod tests {
         assert_eq!(fresh["cluster_id"], Value::Null);
         assert_eq!(fresh["leader_id"], Value::Null);
         assert_eq!(fresh["role"], "uninitialized");
+        assert_eq!((&fresh["sealed"], &fresh["replicated_profile"]), (&Value::Null, &Value::Null));
         let led = v1::StatusReply {
             cluster_id: vec![0xab; 16].into(),
             leader_id: 2,
             role: Role::Follower.into(),
             machines: vec![v1::Machine { name: "kv".into(), ..v1::Machine::default() }],
+            sealed: Some(v1::Sealed { index: 9, to: "p".into(), voters: 3, voters_ready: 1 }),
             ..v1::StatusReply::default()
         };
         let led = status_json(&led);
         assert_eq!(led["cluster_id"], "ab".repeat(16));
         assert_eq!(led["leader_id"], 2);
+        let sealed = json!({ "index": 9, "to": "p", "voters": 3, "voters_ready": 1 });
+        assert_eq!(led["sealed"], sealed);
         assert_eq!(led["machines"][0]["name"], "kv");
         assert_eq!(led["machines"][0]["parked"], Value::Null);
         assert_eq!(led["machines"][0]["state"], "running");

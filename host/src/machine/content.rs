@@ -7,6 +7,7 @@
 //! pieces, on every node.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,15 @@ pub enum Piece {
     Chunk(Vec<u8>),
     /// The content is whole. A channel that closes before it was broken off.
     End,
+}
+
+/// What a machine's guest is rebuilt from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Its exact image, for a replica of the engine profile that made it.
+    Images,
+    /// Its own export, for a replica of the engine profile that the cluster was sealed for.
+    Exports,
 }
 
 /// Head of a module's section.
@@ -127,10 +137,12 @@ impl Machines {
     /// last piece; an error in it is the reader's and ends the restore.
     pub async fn restore(
         environment: Environment,
+        source: Source,
         pieces: mpsc::Receiver<Result<Piece, String>>,
     ) -> Result<Self, HostFailure> {
         let mut machines = Self::empty(environment);
         let mut sections = Sections::new(pieces);
+        let mut limits = BTreeMap::new();
         let mut complete = false;
         while let Some((kind, head)) = sections.begin().await? {
             if complete {
@@ -138,9 +150,21 @@ impl Machines {
             }
             match kind {
                 SECTION_MODULE => machines.restore_module(decode(&head)?, &mut sections).await?,
-                SECTION_IMAGE => machines.restore_guest(decode(&head)?, &mut sections).await?,
-                // For `lockstep restore` and people, not for a replica.
-                SECTION_EXPORT | SECTION_EXPORT_END => while sections.chunk().await?.is_some() {},
+                SECTION_IMAGE if source == Source::Images => {
+                    machines.restore_guest(decode(&head)?, &mut sections).await?;
+                }
+                SECTION_EXPORT if source == Source::Exports => {
+                    let head: ExportHead = decode(&head)?;
+                    let limits = limits.remove(&head.machine);
+                    let limits = limits.ok_or_else(|| malformed("an export without an image"))?;
+                    machines.import_guest(&head, limits, &mut sections).await?;
+                }
+                SECTION_IMAGE => {
+                    let head: ImageHead = decode(&head)?;
+                    limits.insert(head.machine, head.limits);
+                    sections.skip().await?;
+                }
+                SECTION_EXPORT | SECTION_EXPORT_END => sections.skip().await?,
                 SECTION_TABLES => {
                     machines.tables = decode(&head)?;
                     complete = true;
@@ -341,7 +365,7 @@ impl Pieces {
 }
 
 /// Reads pieces section by section.
-struct Sections {
+pub(super) struct Sections {
     pieces: mpsc::Receiver<Result<Piece, String>>,
     ahead: Option<Piece>,
 }
@@ -370,13 +394,27 @@ impl Sections {
     }
 
     /// The next chunk of the section, or none where it ends.
-    async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
+    pub(super) async fn chunk(&mut self) -> Result<Option<Vec<u8>>, HostFailure> {
         match self.next().await? {
             Some(Piece::Chunk(chunk)) => Ok(Some(chunk)),
             other => {
                 self.ahead = other;
                 Ok(None)
             }
+        }
+    }
+
+    /// Passes over the rest of the section.
+    async fn skip(&mut self) -> Result<(), HostFailure> {
+        while self.chunk().await?.is_some() {}
+        Ok(())
+    }
+
+    /// Where a section has ended: the kind of the next.
+    pub(super) fn next_kind(&self) -> Option<u8> {
+        match &self.ahead {
+            Some(Piece::Begin(kind)) => Some(*kind),
+            _ => None,
         }
     }
 }

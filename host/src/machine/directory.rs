@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::agreement::CheckpointRecord;
 use super::guest_thread::GuestHandle;
+use super::seal::Sealed;
 use super::tables::{ModuleRecord, Restoring};
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
 use crate::wasm::{Limits, Manifest};
@@ -47,6 +48,8 @@ pub struct View {
     pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
     /// The engine profile that entries are applied with, once it is in the log.
     pub engine_profile: Option<String>,
+    /// The engine change under way.
+    pub sealed: Option<Sealed>,
     /// Why writes have stopped on all nodes, if so.
     pub halted: Option<String>,
     /// Why this node applies nothing, if so.

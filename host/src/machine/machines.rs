@@ -68,7 +68,7 @@ pub struct Machines {
     /// Why this node applies nothing, if so.
     node_parked: Option<String>,
     /// Why writes have stopped on all nodes, if so.
-    halted: Option<String>,
+    pub(super) halted: Option<String>,
 }
 
 impl Machines {
@@ -108,9 +108,9 @@ impl Machines {
         proposal: Proposal,
         membership: &Membership,
     ) -> Result<Response, HostFailure> {
-        if let Some(reason) = self.halted.clone().filter(|_| proposal.is_write()) {
+        if let Some(refusal) = self.refuse(&proposal) {
             self.advance(index);
-            return Ok(Response::Refused(Refusal::Halted(reason)));
+            return Ok(Response::Refused(refusal));
         }
         let response = match proposal {
             Proposal::Commands { time_ms, batches } => {
@@ -149,11 +149,9 @@ impl Machines {
                 self.judge(membership);
                 Response::Nothing
             }
-            Proposal::EngineProfile(profile) => {
-                self.tables.engine_profile.get_or_insert(profile);
-                self.publish();
-                Response::Nothing
-            }
+            Proposal::EngineProfile(profile) => self.decide_profile(profile).into(),
+            // The caller captures the state, as at a checkpoint.
+            Proposal::Seal { to } => self.seal(index, to, membership).into(),
             Proposal::SetLimits { machine, change } => {
                 self.set_limits(machine, &change).await?.into()
             }
@@ -402,6 +400,7 @@ impl Machines {
             retired_nodes: self.tables.retired_nodes.clone(),
             checkpoints: self.tables.checkpoints.clone(),
             engine_profile: self.tables.engine_profile.clone(),
+            sealed: self.tables.sealed.clone(),
             halted: self.halted.clone(),
             parked: self.node_parked.clone(),
         }

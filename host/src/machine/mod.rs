@@ -10,11 +10,13 @@ mod digest;
 mod directory;
 mod guest_thread;
 mod history;
+mod import;
 mod instance;
 mod library;
 mod machines;
 pub mod proposal;
 mod restoring;
+mod seal;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -23,7 +25,7 @@ mod window;
 pub use agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
 pub use batch::Batch;
 pub use compiled::CompiledModules;
-pub use content::FrozenState;
+pub use content::{FrozenState, Source};
 pub use digest::ContentDigest;
 pub use directory::{Directory, Published, View};
 pub use guest_thread::GuestHandle;
@@ -33,6 +35,7 @@ pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
 pub use restoring::check_schema;
+pub use seal::{Sealed, short};
 pub use tables::{ModuleRecord, Refusal, Restoring};
 pub use window::{Answers, Queries};
 
@@ -44,7 +47,7 @@ use crate::types::{MachineId, Outcome};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
     /// An entry that answers nothing: membership, blank, tick, report, checkpoint, staged module,
-    /// removed machine, limits, a part of a state.
+    /// removed machine, limits, engine profile, seal, a part of a state.
     Nothing,
     /// One outcome for each command of the entry, in order.
     Commands(Vec<Outcome>),
@@ -73,6 +76,10 @@ pub enum HostFailure {
     /// The host failed: the node must stop, because applying on would diverge.
     #[error("{0}")]
     Stop(String),
+    /// The engine changes, and a guest does not take in its export under this one: the node must
+    /// not go on from there.
+    #[error("{0}")]
+    Import(String),
 }
 
 impl HostFailure {

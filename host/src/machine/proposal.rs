@@ -35,7 +35,7 @@ mod kind {
     pub(super) const CHECKPOINT_REPORT: u8 = 13;
     pub(super) const SET_LIMITS: u8 = 14;
     pub(super) const ENGINE_PROFILE: u8 = 15;
-    // 16 Seal
+    pub(super) const SEAL: u8 = 16;
     pub(super) const BEGIN_RESTORE: u8 = 17;
     pub(super) const IMPORT_STATE: u8 = 18;
 }
@@ -84,7 +84,8 @@ pub enum Proposal {
     },
     /// A node says which state its snapshot of a checkpoint holds.
     CheckpointReport(CheckpointReport),
-    /// The engine profile that replicas of this cluster apply with; the first one stands.
+    /// The engine profile that replicas of this cluster apply with; the first one stands, until a
+    /// `Seal`, which the next one ends.
     EngineProfile(String),
     /// Creates a machine whose state comes in by `ImportState`; its id is the index of this entry.
     /// Until that is complete it takes no commands and no queries.
@@ -100,6 +101,11 @@ pub enum Proposal {
     },
     /// Hands a machine that is being restored a part of an export.
     ImportState(StatePart),
+    /// All nodes take a snapshot, and nothing is written until the engine profile is decided.
+    Seal {
+        /// The engine profile that the cluster shall go on with.
+        to: String,
+    },
 }
 
 /// A part of an export on its way into a machine.
@@ -203,6 +209,7 @@ impl Proposal {
                 Ok(Self::BeginRestore { name, module, limits, schema })
             }
             kind::IMPORT_STATE => Ok(Self::ImportState(from_bincode(&body)?)),
+            kind::SEAL => Ok(Self::Seal { to: from_bincode(&body)? }),
             0 => Err(Error::Malformed("kind 0")),
             _ => Err(Error::Unknown { version, kind }),
         }
@@ -219,7 +226,8 @@ impl Proposal {
             | Self::RemoveMachine { .. }
             | Self::SetLimits { .. }
             | Self::BeginRestore { .. }
-            | Self::ImportState(_) => true,
+            | Self::ImportState(_)
+            | Self::Seal { .. } => true,
             Self::ModuleReady(_)
             | Self::Checkpoint
             | Self::CheckpointReport(_)
@@ -241,6 +249,7 @@ impl Proposal {
             Self::EngineProfile(_) => kind::ENGINE_PROFILE,
             Self::BeginRestore { .. } => kind::BEGIN_RESTORE,
             Self::ImportState(_) => kind::IMPORT_STATE,
+            Self::Seal { .. } => kind::SEAL,
         }
     }
 
@@ -279,6 +288,7 @@ impl Proposal {
                 put_bincode(out, &(name, module, limits, schema));
             }
             Self::ImportState(part) => put_bincode(out, part),
+            Self::Seal { to } => put_bincode(out, to),
         }
     }
 }
@@ -400,6 +410,7 @@ mod tests {
                 bytes: vec![3, 4],
                 last: true,
             }),
+            Proposal::Seal { to: "2c3d".to_owned() },
         ]
     }
 
@@ -428,7 +439,7 @@ mod tests {
     /// An entry of a kind reserved for later versions is told apart from damage.
     #[test]
     fn a_reserved_kind_is_unknown_not_malformed() {
-        for (version, kind) in [(VERSION, 16), (VERSION, 6), (VERSION + 1, 1)] {
+        for (version, kind) in [(VERSION, 11), (VERSION, 6), (VERSION + 1, 1)] {
             let mut bytes = Proposal::Checkpoint.encode().to_vec();
             bytes[2] = version;
             bytes[3] = kind;

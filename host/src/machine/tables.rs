@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::agreement::CheckpointRecord;
 use super::proposal::{ModuleChunk, ModuleReport, StatePart};
+use super::seal::Sealed;
 use crate::config::limits::{IMPORT_PART_BYTES_MAX, MACHINES_MAX, MODULE_BYTES_MAX};
 use crate::types::{
     LogIndex, MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name,
@@ -31,6 +32,8 @@ pub struct Tables {
     pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
     /// The engine profile that entries are applied with, once it is in the log.
     pub engine_profile: Option<String>,
+    /// The engine change under way.
+    pub sealed: Option<Sealed>,
 }
 
 /// A module on its way to, or in, the cluster.
@@ -90,6 +93,12 @@ pub enum Refusal {
     /// Writes have stopped, since the voters' states differ.
     #[error("writes have stopped: {0}")]
     Halted(String),
+    /// Nothing is written while the engine changes.
+    #[error("{0}")]
+    Sealed(String),
+    /// The engine cannot change so.
+    #[error("{0}")]
+    BadSeal(String),
     /// A piece of a module does not fit the pieces before it.
     #[error("{0}")]
     BadChunk(String),

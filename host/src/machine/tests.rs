@@ -2,6 +2,7 @@
 //! comes back as it was.
 
 mod restores;
+mod seal;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -110,6 +111,15 @@ impl Node {
 
     /// A node that has nothing but the pieces.
     async fn restored(&self, pieces: Vec<Piece>) -> Result<Self, HostFailure> {
+        self.restored_in(environment(), Source::Images, pieces).await
+    }
+
+    async fn restored_in(
+        &self,
+        environment: Environment,
+        source: Source,
+        pieces: Vec<Piece>,
+    ) -> Result<Self, HostFailure> {
         let (sender, receiver) = mpsc::channel(1);
         let send = async move {
             for piece in pieces.into_iter().filter(|piece| *piece != Piece::End) {
@@ -118,7 +128,8 @@ impl Node {
                 }
             }
         };
-        let (machines, ()) = tokio::join!(Machines::restore(environment(), receiver), send);
+        let restored = Machines::restore(environment, source, receiver);
+        let (machines, ()) = tokio::join!(restored, send);
         Ok(Self { machines: machines?, membership: self.membership.clone(), index: self.index })
     }
 }

@@ -1,6 +1,8 @@
-//! Repairs a quarantined node while it is stopped: its snapshots go aside as evidence, the
-//! newest one that the cluster agreed on takes their place, and the mark goes. The log and the
-//! vote stay as they are, so the node forgets nothing that it promised.
+//! Repairs a node while it is stopped, with the newest snapshot that the cluster agreed on. The log
+//! and the vote stay as they are, so the node forgets nothing that it promised.
+//!
+//! Of a quarantined node the snapshots go aside as evidence, and the mark goes. A node that missed
+//! a change of the engine gets the snapshot beside its own.
 //!
 //! **Invariant:** the mark goes last. Broken off before, the repair is run again.
 
@@ -10,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use lockstep_client::{Client, FetchedSnapshot};
 
 use crate::config::FileConfig;
-use crate::raft::snapshots::compute_digest;
+use crate::raft::snapshots::{Fit, compute_digest, fit};
 use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
 use crate::storage::{DataDir, Log, LogConfig, Quarantine};
 use crate::types::{ClusterId, LogId, LogIndex, NodeId, StateDigest};
@@ -22,14 +24,14 @@ pub struct Repaired {
     pub node: NodeId,
     /// Index of the checkpoint that it goes on from.
     pub index: LogIndex,
-    /// Where the evidence lies.
-    pub evidence: PathBuf,
+    /// Where the evidence lies, if the node was quarantined.
+    pub evidence: Option<PathBuf>,
 }
 
 /// Repairs the node of a data folder with what the first of `healthy` nodes gives that can.
 ///
 /// # Errors
-/// Why nothing was changed: not quarantined, in use, or no node gave a fitting snapshot.
+/// Why nothing was changed: nothing to repair, in use, or no node gave a fitting snapshot.
 pub async fn repair(folder: PathBuf, healthy: Vec<Client>) -> anyhow::Result<Repaired> {
     let patient = blocking(move || Patient::open(&folder)).await?;
     let mut refusals = Vec::new();
@@ -48,11 +50,21 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await?
 }
 
-/// A stopped, quarantined node.
+/// Why a node can't go on from its own state.
+enum Ailment {
+    /// Its state is another than the cluster's.
+    Quarantined(Quarantine),
+    /// Its newest snapshot, at this index if there is one, is of another engine profile.
+    OtherEngine(Option<LogIndex>),
+}
+
+/// A stopped node that can't go on from its own state.
 struct Patient {
     data_dir: DataDir,
     cluster: ClusterId,
-    quarantine: Quarantine,
+    ailment: Ailment,
+    /// That of this build, which the node is to go on with.
+    profile: String,
     purged: Option<LogIndex>,
     /// The entries that the log holds: their ids are compared with the snapshot's.
     log: Log,
@@ -63,14 +75,19 @@ struct Patient {
 impl Patient {
     fn open(folder: &Path) -> anyhow::Result<Self> {
         let data_dir = DataDir::open_existing(folder)?;
-        let Some(quarantine) = data_dir.quarantine()? else {
-            bail!("{} is not quarantined: there is nothing to repair", folder.display());
+        let profile = super::engine_profile()?;
+        let Some(ailment) = examine(&data_dir, &profile)? else {
+            bail!(
+                "{} is not quarantined, and its state is of this build's engine: there is nothing \
+                 to repair",
+                folder.display()
+            );
         };
         let cluster = data_dir.identity().cluster.context("the node is in no cluster")?;
         let log = Log::open(&data_dir.log(), &LogConfig::from(&FileConfig::default()))?;
         let purged = log.state()?.purged.map(|purged| purged.index);
         let staging = SnapshotDir::open(&data_dir.path().join("repair"))?;
-        Ok(Self { data_dir, cluster, quarantine, purged, log, staging })
+        Ok(Self { data_dir, cluster, ailment, profile, purged, log, staging })
     }
 
     /// Refuses a snapshot that the log here doesn't lead on from, or of another cluster.
@@ -82,12 +99,18 @@ impl Patient {
             self.purged.is_none_or(|purged| purged <= index),
             "the log here starts after checkpoint {index}: take a checkpoint and try again"
         );
-        let found = &self.quarantine;
-        ensure!(
-            index != found.index || *digest == found.agreed,
-            "its state at checkpoint {index} is {digest}, and {} was agreed on",
-            found.agreed
-        );
+        match &self.ailment {
+            Ailment::Quarantined(found) => ensure!(
+                index != found.index || *digest == found.agreed,
+                "its state at checkpoint {index} is {digest}, and {} was agreed on",
+                found.agreed
+            ),
+            Ailment::OtherEngine(newest) => ensure!(
+                newest.is_none_or(|newest| newest < index),
+                "its newest agreed checkpoint, {index}, is not newer than what is here: take one \
+                 and try again"
+            ),
+        }
         let here = self.log.read_limited(index..index + 1, 1)?;
         let id = here.first().map_or(*last, |(id, _)| *id);
         ensure!(id == *last, "the log here has entry {id}, the snapshot ends with {last}");
@@ -96,9 +119,30 @@ impl Patient {
 
     fn cure(&self, fetched: &Snapshot) -> anyhow::Result<Repaired> {
         let index = fetched.id().last.context("it holds no entry")?.index;
-        let evidence = self.data_dir.put_in_place(fetched.path(), &self.quarantine)?;
+        let evidence = match &self.ailment {
+            Ailment::Quarantined(mark) => Some(self.data_dir.put_in_place(fetched.path(), mark)?),
+            Ailment::OtherEngine(_) => {
+                self.data_dir.add_snapshot(fetched.path())?;
+                None
+            }
+        };
         Ok(Repaired { node: self.data_dir.identity().node_id, index, evidence })
     }
+}
+
+/// What is to be repaired, if anything is.
+fn examine(data_dir: &DataDir, profile: &str) -> anyhow::Result<Option<Ailment>> {
+    if let Some(quarantine) = data_dir.quarantine()? {
+        return Ok(Some(Ailment::Quarantined(quarantine)));
+    }
+    let newest = SnapshotDir::open(&data_dir.snapshots())?.newest();
+    // Without a snapshot, what engine the log is for is not known before it is applied.
+    let Some(newest) = newest else { return Ok(Some(Ailment::OtherEngine(None))) };
+    let index = newest.id().last.map(|last| last.index);
+    Ok(match fit(&newest, profile)? {
+        Fit::From(_) => None,
+        Fit::OfAnother(_) => Some(Ailment::OtherEngine(index)),
+    })
 }
 
 /// What a node offers, checked for its form.
@@ -138,6 +182,9 @@ async fn fetch(patient: &Patient, client: &Client) -> anyhow::Result<Snapshot> {
     let content = whole.clone();
     let digest = blocking(move || Ok(compute_digest(&content)?)).await?;
     ensure!(digest == offered.digest, "it holds {digest}, not {} as announced", offered.digest);
+    if let Fit::OfAnother(theirs) = fit(&whole, &patient.profile)? {
+        bail!("it is of engine profile {theirs}: run the repair by a build of that profile");
+    }
     Ok(whole)
 }
 

@@ -1,6 +1,7 @@
 //! When checkpoints are logged, and when the log before them goes.
 //!
-//! The leader logs a `Checkpoint` once enough has been applied since the last; every node, when
+//! The leader logs a `Checkpoint` once enough has been applied since the last, and once the engine
+//! has changed; every node, when
 //! the cluster agreed on its snapshot of one, tells openraft of it and purges the log up to the
 //! agreed snapshot before. Nothing else makes snapshots or purges.
 
@@ -66,7 +67,8 @@ impl CheckpointTask {
 
     async fn log_checkpoint_if_due(&mut self) -> bool {
         let progress = *self.progress.borrow_and_update();
-        let due = progress.bytes_since_checkpoint >= self.log_bytes
+        let due = progress.checkpoint_due
+            || progress.bytes_since_checkpoint >= self.log_bytes
             || progress.entries_since_checkpoint >= self.log_entries;
         if !due || !self.raft.is_leader() {
             return true;

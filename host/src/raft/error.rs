@@ -50,6 +50,12 @@ pub enum Error {
     /// The voters' states differ and no majority agrees; the text says which, and reads go on.
     #[error("writes have stopped: {0}")]
     Halted(String),
+    /// The engine of the cluster changes; reads go on.
+    #[error(
+        "{0}: writes go on once a majority of the voters runs that build, or after `lockstep \
+         cluster seal --cancel`"
+    )]
+    Sealed(String),
     /// The request is malformed, whatever the state; the text says how.
     #[error("{0}")]
     Invalid(String),

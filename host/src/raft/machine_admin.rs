@@ -200,6 +200,7 @@ impl From<Refusal> for Error {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Halted(reason) => Self::Halted(reason),
+            Refusal::Sealed(reason) => Self::Sealed(reason),
             Refusal::NameTaken(name) => Self::MachineExists(name),
             Refusal::InvalidName(_) | Refusal::InvalidLimits(_) => {
                 Self::Invalid(refusal.to_string())
@@ -212,7 +213,8 @@ impl From<Refusal> for Error {
             | Refusal::TooManyMachines(_)
             | Refusal::BadChunk(_)
             | Refusal::SchemaNotImportable(_)
-            | Refusal::BadPart(_) => Self::Refused(refusal.to_string()),
+            | Refusal::BadPart(_)
+            | Refusal::BadSeal(_) => Self::Refused(refusal.to_string()),
         }
     }
 }

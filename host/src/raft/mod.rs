@@ -4,6 +4,7 @@
 pub mod checkpoints;
 pub mod convert;
 pub mod courier;
+mod engine_change;
 pub mod error;
 mod fetch;
 pub mod history;

@@ -115,7 +115,7 @@ impl ReaderTask {
             return Ok(());
         }
         let view = self.directory.view();
-        if view.halted.is_some() {
+        if view.halted.is_some() || view.sealed.is_some() {
             return Ok(());
         }
         let uses_time = |waiting: &Waiting| {

@@ -116,8 +116,12 @@ impl Replica {
     fn propose(&self, command: Command) -> Result<Pending, Error> {
         self.check_leader()?;
         self.shared.space.check()?;
-        if let Some(reason) = &self.shared.directory.view().halted {
+        let view = self.shared.directory.view();
+        if let Some(reason) = &view.halted {
             return Err(Error::Halted(reason.clone()));
+        }
+        if let Some(sealed) = &view.sealed {
+            return Err(Error::Sealed(sealed.to_string()));
         }
         self.shared.proposer.propose(command)
     }

@@ -14,7 +14,8 @@ use super::convert::{log_id_from_raft, log_id_to_raft, membership_from_raft, mem
 use super::type_config::{RaftLogId, RaftSnapshotMeta, RaftStoredMembership};
 use crate::machine::content::Piece;
 use crate::machine::{
-    CHECKPOINTS_KEPT, ContentDigest, Environment, FrozenState, HostFailure, Machines,
+    CHECKPOINTS_KEPT, ContentDigest, Environment, FrozenState, HostFailure, Machines, Sealed,
+    Source,
 };
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::storage::{Error, Quarantine};
@@ -38,6 +39,17 @@ struct Meta {
     membership: Membership,
     /// The engine profile that its state came about with, once that was in the log.
     engine_profile: Option<String>,
+    /// The engine profile that the cluster was sealed for by then.
+    sealed_for: Option<String>,
+}
+
+/// What a build of some engine profile can make of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fit {
+    /// It goes on from this.
+    From(Source),
+    /// Nothing: its state came about with this other profile.
+    OfAnother(String),
 }
 
 /// The snapshots of this node.
@@ -197,9 +209,10 @@ impl Snapshots {
         last: &RaftLogId,
         membership: &RaftStoredMembership,
         profile: Option<&str>,
+        sealed: Option<&Sealed>,
         frozen: FrozenState,
     ) -> Capture {
-        let meta = encode_meta(membership, profile);
+        let meta = encode_meta(membership, profile, sealed);
         let last = log_id_from_raft(last);
         let dir = self.dir.clone();
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
@@ -227,7 +240,7 @@ impl Snapshots {
         *self.alarm.lock().expect("no holder panics") = Some(reason);
     }
 
-    /// The newest snapshot and the state it holds.
+    /// The newest snapshot and the state it holds, from what this build can go on from.
     ///
     /// # Errors
     /// A damaged one is refused rather than passed over: the operator should know. Removing the
@@ -235,10 +248,12 @@ impl Snapshots {
     pub async fn restore_newest(
         &self,
         environment: &Environment,
+        source: Source,
     ) -> Result<Option<(Snapshot, Machines)>, HostFailure> {
         let Some(snapshot) = self.dir.newest() else { return Ok(None) };
-        match restore(environment.clone(), &snapshot).await {
+        match restore(environment.clone(), &snapshot, source).await {
             Ok(machines) => Ok(Some((snapshot, machines))),
+            Err(failure @ HostFailure::Import(_)) => Err(failure),
             Err(failure) => Err(HostFailure::Stop(format!(
                 "{failure}. Repair: if an older snapshot is beside it, remove {}; the log leads on \
                  from the older one. Else remove this node from the cluster and add it again, \
@@ -253,11 +268,12 @@ impl Snapshots {
 pub async fn restore(
     environment: Environment,
     snapshot: &Snapshot,
+    source: Source,
 ) -> Result<Machines, HostFailure> {
     let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
     let reader = snapshot.clone();
     let reading = tokio::task::spawn_blocking(move || read(&reader, &sender));
-    let machines = Machines::restore(environment, pieces).await;
+    let machines = Machines::restore(environment, source, pieces).await;
     reading
         .await
         .map_err(|error| HostFailure::Stop(format!("reading a snapshot panicked: {error}")))?;
@@ -278,9 +294,16 @@ pub fn meta_to_raft(snapshot: &Snapshot) -> Result<RaftSnapshotMeta, HostFailure
     })
 }
 
-/// The engine profile that a snapshot's state came about with, if it was in the log by then.
-pub fn profile_of(snapshot: &Snapshot) -> Result<Option<String>, HostFailure> {
-    decode_meta(snapshot).map(|meta| meta.engine_profile)
+/// What a build of this engine profile can make of a snapshot.
+pub fn fit(snapshot: &Snapshot, profile: &str) -> Result<Fit, HostFailure> {
+    let Meta { engine_profile, sealed_for, .. } = decode_meta(snapshot)?;
+    Ok(match engine_profile {
+        Some(theirs) if theirs != profile && sealed_for.as_deref() == Some(profile) => {
+            Fit::From(Source::Exports)
+        }
+        Some(theirs) if theirs != profile => Fit::OfAnother(theirs),
+        _ => Fit::From(Source::Images),
+    })
 }
 
 fn decode_meta(snapshot: &Snapshot) -> Result<Meta, HostFailure> {
@@ -300,11 +323,16 @@ fn index(snapshot: &Snapshot) -> Option<LogIndex> {
     snapshot.id().last.map(|last| last.index)
 }
 
-fn encode_meta(membership: &RaftStoredMembership, profile: Option<&str>) -> Vec<u8> {
+fn encode_meta(
+    membership: &RaftStoredMembership,
+    profile: Option<&str>,
+    sealed: Option<&Sealed>,
+) -> Vec<u8> {
     let meta = Meta {
         membership_log: membership.log_id().as_ref().map(log_id_from_raft),
         membership: membership_from_raft(membership.membership()),
         engine_profile: profile.map(str::to_owned),
+        sealed_for: sealed.map(|sealed| sealed.to.clone()),
     };
     bincode::serde::encode_to_vec(&meta, bincode::config::standard())
         .expect("these types encode, and a buffer in memory grows")

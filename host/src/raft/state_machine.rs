@@ -21,11 +21,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::convert::membership_from_raft;
-use super::snapshots::{Capture, SharedSnapshots, meta_to_raft, profile_of, restore};
+use super::snapshots::{Capture, Fit, SharedSnapshots, fit, meta_to_raft, restore};
 use super::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
-use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, proposal};
+use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, Source, proposal};
 use crate::storage::snapshot::Snapshot;
 use crate::storage::{DataDir, Quarantine};
 use crate::types::{LogIndex, Membership};
@@ -46,6 +46,8 @@ pub struct Progress {
     pub bytes_since_checkpoint: u64,
     /// Entries applied since the last checkpoint.
     pub entries_since_checkpoint: u64,
+    /// The engine has changed since the last checkpoint: restarts need one of the new engine.
+    pub checkpoint_due: bool,
 }
 
 /// The state machine of this node.
@@ -72,9 +74,9 @@ impl StateMachine {
         progress: watch::Sender<Progress>,
     ) -> Result<Self, HostFailure> {
         let newest = snapshots.dir().newest();
-        let (meta, mut machines) = match reason_to_park(&environment, &data_dir, newest.as_ref())? {
-            Some(reason) => parked_state(&environment, newest.as_ref(), reason)?,
-            None => newest_state(&environment, &snapshots).await?,
+        let (meta, mut machines) = match standing(&environment, &data_dir, newest.as_ref())? {
+            Standing::Parked(reason) => parked_state(&environment, newest.as_ref(), reason)?,
+            Standing::Applies(source) => newest_state(&environment, &snapshots, source).await?,
         };
         machines.replays_up_to(committed_at_start.unwrap_or(0));
         let mut state_machine = Self {
@@ -147,11 +149,12 @@ impl StateMachine {
                 return Err(HostFailure::Stop(text));
             }
         };
-        let is_checkpoint = proposal == Proposal::Checkpoint;
+        let captures = matches!(proposal, Proposal::Checkpoint | Proposal::Seal { .. });
         let is_report = matches!(proposal, Proposal::CheckpointReport(_));
         let is_profile = matches!(proposal, Proposal::EngineProfile(_));
+        let was_sealed = self.machines.sealed().is_some();
         let applied = self.machines.apply(index, proposal, &self.membership).await;
-        if is_checkpoint {
+        if captures && !matches!(applied, Ok(Response::Refused(_))) {
             self.checkpoint(log_id).await?;
         }
         if is_report {
@@ -159,6 +162,8 @@ impl StateMachine {
         }
         if is_profile {
             self.compare_profiles();
+            let is_decided = was_sealed && self.machines.sealed().is_none();
+            self.progress.send_modify(|progress| progress.checkpoint_due |= is_decided);
         }
         applied
     }
@@ -189,11 +194,14 @@ impl StateMachine {
         Ok(())
     }
 
-    /// What this engine makes of an entry may be another state than what the others come to.
+    /// What this engine makes of an entry may be another state than what the others come to. While
+    /// the cluster is sealed for it there is no such entry.
     fn compare_profiles(&mut self) {
+        let ours = &self.environment.profile;
+        let is_next = self.machines.sealed().is_some_and(|sealed| sealed.to == *ours);
         let replicated = self.machines.engine_profile();
-        if let Some(reason) = replicated.and_then(|theirs| other_profile(&self.environment, theirs))
-        {
+        let theirs = replicated.filter(|theirs| theirs != ours && !is_next);
+        if let Some(reason) = theirs.map(|theirs| other_profile(ours, theirs)) {
             self.park(reason);
         }
     }
@@ -211,13 +219,15 @@ impl StateMachine {
         self.progress.send_modify(|progress| {
             progress.bytes_since_checkpoint = 0;
             progress.entries_since_checkpoint = 0;
+            progress.checkpoint_due = false;
         });
         if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {
             return Ok(());
         }
         let frozen = self.machines.freeze().await?;
         let profile = self.machines.engine_profile();
-        let capture = self.snapshots.begin(log_id, &self.stored_membership, profile, frozen);
+        let (membership, sealed) = (&self.stored_membership, self.machines.sealed());
+        let capture = self.snapshots.begin(log_id, membership, profile, sealed, frozen);
         self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
         Ok(())
     }
@@ -241,9 +251,13 @@ impl StateMachine {
         }
     }
 
+    /// While sealed there is no checkpoint, and so nothing that makes one due.
     fn count(&self, index: LogIndex, bytes: usize) {
         self.progress.send_modify(|progress| {
             progress.applied = Some(index);
+            if self.machines.sealed().is_some() {
+                return;
+            }
             progress.bytes_since_checkpoint += u64::try_from(bytes).expect("a length fits");
             progress.entries_since_checkpoint += 1;
         });
@@ -263,29 +277,45 @@ fn quarantined(found: &Quarantine) -> String {
     )
 }
 
-/// Why the state of a snapshot must not be restored here, if so. What quarantined this node is
-/// cured by a repair alone.
-fn reason_to_park(
+/// What a node may do with the state of a snapshot.
+enum Standing {
+    /// Go on from it.
+    Applies(Source),
+    /// Nothing, and why.
+    Parked(String),
+}
+
+/// Whether the state of a snapshot may be restored here, and from what. What quarantined this node
+/// is cured by a repair alone.
+fn standing(
     environment: &Environment,
     data_dir: &DataDir,
     snapshot: Option<&Snapshot>,
-) -> Result<Option<String>, HostFailure> {
+) -> Result<Standing, HostFailure> {
     if let Some(found) = data_dir.quarantine().map_err(stop)? {
-        return Ok(Some(quarantined(&found)));
+        return Ok(Standing::Parked(quarantined(&found)));
     }
-    let profile = snapshot.map(profile_of).transpose()?.flatten();
-    Ok(profile.and_then(|theirs| other_profile(environment, &theirs)))
+    let ours = &environment.profile;
+    let fits = snapshot.map(|snapshot| fit(snapshot, ours)).transpose()?;
+    Ok(match fits {
+        None => Standing::Applies(Source::Images),
+        Some(Fit::From(source)) => {
+            if source == Source::Exports {
+                tracing::info!("starting from the exports of the engine before");
+            }
+            Standing::Applies(source)
+        }
+        Some(Fit::OfAnother(theirs)) => Standing::Parked(other_profile(ours, &theirs)),
+    })
 }
 
 /// Why entries that were made for another engine profile are not applied here.
-fn other_profile(environment: &Environment, theirs: &str) -> Option<String> {
-    let ours = &environment.profile;
-    (theirs != ours).then(|| {
-        format!(
-            "the log is applied with engine profile {theirs}, and this build has {ours}: run the \
-             same build on every node"
-        )
-    })
+fn other_profile(ours: &str, theirs: &str) -> String {
+    format!(
+        "the log is applied with engine profile {theirs}, and this build has {ours}. Repair: run \
+         the build of that profile, which takes this node through an engine change if there was \
+         one; or, if the others have {ours}, stop this node and run `lockstep repair`"
+    )
 }
 
 /// A snapshot's place, without its state: a parked node keeps the log from there on.
@@ -294,22 +324,40 @@ fn parked_state(
     snapshot: Option<&Snapshot>,
     reason: String,
 ) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
-    tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
     let newest = snapshot.map(meta_to_raft).transpose()?;
+    Ok((newest.unwrap_or_default(), parked(environment, reason)))
+}
+
+/// The machines of a node that applies nothing.
+fn parked(environment: &Environment, reason: String) -> Machines {
+    tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
     let mut machines = Machines::empty(environment.clone());
     machines.park_node(reason);
-    Ok((newest.unwrap_or_default(), machines))
+    machines
 }
 
 /// The newest snapshot's state and place, or the beginning.
 async fn newest_state(
     environment: &Environment,
     snapshots: &SharedSnapshots,
+    source: Source,
 ) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
-    match snapshots.restore_newest(environment).await? {
-        Some((snapshot, machines)) => Ok((meta_to_raft(&snapshot)?, machines)),
-        None => Ok((RaftSnapshotMeta::default(), Machines::empty(environment.clone()))),
+    match snapshots.restore_newest(environment, source).await {
+        Ok(Some((snapshot, machines))) => Ok((meta_to_raft(&snapshot)?, machines)),
+        Ok(None) => Ok((RaftSnapshotMeta::default(), Machines::empty(environment.clone()))),
+        Err(HostFailure::Import(why)) => {
+            parked_state(environment, snapshots.dir().newest().as_ref(), cannot_import(&why))
+        }
+        Err(failure) => Err(failure),
     }
+}
+
+/// Why this engine cannot go on from what the one before left.
+fn cannot_import(why: &str) -> String {
+    format!(
+        "{why}. Repair: start the build before on every node again, and run `lockstep cluster seal \
+         --cancel`"
+    )
 }
 
 /// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
@@ -373,14 +421,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         snapshot: Snapshot,
     ) -> Result<(), io::Error> {
         self.finish_writing().await.map_err(io::Error::other)?;
-        let reason = reason_to_park(&self.environment, &self.data_dir, Some(&snapshot));
-        self.machines = match reason.map_err(io::Error::other)? {
-            Some(reason) => {
-                parked_state(&self.environment, Some(&snapshot), reason)
-                    .map_err(io::Error::other)?
-                    .1
+        let standing = standing(&self.environment, &self.data_dir, Some(&snapshot));
+        self.machines = match standing.map_err(io::Error::other)? {
+            Standing::Parked(reason) => parked(&self.environment, reason),
+            Standing::Applies(source) => {
+                match restore(self.environment.clone(), &snapshot, source).await {
+                    Err(HostFailure::Import(why)) => parked(&self.environment, cannot_import(&why)),
+                    restored => restored.map_err(io::Error::other)?,
+                }
             }
-            None => restore(self.environment.clone(), &snapshot).await.map_err(io::Error::other)?,
         };
         self.stand_at(meta);
         self.snapshots.adopt_agreed(&snapshot);

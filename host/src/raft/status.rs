@@ -10,7 +10,7 @@ use super::replica::Shared;
 use super::type_config::{RaftLogId, TypeConfig};
 pub use crate::machine::CheckpointRecord;
 pub use crate::machine::Restoring;
-use crate::machine::{GuestHandle, Limits, Published, View, divergent};
+use crate::machine::{GuestHandle, Limits, Published, Sealed, View, divergent};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
 
 /// A node that has not been heard from for so long is taken to be away.
@@ -79,6 +79,18 @@ pub struct MachineStatus {
     pub checkpoint: Option<(LogIndex, CheckpointRecord)>,
 }
 
+/// An engine change under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealStatus {
+    /// Since when, and for which engine profile.
+    pub sealed: Sealed,
+    /// Voters.
+    pub voters: usize,
+    /// Voters that run a build of that profile, as far as the asked node hears of it: the leader
+    /// hears of all, others of the leader.
+    pub voters_ready: usize,
+}
+
 /// The whole node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -118,6 +130,10 @@ pub struct Status {
     pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
     /// Why no node accepts writes, if so.
     pub halted: Option<String>,
+    /// The engine profile that entries are applied with, once it is in the log.
+    pub replicated_profile: Option<String>,
+    /// The engine change under way.
+    pub sealed: Option<SealStatus>,
     /// What an operator should look at, a sentence each.
     pub alarms: Vec<String>,
 }
@@ -147,6 +163,8 @@ pub(super) fn of(shared: &Shared) -> Status {
         parked: view.parked.clone(),
         checkpoints: view.checkpoints.clone(),
         halted: view.halted.clone(),
+        replicated_profile: view.engine_profile.clone(),
+        sealed: sealed(shared, &view, &metrics),
         alarms: alarms(shared, &metrics),
     }
 }
@@ -262,6 +280,13 @@ fn disagreements(view: &View, metrics: &Metrics) -> Vec<String> {
     differing.chain(silent).collect()
 }
 
+fn sealed(shared: &Shared, view: &View, metrics: &Metrics) -> Option<SealStatus> {
+    let sealed = view.sealed.clone()?;
+    let voters: Vec<NodeId> = metrics.membership_config.membership().voter_ids().collect();
+    let ready = voters.iter().filter(|voter| shared.local.runs(**voter, &sealed.to)).count();
+    Some(SealStatus { sealed, voters: voters.len(), voters_ready: ready })
+}
+
 fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     let mut alarms = shared.local.alarms();
     if is_cut_off(metrics) {
@@ -275,6 +300,10 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     let view = shared.directory.view();
     alarms.extend(view.parked.iter().map(|reason| format!("this node is parked: {reason}")));
     alarms.extend(view.halted.iter().map(|reason| format!("writes have stopped: {reason}")));
+    alarms.extend(sealed(shared, &view, metrics).map(|change| {
+        let SealStatus { sealed, voters, voters_ready } = change;
+        format!("{sealed}, and takes no writes; {voters_ready} of {voters} voters run that build")
+    }));
     alarms.extend(disagreements(&view, metrics));
     alarms.extend(shared.space.check().err().map(|error| error.to_string()));
     alarms.extend(shared.snapshots.alarm());

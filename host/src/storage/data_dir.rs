@@ -132,6 +132,16 @@ impl DataDir {
         Ok(evidence)
     }
 
+    /// Puts a snapshot, which lies elsewhere in this folder, beside those that are here, so that
+    /// the node goes on from it if it is the newest.
+    pub fn add_snapshot(&self, snapshot: &Path) -> Result<(), Error> {
+        let snapshots = self.snapshots();
+        durable::create_folder(&snapshots)?;
+        durable::move_into(snapshot, &snapshots)?;
+        let staging = snapshot.parent().expect("a file lies in a folder");
+        std::fs::remove_dir_all(staging).map_err(|error| Error::io(staging, error))
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path

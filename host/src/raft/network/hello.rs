@@ -26,6 +26,9 @@ const ALARMS_MAX: usize = 64;
 /// that lasts is raised at each retry, many times a second.
 const ALARM_DURATION: Duration = Duration::from_secs(30);
 
+/// What a peer said of its engine is believed for so long: it may be restarted with another.
+const PROFILE_DURATION: Duration = Duration::from_secs(2);
+
 /// Persists the cluster this node joins; the reason when it cannot. It may block.
 pub type Adopt = Box<dyn Fn(ClusterId) -> Result<(), String> + Send + Sync>;
 
@@ -110,6 +113,12 @@ impl Alarm {
     }
 }
 
+/// What a peer said of its engine.
+struct Profile {
+    text: String,
+    seen: Instant,
+}
+
 /// On which side of a connection a problem was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Side {
@@ -131,6 +140,7 @@ pub struct Local {
     cluster: OnceLock<ClusterId>,
     adopt: Mutex<Adopt>,
     alarms: Mutex<BTreeMap<(NodeId, Side), Alarm>>,
+    profiles: Mutex<BTreeMap<NodeId, Profile>>,
 }
 
 impl Local {
@@ -149,6 +159,7 @@ impl Local {
             cluster: cluster.map(OnceLock::from).unwrap_or_default(),
             adopt: Mutex::new(adopt),
             alarms: Mutex::default(),
+            profiles: Mutex::default(),
         })
     }
 
@@ -293,6 +304,7 @@ impl Local {
     /// A peer of another engine profile is let in, because it keeps the log as well as any; one of
     /// the two is parked, and both show it.
     pub(super) fn saw_profile(&self, peer: NodeId, theirs: &str) {
+        self.note_profile(peer, theirs);
         if theirs == self.profile {
             return self.clear(peer, Side::Profile);
         }
@@ -300,8 +312,27 @@ impl Local {
         self.raise(peer, Side::Profile, format!("{theirs}, that of this node {ours}"));
     }
 
+    fn note_profile(&self, peer: NodeId, theirs: &str) {
+        let mut profiles = self.profiles.lock().expect("nothing panics while it holds them");
+        profiles.retain(|_, profile| profile.seen.elapsed() < PROFILE_DURATION);
+        if profiles.len() < ALARMS_MAX || profiles.contains_key(&peer) {
+            profiles.insert(peer, Profile { text: theirs.to_owned(), seen: Instant::now() });
+        }
+    }
+
+    /// Whether a node runs a build of this engine profile, as far as it said so lately; this node
+    /// itself always does so.
+    pub fn runs(&self, node: NodeId, profile: &str) -> bool {
+        if node == self.node_id {
+            return self.profile == profile;
+        }
+        let profiles = self.profiles.lock().expect("nothing panics while it holds them");
+        let known = profiles.get(&node);
+        known.is_some_and(|p| p.text == profile && p.seen.elapsed() < PROFILE_DURATION)
+    }
+
     /// Hash of all that must be equal for replicas to stay equal.
-    pub(super) fn profile(&self) -> &str {
+    pub fn profile(&self) -> &str {
         &self.profile
     }
 

@@ -127,7 +127,11 @@ async fn another_engine_profile_is_let_in_and_shown() {
     client.vote(vote_request(Some(hello))).await.unwrap();
     let expected = "the engine profile of node 1 is other, that of this node profile";
     assert_eq!(node.local.alarms(), [expected]);
+    assert!(node.local.runs(NodeId(1), "other") && !node.local.runs(NodeId(1), "profile"));
     client.vote(vote_request(Some(hello_to(&node, 2)))).await.unwrap();
+    assert!(node.local.runs(NodeId(1), "profile") && !node.local.runs(NodeId(1), "other"));
+    assert!(node.local.runs(NodeId(2), "profile"), "it knows its own");
+    assert!(!node.local.runs(NodeId(3), "profile"), "nobody said so");
     assert!(node.local.alarms().is_empty());
 
     let adopt = Box::new(|_| Ok(()));
@@ -143,6 +147,7 @@ async fn another_engine_profile_is_let_in_and_shown() {
     client.append_entries(heartbeat, RPCOption::new(DEADLINE)).await.unwrap();
     let expected = "the engine profile of node 2 is profile, that of this node other";
     assert_eq!(caller.alarms(), [expected]);
+    assert!(caller.runs(NodeId(2), "profile"), "a leader hears it from its followers");
 }
 
 /// A node that cannot note down the cluster does not join it.
