@@ -163,6 +163,16 @@ pub fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
+/// Waits until openraft says what it found on disk: before that it shows an empty log and no
+/// membership, and nobody may be served.
+async fn show_log(raft: &Raft, last_at_start: Option<LogIndex>) -> anyhow::Result<()> {
+    raft.wait(Some(START_TIMEOUT))
+        .metrics(|metrics| metrics.last_log_index >= last_at_start, "the log is known")
+        .await
+        .context("the replica did not start")?;
+    Ok(())
+}
+
 /// Completes with the reason once openraft has stopped by itself.
 async fn fatal(raft: &Raft) -> String {
     let mut metrics = raft.metrics();
@@ -305,12 +315,7 @@ impl Wiring {
         .await?;
         let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let raft = Raft::new(node, raft_config, network.clone(), log, state_machine).await?;
-        // Nobody is served before openraft says what it found on disk: until then it shows an
-        // empty log and no membership.
-        raft.wait(Some(START_TIMEOUT))
-            .metrics(|metrics| metrics.last_log_index >= last_at_start, "the log is known")
-            .await
-            .context("the replica did not start")?;
+        show_log(&raft, last_at_start).await?;
         let (peer_addr, client_addr) =
             (config.peer_addr.to_string(), config.client_addr.to_string());
         let member = Member { peer_addr, client_addr, incarnation: incarnation.0 };

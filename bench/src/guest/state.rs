@@ -87,12 +87,14 @@ fn queries(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resu
         let mut fork = made?;
         forks.push(time);
         let (forked, on_live) = windows(guests, guest, &mut fork, keys, &mut random)?;
-        (cold.push(forked), live.push(on_live));
+        cold.push(forked);
+        live.push(on_live);
         let (warmed, time) = timed(|| while_true(|| fork.warm(guest)));
         warmed?;
         warmings.push(time);
         let (forked, on_live) = windows(guests, guest, &mut fork, keys, &mut random)?;
-        (warm.push(forked), live.push(on_live));
+        warm.push(forked);
+        live.push(on_live);
     }
     let live = median(&mut live);
     for (what, times) in [("16 queries on a new fork", cold), ("  on a warm one", warm)] {

@@ -146,6 +146,10 @@ fn check_sealable(view: &View, to: &str) -> Result<(), Error> {
     if let Some(sealed) = &view.sealed {
         return Err(Error::Refused(format!("{sealed} already")));
     }
+    if let Some((name, _)) = view.machines.iter().find(|(_, machine)| machine.restoring.is_some()) {
+        let reason = "is being restored: wait for it, or remove it";
+        return Err(Error::Refused(format!("machine {name} {reason}")));
+    }
     match &view.engine_profile {
         Some(profile) if profile == to => Err(Error::Refused(format!(
             "the cluster runs engine profile {} already: restart its nodes with that build one by \

@@ -42,7 +42,8 @@ fn given(snapshots: &Snapshots) -> Option<LogIndex> {
 /// purged for it, or does not reach it: openraft needs it then.
 #[test]
 fn what_is_given_at_a_start() {
-    let rows: [(&[LogIndex], Option<LogIndex>, Option<LogIndex>, Option<LogIndex>); 7] = [
+    type Row = (&'static [LogIndex], Option<LogIndex>, Option<LogIndex>, Option<LogIndex>);
+    let rows: [Row; 7] = [
         (&[], None, None, None),
         (&[10, 20], None, Some(25), None),
         (&[10, 20], Some(10), Some(25), Some(10)),

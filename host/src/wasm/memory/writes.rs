@@ -162,7 +162,7 @@ impl Writes {
         assert_eq!(self.base, shadow.base() as usize, "the writes of another shadow");
         let noted = self.noted.load(Ordering::Relaxed);
         if noted == ALL {
-            return vec![0..self.bytes];
+            return std::iter::once(0..self.bytes).collect();
         }
         let numbers = self.pages[..noted].iter();
         let mut pages: Vec<usize> = numbers.map(|page| page.load(Ordering::Relaxed)).collect();
