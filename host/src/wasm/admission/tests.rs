@@ -67,6 +67,7 @@ fn other_files_are_refused() {
         let reason = refused(bytes);
         assert!(reason.starts_with(begin), "{reason}");
     }
+    assert_eq!(refused(b"SET k v"), format!("{begin}it does not begin as WebAssembly does"));
     let core = "it is a core module; wrap it as a component";
     assert_eq!(refused(b"\0asm\x01\0\0\0"), format!("{begin}{core}"));
     let cut = &component("counter")[..20_000];
