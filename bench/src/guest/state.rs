@@ -50,9 +50,13 @@ fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resul
     let (first, fresh) = timed(|| guest.image(None));
     let mut room = Some(first?);
     let (mut pauses, mut restores, mut refaults) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut fuel, mut applying) = (0, Duration::ZERO);
     for _ in 0..rounds {
         let requests = mixed(&mut random, keys, 256, &value);
-        guest.apply(&CONTEXT, requests.batch())?;
+        let (applied, time) = timed(|| guest.apply(&CONTEXT, requests.batch()));
+        applied?;
+        applying += time;
+        fuel += Limits::default().fuel_per_command - guest.fuel_left();
         let (image, pause) = timed(|| guest.image(room.take()));
         pauses.push(pause);
         let (restored, time) =
@@ -67,6 +71,12 @@ fn images(guests: &Guests, guest: &mut Guest, keys: u64, rounds: usize) -> Resul
     let pause = median(&mut pauses);
     row("image: pause", &format!("{}, longest {}", millis(pause), millis(longest(&pauses))));
     row("image: into room that is new", &millis(fresh));
+    let due = Instance::image_fuel(u64::try_from(guest.memory_bytes())?);
+    let between = Duration::from_nanos(u64::try_from(
+        applying.as_nanos() * u128::from(due) / u128::from(fuel),
+    )?);
+    let share = 100.0 * pause.as_secs_f64() / between.as_secs_f64();
+    row("image: share of the time of apply", &format!("{share:.1} %, one in {}", millis(between)));
     let restore = median(&mut restores);
     row(
         "rollback: restore the image",

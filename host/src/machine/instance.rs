@@ -336,6 +336,11 @@ impl Instance {
         &self.blueprint.limits
     }
 
+    /// Fuel of the calls between two images of a memory of so many bytes.
+    pub fn image_fuel(memory_bytes: u64) -> u64 {
+        IMAGE_FUEL_MIN.max(IMAGE_FUEL_PER_BYTE.saturating_mul(memory_bytes))
+    }
+
     /// Size of the guest's memory, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.live.memory_bytes()
@@ -368,7 +373,7 @@ impl Instance {
         let bytes = u64::try_from(self.live.memory_bytes()).expect("a length in memory fits");
         let pinned = self.image.as_ref().is_some_and(|image| Arc::strong_count(image) > 1);
         let factor = if pinned { PINNED_FACTOR } else { 1 };
-        let due = IMAGE_FUEL_MIN.max(IMAGE_FUEL_PER_BYTE * bytes).saturating_mul(factor);
+        let due = Self::image_fuel(bytes).saturating_mul(factor);
         if self.journal.fuel() >= due || self.journal.is_full() {
             self.replace_image()?;
         }
