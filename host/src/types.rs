@@ -3,6 +3,7 @@
 //! Nothing here knows the wire, the disk, wasm or openraft: those modules convert at their edge.
 //! Invariant: a value of one of these types is valid; parsing happens before it is made.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use bytes::Bytes;
@@ -144,7 +145,7 @@ pub struct Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// Voter sets: one, or the old and the new one of a joint configuration.
-    pub voters: Vec<std::collections::BTreeSet<NodeId>>,
+    pub voters: Vec<BTreeSet<NodeId>>,
     /// Every node, voter or learner.
     pub members: std::collections::BTreeMap<NodeId, Member>,
 }
@@ -156,8 +157,15 @@ impl Membership {
     }
 
     /// Every voter of every configuration, each once, in order.
-    pub fn voter_ids(&self) -> std::collections::BTreeSet<NodeId> {
+    pub fn voter_ids(&self) -> BTreeSet<NodeId> {
         self.voters.iter().flatten().copied().collect()
+    }
+
+    /// True when the nodes are more than half of the voters of each configuration.
+    pub fn is_majority(&self, nodes: &BTreeSet<NodeId>) -> bool {
+        let has_majority =
+            |voters: &BTreeSet<NodeId>| 2 * voters.intersection(nodes).count() > voters.len();
+        !self.voters.is_empty() && self.voters.iter().all(has_majority)
     }
 }
 
@@ -223,4 +231,38 @@ pub fn check_machine_name(name: &str) -> Result<(), &'static str> {
         return Err("a machine name begins with a letter or a digit");
     }
     Ok(())
+}
+
+/// The beginning of a digest or an engine profile in hexadecimal digits, enough to tell it apart.
+pub fn short(digits: &str) -> &str {
+    digits.get(..12).unwrap_or(digits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every voter set must have a majority, and no set at all is none.
+    #[test]
+    fn a_majority_of_every_set() {
+        let set =
+            |nodes: &[u64]| -> BTreeSet<NodeId> { nodes.iter().copied().map(NodeId).collect() };
+        type Row = (&'static [&'static [u64]], &'static [u64], bool);
+        let rows: [Row; 7] = [
+            (&[], &[], false),
+            (&[&[1]], &[1], true),
+            (&[&[1, 2]], &[1], false),
+            (&[&[1, 2, 3]], &[2, 3], true),
+            (&[&[1, 2, 3]], &[3, 4, 5], false),
+            (&[&[1, 2, 3], &[3, 4, 5]], &[1, 2, 3], false),
+            (&[&[1, 2, 3], &[3, 4, 5]], &[2, 3, 4], true),
+        ];
+        for (voters, nodes, expected) in rows {
+            let membership = Membership {
+                voters: voters.iter().map(|voters| set(voters)).collect(),
+                ..Membership::default()
+            };
+            assert_eq!(membership.is_majority(&set(nodes)), expected, "{voters:?}, {nodes:?}");
+        }
+    }
 }

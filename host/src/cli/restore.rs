@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::endpoint::Endpoint;
 use super::{limits, machine, view};
 use crate::node::{self, Backup, ExportState, SavedMachine};
-use crate::types::check_machine_name;
+use crate::types::{check_machine_name, short};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -245,8 +245,8 @@ fn print_contents(backup: &Backup) {
             ExportState::Absent => "none (was being restored)",
         };
         let module = saved.module.to_string();
-        let short = module.get(..12).unwrap_or(&module);
+        let module = short(&module);
         let (name, schema, bytes) = (&saved.name, saved.export.schema, saved.export.bytes);
-        println!("{name:<16} {short:<14} {schema:>7} {bytes:>14} {state}");
+        println!("{name:<16} {module:<14} {schema:>7} {bytes:>14} {state}");
     }
 }

@@ -13,13 +13,12 @@ use super::cluster::leader_status;
 use super::endpoint::Endpoint;
 use super::view;
 use crate::node;
+use crate::types::short;
 
 /// Time between two looks at the nodes.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long one node may take to say what it runs.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
-/// Digits of an engine profile that tell it apart.
-const SHORT_DIGITS: usize = 12;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -226,8 +225,4 @@ async fn ask(nodes: &[v1::Node]) -> Vec<(u64, Option<v1::StatusReply>)> {
         (node.node_id, status)
     });
     futures::future::join_all(asked).await
-}
-
-fn short(text: &str) -> &str {
-    text.get(..SHORT_DIGITS).unwrap_or(text)
 }

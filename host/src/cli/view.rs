@@ -6,6 +6,8 @@ use lockstep_client::v1;
 use lockstep_client::v1::status_reply::Role;
 use serde_json::{Map, Value, json};
 
+use crate::types::short;
+
 /// Bytes as lower-case hexadecimal.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -149,8 +151,7 @@ fn last_report(status: &v1::StatusReply, node: u64) -> String {
             _ => "DIFFERS",
         };
         let digest = hex(&report.digest);
-        let short = digest.get(..12).unwrap_or(&digest);
-        Some(format!("{} {short} {verdict}", checkpoint.index))
+        Some(format!("{} {} {verdict}", checkpoint.index, short(&digest)))
     });
     reports.into_iter().next().unwrap_or_else(|| "-".to_owned())
 }
@@ -193,7 +194,7 @@ pub(super) fn print_machines(machines: &[v1::Machine]) {
         println!(
             "{:<16} {:<14} {:<16} {:>12} {:>10} {state}",
             machine.name,
-            module.get(..12).unwrap_or(&module),
+            short(&module),
             format!("{} v{}", machine.guest_name, machine.schema_version),
             machine.memory_bytes,
             machine.applied_index

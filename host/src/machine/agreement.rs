@@ -40,12 +40,10 @@ impl CheckpointRecord {
     fn majority(&self, membership: &Membership) -> Option<StateDigest> {
         let digests: BTreeSet<&StateDigest> = self.reports.values().collect();
         let has_majority = |digest: &&StateDigest| {
-            membership.voters.iter().all(|voters| {
-                let votes = voters.iter().filter(|voter| self.reports.get(voter) == Some(*digest));
-                2 * votes.count() > voters.len()
-            })
+            let votes = self.reports.iter().filter(|(_, reported)| reported == digest);
+            membership.is_majority(&votes.map(|(node, _)| *node).collect())
         };
-        digests.into_iter().filter(|_| !membership.voters.is_empty()).find(has_majority).copied()
+        digests.into_iter().find(has_majority).copied()
     }
 
     /// Voters differ and nobody knows who is right.

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
+use tokio::task::JoinError;
 
 use super::agreement::CheckpointRecord;
 use super::batch::Batch;
@@ -26,7 +27,7 @@ use super::{HostFailure, Response};
 use crate::types::{
     ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome, StateDigest,
 };
-use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest};
+use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest, Module};
 
 /// What the apply path needs from this node.
 #[derive(Clone)]
@@ -47,6 +48,15 @@ pub struct Environment {
     pub staged: mpsc::UnboundedSender<ModuleDigest>,
     /// Where the machines can be seen from outside.
     pub directory: Arc<Directory>,
+}
+
+impl Environment {
+    /// Compiles a staged module, or finds it compiled. The inner error says why it can't be run
+    /// here, the outer one that the compiler panicked.
+    pub async fn compile(&self, digest: ModuleDigest) -> Result<Result<Module, String>, JoinError> {
+        let Self { engine, library, compiled, .. } = self.clone();
+        tokio::task::spawn_blocking(move || compiled.get(&engine, &*library, digest)).await
+    }
 }
 
 /// A running machine: its guest, and what the guest says of itself.
@@ -335,10 +345,9 @@ impl Machines {
         module: ModuleDigest,
         limits: Limits,
     ) -> Result<(Blueprint, Manifest), Failure> {
-        let environment = self.environment.clone();
-        let compile =
-            move || environment.compiled.get(&environment.engine, &*environment.library, module);
-        let compiled = tokio::task::spawn_blocking(compile)
+        let compiled = self
+            .environment
+            .compile(module)
             .await
             .map_err(|error| Failure::Host(format!("compiling panicked: {error}")))?
             .map_err(|reason| {

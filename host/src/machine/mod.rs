@@ -35,7 +35,7 @@ pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
 pub use proposal::Proposal;
 pub use restoring::check_schema;
-pub use seal::{Sealed, short};
+pub use seal::Sealed;
 pub use tables::{ModuleRecord, Refusal, Restoring};
 pub use window::{Answers, Queries};
 

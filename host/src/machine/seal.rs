@@ -13,10 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::machines::Machines;
 use super::proposal::Proposal;
 use super::tables::{Refusal, Tables};
-use crate::types::{LogIndex, Membership};
-
-/// Digits of an engine profile that tell it apart in a sentence.
-const SHORT_DIGITS: usize = 12;
+use crate::types::{LogIndex, Membership, short};
 
 /// An engine change under way.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,11 +29,6 @@ impl fmt::Display for Sealed {
         let Self { index, to } = self;
         write!(f, "the cluster is sealed for engine profile {} since index {index}", short(to))
     }
-}
-
-/// The beginning of an engine profile, for people.
-pub fn short(profile: &str) -> &str {
-    profile.get(..SHORT_DIGITS).unwrap_or(profile)
 }
 
 impl Tables {

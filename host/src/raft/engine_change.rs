@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use super::error::Error;
 use super::replica::Replica;
 use super::snapshots;
-use crate::machine::{CheckpointRecord, Directory, Environment, Proposal, Source, View, short};
-use crate::types::{LogIndex, NodeId, StateDigest};
+use crate::machine::{CheckpointRecord, Directory, Environment, Proposal, Source, View};
+use crate::types::{LogIndex, NodeId, StateDigest, short};
 
 /// A voter answers within this time that it is there and applies.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(1);

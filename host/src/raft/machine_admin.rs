@@ -80,11 +80,7 @@ impl Replica {
     }
 
     /// Waits until every voter has compiled a staged module; a voter that cannot is named.
-    pub(super) async fn wait_ready(
-        &self,
-        digest: ModuleDigest,
-        deadline: Instant,
-    ) -> Result<(), Error> {
+    async fn wait_ready(&self, digest: ModuleDigest, deadline: Instant) -> Result<(), Error> {
         let mut looks = tokio::time::interval(LOOK_INTERVAL);
         loop {
             looks.tick().await;
@@ -109,12 +105,33 @@ impl Replica {
         limits: Limits,
         deadline: Instant,
     ) -> Result<MachineStatus, Error> {
+        self.check_creatable(name, module, deadline).await?;
+        let create = Proposal::CreateMachine { name: name.to_owned(), module, limits };
+        self.write_machine(name, &create, deadline).await
+    }
+
+    /// Looks for what stands against a machine of this name on an uploaded module, before anything
+    /// reaches the log.
+    pub(super) async fn check_creatable(
+        &self,
+        name: &str,
+        module: ModuleDigest,
+        deadline: Instant,
+    ) -> Result<(), Error> {
         check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
         self.check_leader()?;
         self.shared.space.check()?;
-        self.wait_ready(module, deadline).await?;
-        let create = Proposal::CreateMachine { name: name.to_owned(), module, limits };
-        match self.write(&create, deadline).await? {
+        self.wait_ready(module, deadline).await
+    }
+
+    /// Writes the entry that creates a machine of this name; the machine.
+    pub(super) async fn write_machine(
+        &self,
+        name: &str,
+        create: &Proposal,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        match self.write(create, deadline).await? {
             (_, Response::MachineCreated(_)) => self.machine(name),
             (index, other) => panic!("entry {index} creates a machine and answered {other:?}"),
         }

@@ -35,13 +35,8 @@ impl ModuleTask {
     }
 
     async fn compile(&self, digest: ModuleDigest) -> Option<String> {
-        let environment = self.environment.clone();
-        let compile = move || {
-            let Environment { engine, library, compiled, .. } = &environment;
-            compiled.get(engine, &**library, digest).err()
-        };
-        match tokio::task::spawn_blocking(compile).await {
-            Ok(failure) => failure,
+        match self.environment.compile(digest).await {
+            Ok(compiled) => compiled.err(),
             Err(error) => Some(format!("compiling it panicked: {error}")),
         }
     }

@@ -79,7 +79,7 @@ impl ProfileTask {
         let voters = membership.voter_ids();
         let runs = |node: &NodeId| self.local.runs(*node, &sealed.to);
         let running: BTreeSet<NodeId> = voters.into_iter().filter(runs).collect();
-        if !is_majority(&membership, &running) {
+        if !membership.is_majority(&running) {
             return false;
         }
         let mut applying = BTreeSet::new();
@@ -88,48 +88,13 @@ impl ProfileTask {
                 applying.insert(node);
             }
         }
-        is_majority(&membership, &applying)
+        membership.is_majority(&applying)
     }
 
     async fn applies(&self, node: NodeId, membership: &Membership) -> bool {
         match membership.members.get(&node) {
             Some(member) => self.network.could_lead(node, member, ANSWERS_WITHIN).await.is_ok(),
             None => false,
-        }
-    }
-}
-
-fn is_majority(membership: &Membership, nodes: &BTreeSet<NodeId>) -> bool {
-    let has_majority =
-        |voters: &BTreeSet<NodeId>| 2 * voters.intersection(nodes).count() > voters.len();
-    !membership.voters.is_empty() && membership.voters.iter().all(has_majority)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Every voter set must have a majority, and no set at all is none.
-    #[test]
-    fn a_majority_of_every_set() {
-        let set =
-            |nodes: &[u64]| -> BTreeSet<NodeId> { nodes.iter().copied().map(NodeId).collect() };
-        type Row = (&'static [&'static [u64]], &'static [u64], bool);
-        let rows: [Row; 7] = [
-            (&[], &[], false),
-            (&[&[1]], &[1], true),
-            (&[&[1, 2]], &[1], false),
-            (&[&[1, 2, 3]], &[2, 3], true),
-            (&[&[1, 2, 3]], &[3, 4, 5], false),
-            (&[&[1, 2, 3], &[3, 4, 5]], &[1, 2, 3], false),
-            (&[&[1, 2, 3], &[3, 4, 5]], &[2, 3, 4], true),
-        ];
-        for (voters, nodes, expected) in rows {
-            let membership = Membership {
-                voters: voters.iter().map(|voters| set(voters)).collect(),
-                ..Membership::default()
-            };
-            assert_eq!(is_majority(&membership, &set(nodes)), expected, "{voters:?}, {nodes:?}");
         }
     }
 }

@@ -8,8 +8,8 @@ use super::error::Error;
 use super::replica::Replica;
 use super::status::MachineStatus;
 use crate::machine::proposal::StatePart;
-use crate::machine::{Limits, Proposal, Response, check_schema};
-use crate::types::{ModuleDigest, check_machine_name};
+use crate::machine::{Limits, Proposal, check_schema};
+use crate::types::ModuleDigest;
 
 impl Replica {
     /// Creates a machine on an uploaded module, to take in a state of `schema`.
@@ -21,25 +21,16 @@ impl Replica {
         schema: u32,
         deadline: Instant,
     ) -> Result<MachineStatus, Error> {
-        check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
-        self.check_leader()?;
-        self.shared.space.check()?;
-        self.wait_ready(module, deadline).await?;
+        self.check_creatable(name, module, deadline).await?;
         self.check_importable(module, schema).await?;
         let begin = Proposal::BeginRestore { name: name.to_owned(), module, limits, schema };
-        match self.write(&begin, deadline).await? {
-            (_, Response::MachineCreated(_)) => self.machine(name),
-            (index, other) => panic!("entry {index} begins a restore and answered {other:?}"),
-        }
+        self.write_machine(name, &begin, deadline).await
     }
 
     /// Looks at the module here before anything reaches the log.
     async fn check_importable(&self, module: ModuleDigest, schema: u32) -> Result<(), Error> {
-        let environment = self.shared.environment.clone();
-        let compile =
-            move || environment.compiled.get(&environment.engine, &*environment.library, module);
-        let compiled = tokio::task::spawn_blocking(compile)
-            .await
+        let compiled = self.shared.environment.compile(module).await;
+        let compiled = compiled
             .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
             .map_err(Error::ModuleNotReady)?;
         Ok(check_schema(compiled.manifest(), schema)?)

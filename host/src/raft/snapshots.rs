@@ -18,7 +18,7 @@ use crate::machine::{
     Source,
 };
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
-use crate::storage::{Error, Quarantine};
+use crate::storage::{Error, Quarantine, snapshot_repair};
 use crate::types::{LogId, LogIndex, Membership, StateDigest};
 
 /// Pieces that may wait between the capture and the writer: with chunks of 256 KiB this bounds
@@ -254,12 +254,10 @@ impl Snapshots {
         match restore(environment.clone(), &snapshot, source).await {
             Ok(machines) => Ok(Some((snapshot, machines))),
             Err(failure @ HostFailure::Import(_)) => Err(failure),
-            Err(failure) => Err(HostFailure::Stop(format!(
-                "{failure}. Repair: if an older snapshot is beside it, remove {}; the log leads on \
-                 from the older one. Else remove this node from the cluster and add it again, \
-                 under a new id, on an empty data folder",
-                snapshot.path().display()
-            ))),
+            Err(failure) => {
+                let repair = snapshot_repair(snapshot.path());
+                Err(HostFailure::Stop(format!("{failure}. {repair}")))
+            }
         }
     }
 }

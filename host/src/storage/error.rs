@@ -86,6 +86,16 @@ pub enum Error {
     Refused(String),
 }
 
+/// What to do about a snapshot that a node cannot start from.
+pub(crate) fn snapshot_repair(file: &Path) -> String {
+    format!(
+        "Repair: if an older snapshot is beside it, remove {}; the log leads on from the older \
+         one. Else remove this node from the cluster and add it again, under a new id, on an \
+         empty data folder",
+        file.display()
+    )
+}
+
 impl Error {
     /// An I/O error on `path`.
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
@@ -116,12 +126,7 @@ impl Error {
     pub(crate) fn with_snapshot_repair(self) -> Self {
         match self {
             Self::Damaged { file, offset, reason } => {
-                let reason = format!(
-                    "{reason}. Repair: if an older snapshot is beside it, remove {}; the log leads \
-                     on from the older one. Else remove this node from the cluster and add it \
-                     again, under a new id, on an empty data folder",
-                    file.display()
-                );
+                let reason = format!("{reason}. {}", snapshot_repair(&file));
                 Self::Damaged { file, offset, reason }
             }
             other => other,
