@@ -108,8 +108,9 @@ pub struct Client {
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) route: Route,
-    /// It changes nothing, so that repeating it is safe whatever became of it.
-    pub(crate) read: bool,
+    /// Whatever became of it, sending it again does no harm: it changes nothing, or doing it twice
+    /// is the same as doing it once.
+    pub(crate) idempotent: bool,
     pub(crate) deadline: Instant,
     /// It is passed on for another client.
     pub(crate) forwarded: bool,
@@ -231,9 +232,9 @@ impl Client {
         &self.routes
     }
 
-    pub(crate) fn call_for(&self, route: Route, read: bool, timeout: Duration) -> Call {
+    pub(crate) fn call_for(&self, route: Route, idempotent: bool, timeout: Duration) -> Call {
         let forwarded = self.options.forwarder;
-        Call { route, read, deadline: Instant::now() + timeout, forwarded }
+        Call { route, idempotent, deadline: Instant::now() + timeout, forwarded }
     }
 
     /// Makes attempts until one succeeds, fails for good, or the deadline leaves no time for
@@ -267,8 +268,7 @@ impl Client {
                 _ => call.deadline,
             };
             if !self.may_repeat(call, &error) || !retry.pause(&error, until).await {
-                let absent = error.reason == reason::UNREACHABLE;
-                return Err(answered.filter(|_| absent).unwrap_or(error));
+                return Err(answered.filter(|_| tells_little(call, &error)).unwrap_or(error));
             }
             if error.reason != reason::UNREACHABLE {
                 answered = Some(error);
@@ -281,7 +281,7 @@ impl Client {
         if error.reason == reason::UNINITIALIZED && !self.routes.has_others() {
             return false;
         }
-        error.is_transient() || (call.read && error.is_transient_for_reads())
+        error.is_transient() || (call.idempotent && error.is_transient_if_idempotent())
     }
 
     async fn once<T, F>(
@@ -315,4 +315,12 @@ impl Client {
             Err(_) => Err(Error::deadline_after_sending()),
         }
     }
+}
+
+/// True for an error behind which the answer of an earlier attempt should be shown: the node of
+/// this one is not there, or the deadline came before its answer, which does not matter to a call
+/// that may be repeated.
+fn tells_little(call: Call, error: &Error) -> bool {
+    let late = error.reason == reason::DEADLINE_EXCEEDED && error.outcome == Outcome::Unknown;
+    error.reason == reason::UNREACHABLE || (call.idempotent && late)
 }

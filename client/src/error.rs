@@ -153,8 +153,8 @@ impl Error {
         self.outcome == Outcome::NotApplied && REASONS.contains(&self.reason.as_str())
     }
 
-    /// True when a call that changes nothing may be repeated after this error.
-    pub(crate) fn is_transient_for_reads(&self) -> bool {
+    /// True when an idempotent call may succeed soon after this error.
+    pub(crate) fn is_transient_if_idempotent(&self) -> bool {
         const REASONS: [&str; 3] =
             [reason::CONNECTION_LOST, reason::LEADER_CHANGED, reason::STOPPED];
         self.is_transient() || REASONS.contains(&self.reason.as_str())

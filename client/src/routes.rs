@@ -131,7 +131,7 @@ impl Routes {
             state.leader = Some(leader.clone());
             return;
         }
-        let elsewhere = error.is_transient_for_reads() && error.reason != reason::OVERLOADED;
+        let elsewhere = error.is_transient_if_idempotent() && error.reason != reason::OVERLOADED;
         if !elsewhere && error.reason != reason::DEADLINE_EXCEEDED {
             return;
         }

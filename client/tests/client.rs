@@ -94,6 +94,24 @@ async fn deadlines() {
     assert_eq!((error.outcome, error.reason.as_str()), (Outcome::NotApplied, "UNREACHABLE"));
 }
 
+/// What a node said before the deadline passed tells more of a query than that it passed; of a
+/// command, nothing may hide that it may be applied.
+#[tokio::test]
+async fn answers_before_the_deadline_are_told() {
+    let script = |call, _: &[u8]| match call % 2 {
+        0 => Answer::Fail(Code::Unavailable, reason::NO_LEADER, "NOT_APPLIED", None),
+        _ => Answer::Hang,
+    };
+    let node = Node::start(script).await;
+    let client =
+        Client::connect([node.address.as_str()]).unwrap().with_timeout(Duration::from_secs(1));
+    let error = client.query("m", "q", Consistency::Linearizable).await.unwrap_err();
+    assert_eq!((error.outcome, error.reason.as_str()), (Outcome::NotApplied, "NO_LEADER"));
+    assert_eq!(node.calls(), 2);
+    let error = client.execute("m", "a").await.unwrap_err();
+    assert_eq!((error.outcome, error.reason.as_str()), (Outcome::Unknown, "DEADLINE_EXCEEDED"));
+}
+
 /// A dead endpoint in the list costs a dial, not the request.
 #[tokio::test]
 async fn dead_endpoints_are_passed_over() {
