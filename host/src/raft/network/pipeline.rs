@@ -9,6 +9,10 @@
 //! stream.
 //! **Invariant:** more is never in flight than [`REQUESTS_MAX`] requests, nor, but for a single
 //! request, than [`BYTES_MAX`].
+//!
+//! A request without entries that follows others only says how far the log is committed. It is
+//! held back for a moment, since under load the next entries come soon and say so too. openraft
+//! counts answers by log id: the one to those entries answers for the request that never went.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -45,6 +49,10 @@ const SETUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// at [`BYTES_PER_MS_MIN`]. Heartbeats have their own connection, so this is only for getting
 /// unstuck.
 const STALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may learn later than it could how far the log is committed. Clients that come
+/// back at once need less, and a reader of a follower does not notice it.
+const COMMIT_HOLD: Duration = Duration::from_millis(2);
 
 /// The slowest link that is still one: 1 MiB/s.
 const BYTES_PER_MS_MIN: usize = 1 << 10;
@@ -109,6 +117,9 @@ where
             input: Some(input),
             requests,
             replies,
+            held: None,
+            release: Box::pin(tokio::time::sleep(COMMIT_HOLD)),
+            sent: None,
             in_flight: VecDeque::with_capacity(REQUESTS_MAX),
             bytes_in_flight: 0,
             moved: Instant::now(),
@@ -129,7 +140,14 @@ struct Pipeline<S> {
     peer: Arc<Peer>,
     /// `None` once it has ended.
     input: Option<S>,
-    /// As long as a request that waits in it is counted as in flight, it cannot be full.
+    /// Says nothing but how far the log is committed, and waits for entries to go with.
+    held: Option<AppendEntriesRequest<TypeConfig>>,
+    /// When what is held goes alone.
+    release: Pin<Box<Sleep>>,
+    /// The last entry of the last request that went.
+    sent: Option<RaftLogId>,
+    /// As long as a request that waits in it counts as in flight, and a held one has its place, it
+    /// cannot be full.
     requests: mpsc::Sender<peer::AppendRequest>,
     replies: Streaming<peer::AppendReply>,
     in_flight: VecDeque<Expected>,
@@ -144,6 +162,7 @@ struct Pipeline<S> {
 enum Event {
     Request(Option<AppendEntriesRequest<TypeConfig>>),
     Reply(Option<Result<peer::AppendReply, Status>>),
+    ReleaseTimer,
     StallTimer,
 }
 
@@ -156,11 +175,12 @@ where
         while self.input.is_some() || !self.in_flight.is_empty() {
             let failed = match self.event().await {
                 Event::Reply(reply) => return Some(self.take_reply(reply)),
-                Event::Request(Some(request)) => self.send(request),
+                Event::Request(Some(request)) => self.take_request(request),
                 Event::Request(None) => {
                     self.input = None;
-                    Ok(())
+                    self.release()
                 }
+                Event::ReleaseTimer => self.release(),
                 Event::StallTimer => self.check_stall(),
             };
             if let Err(error) = failed {
@@ -171,7 +191,9 @@ where
     }
 
     async fn event(&mut self) -> Event {
-        let room = self.in_flight.len() < REQUESTS_MAX && self.bytes_in_flight < BYTES_MAX;
+        // What is held may have to go at any time.
+        let requests = self.in_flight.len() + usize::from(self.held.is_some());
+        let room = requests < REQUESTS_MAX && self.bytes_in_flight < BYTES_MAX;
         let idle = self.in_flight.is_empty();
         tokio::select! {
             // Acknowledgements first: they are what commits. Each request brings one, so they
@@ -179,8 +201,32 @@ where
             biased;
             reply = self.replies.next() => Event::Reply(reply),
             request = next_request(&mut self.input), if room => Event::Request(request),
+            () = &mut self.release, if self.held.is_some() => Event::ReleaseTimer,
             () = &mut self.stall, if !idle => Event::StallTimer,
         }
+    }
+
+    fn take_request(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> Result<(), RPCError<TypeConfig>> {
+        if let Some(held) = self.held.take_if(|held| !says_more(&request, held)) {
+            self.send(held)?;
+        }
+        if request.entries.is_empty() && self.sent.is_some() && request.prev_log_id == self.sent {
+            // What is held already has waited for this long: its time goes on.
+            if self.held.replace(request).is_none() {
+                self.release.as_mut().reset(Instant::now() + COMMIT_HOLD);
+            }
+            return Ok(());
+        }
+        self.held = None;
+        self.send(request)
+    }
+
+    /// Sends what is held.
+    fn release(&mut self) -> Result<(), RPCError<TypeConfig>> {
+        self.held.take().map_or(Ok(()), |held| self.send(held))
     }
 
     fn send(
@@ -188,6 +234,7 @@ where
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<(), RPCError<TypeConfig>> {
         let mut expected = Expected::of(&request);
+        self.sent = expected.last;
         let message = codec::encode_append(request).map_err(|error| unsendable(&error))?;
         expected.bytes = message.entries.iter().map(bytes::Bytes::len).sum();
         if self.in_flight.is_empty() {
@@ -234,6 +281,16 @@ where
         let text = format!("node {}: {what}", self.peer.target);
         RPCError::Network(NetworkError::from_string(text))
     }
+}
+
+/// True when a peer that gets `request` needs no `held`, which has no entries.
+fn says_more(
+    request: &AppendEntriesRequest<TypeConfig>,
+    held: &AppendEntriesRequest<TypeConfig>,
+) -> bool {
+    request.vote == held.vote
+        && request.prev_log_id == held.prev_log_id
+        && request.leader_commit >= held.leader_commit
 }
 
 /// The next request; waits for ever once there will be none, as `None` was seen already.

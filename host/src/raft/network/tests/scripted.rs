@@ -13,7 +13,8 @@ use openraft::network::{RPCOption, RaftNetworkV2 as _};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use openraft::{EntryPayload, RaftNetworkFactory as _};
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{AbortOnDrop, CLUSTER, local, member};
@@ -28,8 +29,8 @@ type Results = Vec<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>
 enum Script {
     /// Reads `held` requests before it gives the first of `replies`, then ends, or stays silent.
     Fixed { held: usize, replies: Vec<StreamAppendResult<TypeConfig>>, then_silent: bool },
-    /// Answers each request with success.
-    Agree,
+    /// Answers each request with success, and shows how many entries it had.
+    Agree(mpsc::UnboundedSender<usize>),
 }
 
 fn fixed(held: usize, replies: Vec<StreamAppendResult<TypeConfig>>) -> Script {
@@ -55,10 +56,15 @@ impl Script {
                 }
                 Box::pin(replies)
             }
-            Self::Agree => Box::pin(requests.map(|request| {
-                let request = codec::decode_append(request?).unwrap();
-                reply(Ok(request.entries.last().map(|entry| entry.log_id)))
-            })),
+            Self::Agree(seen) => {
+                let seen = seen.clone();
+                Box::pin(requests.map(move |request| {
+                    let request = codec::decode_append(request?).unwrap();
+                    seen.send(request.entries.len()).ok();
+                    let last = request.entries.last().map(|entry| entry.log_id);
+                    reply(Ok(last.or(request.prev_log_id)))
+                }))
+            }
         }
     }
 }
@@ -161,6 +167,16 @@ fn requests(count: usize) -> impl Iterator<Item = AppendEntriesRequest<TypeConfi
     })
 }
 
+/// Says only that what request `n - 1` brought is committed.
+fn commit(index: usize) -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest {
+        vote: vote_to_raft(Vote { term: 1, node: NodeId(1), committed: true }),
+        prev_log_id: Some(id(index)),
+        entries: Vec::new(),
+        leader_commit: Some(id(index)),
+    }
+}
+
 fn option() -> RPCOption {
     RPCOption::new(Duration::from_millis(100))
 }
@@ -193,7 +209,7 @@ async fn many_requests_are_in_flight_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_stream_ends_after_its_input() {
     let count = 20 * pipeline::REQUESTS_MAX;
-    let results = run(Script::Agree, count).await;
+    let results = run(Script::Agree(mpsc::unbounded_channel().0), count).await;
     let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
     assert_eq!(results, matched(1..=count));
 }
@@ -226,6 +242,51 @@ async fn a_false_acknowledgement_is_refused() {
         let results = run(fixed(1, replies), 1).await;
         assert!(matches!(results[..], [Err(RPCError::Unreachable(_))]), "{results:?}");
     }
+}
+
+/// What only says how far the log is committed goes with the next entries, in their request, and
+/// alone where none come. The first request of a stream is never held back: it may be a probe.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_goes_with_the_next_entries() {
+    let (seen, mut entries) = mpsc::unbounded_channel();
+    let (mut client, _server) = client(Script::Agree(seen)).await;
+    let (sender, input) = mpsc::unbounded_channel();
+    let input = UnboundedReceiverStream::new(input);
+    let mut output = client.stream_append(input, option()).await.unwrap();
+    let of_entries: Vec<_> = requests(3).collect();
+    let mut with_commit = of_entries[1].clone();
+    with_commit.leader_commit = Some(id(1));
+    // One after the other without a pause: the second is taken up by the third.
+    for request in [of_entries[0].clone(), commit(1), with_commit] {
+        sender.send(request).unwrap();
+    }
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(1))));
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(2))));
+    // Nothing comes with it, so it goes by itself.
+    sender.send(commit(2)).unwrap();
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(2))));
+    // What comes next knows less than what is held: both go.
+    sender.send(commit(2)).unwrap();
+    sender.send(of_entries[2].clone()).unwrap();
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(2))));
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(3))));
+    // The end of the input lets it go.
+    sender.send(commit(3)).unwrap();
+    drop(sender);
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(3))));
+    assert!(output.next().await.is_none());
+    drop(output);
+    let entries: Vec<usize> = std::iter::from_fn(|| entries.try_recv().ok()).collect();
+    assert_eq!(entries, [1, 1, 0, 0, 1, 0]);
+}
+
+/// A stream that begins with a request without entries sends it at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_is_not_held_back() {
+    let (mut client, _server) = client(fixed(1, matched(4..=4))).await;
+    let input = futures::stream::once(async { commit(4) }).chain(futures::stream::pending());
+    let mut output = client.stream_append(Box::pin(input), option()).await.unwrap();
+    assert_eq!(output.next().await.unwrap().unwrap(), Ok(Some(id(4))));
 }
 
 /// Dropping the stream drops its input at that moment: openraft's next stream needs a lock that
