@@ -29,7 +29,8 @@ fn short(options: &Options) -> std::time::Duration {
 /// One admin method: sends `$message` by `$route`, and unwraps the reply. A macro because each
 /// method of the generated client is a function of its own type.
 macro_rules! admin {
-    ($client:expr, $route:expr, idempotent: $idempotent:expr, $timeout:expr, $method:ident($message:expr)) => {{
+    ($client:expr, $route:expr, idempotent: $idempotent:expr, $timeout:expr,
+     $method:ident($message:expr)) => {{
         let call = $client.call_for($route, $idempotent, $timeout($client.options()));
         let message = $message;
         let attempt = async |channel: Channel| {

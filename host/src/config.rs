@@ -154,11 +154,8 @@ pub struct FileConfig {
     pub proposer_queue_bytes_max: usize,
     /// Entries of commands that may be on their way to commit at once.
     pub entries_in_flight_max: usize,
-    /// How long the log's writer waits for more to share one sync, in microseconds; 0 syncs each
-    /// write by itself (docs/decisions/0001-log-store.md).
-    pub log_flush_wait_us: u64,
-    /// Size at which a log chunk is closed, in bytes.
-    pub log_chunk_bytes: u64,
+    /// Size at which a segment of the log is closed, in bytes.
+    pub log_segment_bytes: u64,
     /// Log payloads kept in memory for lagging peers, in bytes.
     pub log_cache_bytes: usize,
     /// Writes are refused while the data folder has less room than this, in bytes.
@@ -181,8 +178,7 @@ impl Default for FileConfig {
             proposer_queue_commands_max: 65_536,
             proposer_queue_bytes_max: 64 << 20,
             entries_in_flight_max: 1,
-            log_flush_wait_us: 1,
-            log_chunk_bytes: 32 << 20,
+            log_segment_bytes: 4 << 20,
             log_cache_bytes: 32 << 20,
             disk_reserve_bytes: 64 << 20,
             request_timeout_ms: 5_000,
@@ -244,8 +240,8 @@ impl FileConfig {
         if self.entries_in_flight_max == 0 || self.proposer_queue_commands_max == 0 {
             return value("entries_in_flight_max and proposer_queue_commands_max must be above 0");
         }
-        if self.log_chunk_bytes < 1 << 20 {
-            return value("log_chunk_bytes must be 1 MiB (1048576) or more");
+        if self.log_segment_bytes < 1 << 20 {
+            return value("log_segment_bytes must be 1 MiB (1048576) or more");
         }
         if let Some(key) = self.peer_reach.keys().find(|key| key.parse::<u64>().is_err()) {
             return Err(Error::Value(format!("peer_reach: {key:?} is not a node id")));

@@ -35,6 +35,27 @@ async fn lockstep(arguments: &[&str], input: &[u8]) -> Ran {
     Ran { code: output.status.code(), out: output.stdout, err }
 }
 
+/// What nobody reads is not printed, and no failure; what a full disk does not take is one.
+#[test]
+fn standard_output_may_be_closed_or_full() {
+    use std::fs::OpenOptions;
+    use std::process::Command;
+    let (reader, closed) = std::io::pipe().expect("a pipe can be made");
+    drop(reader);
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+    let rows = [
+        (Stdio::from(closed), Some(0), ""),
+        (Stdio::from(full), Some(1), "error: cannot write to standard output"),
+    ];
+    for (out, code, message) in rows {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        let output = program.arg("version").stdout(out).output().expect("cargo built it");
+        let err = String::from_utf8(output.stderr).expect("messages are text");
+        assert_eq!(output.status.code(), code, "{err}");
+        assert!(err.starts_with(message) && err.lines().count() <= 1, "{err}");
+    }
+}
+
 /// `kv` prints replies as redis-cli does; an error reply of the guest exits with 1.
 #[tokio::test]
 async fn kv_prints_like_redis_cli() {

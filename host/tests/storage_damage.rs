@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_host::storage::{Error, Log, LogConfig, LogState, Payload};
@@ -17,7 +16,7 @@ const VOTE: Vote = Vote { term: 1, node: NodeId(1), committed: true };
 const SECTOR: usize = 512;
 
 fn config() -> LogConfig {
-    LogConfig { flush_wait: Duration::from_micros(50), chunk_bytes: 20_000, cache_bytes: 1 << 20 }
+    LogConfig { segment_bytes: 20_000, cache_bytes: 1 << 20 }
 }
 
 fn log_id(index: u64) -> LogId {
@@ -30,7 +29,7 @@ fn entry(index: u64, length: usize) -> (LogId, Payload) {
     (log_id(index), Payload { kind: 1, bytes: Bytes::from(vec![fill; length]) })
 }
 
-/// The files of a log, to be changed and opened.
+/// The files of a log, without the zeros at their ends, to be changed and opened.
 #[derive(Clone)]
 struct Files {
     by_name: BTreeMap<String, Vec<u8>>,
@@ -78,14 +77,17 @@ impl Script {
 }
 
 fn read_files(folder: &PathBuf) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    let chunks = entries.filter(|entry| entry.file_name() != "LOCK");
-    chunks
-        .map(|entry| {
-            let name = entry.file_name().into_string().unwrap();
-            (name, std::fs::read(entry.path()).unwrap())
-        })
-        .collect()
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap()) {
+        // The next segment may become visible, or be given up, at any time.
+        let Ok(mut bytes) = std::fs::read(entry.path()) else { continue };
+        let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        bytes.truncate(written);
+        if written > 0 {
+            files.insert(entry.file_name().into_string().unwrap(), bytes);
+        }
+    }
+    files
 }
 
 impl Files {
@@ -125,7 +127,7 @@ impl Files {
     }
 }
 
-/// A log with every kind of record, in one chunk.
+/// A log with every kind of record, in one segment.
 fn every_kind() -> Files {
     Script::new()
         .vote(1)
@@ -160,9 +162,9 @@ fn a_flipped_bit_is_refused() {
     assert_eq!(files.open().unwrap().1, 3);
 }
 
-/// The same in a chunk that is not the last one.
+/// The same in a segment that is not the last one.
 #[test]
-fn a_flipped_bit_in_a_closed_chunk_is_refused() {
+fn a_flipped_bit_in_a_closed_segment_is_refused() {
     let files = Script::new().vote(1).append(0, &[9000, 9000, 9000, 100]).files();
     assert_eq!(files.by_name.len(), 2);
     let (name, whole) = files.by_name.first_key_value().unwrap();
@@ -173,8 +175,8 @@ fn a_flipped_bit_in_a_closed_chunk_is_refused() {
     }
 }
 
-/// Records of other kinds are not long enough for what a flipped type or option would make of
-/// them; that is not taken for an end of the file within a record.
+/// A flipped kind or length, of which the record would be too short, is not taken for an end of the
+/// file within a record.
 #[test]
 fn a_record_flipped_into_a_longer_one_is_refused() {
     let truncate = |log: &Log, done| log.truncate_after(None, done).unwrap();
@@ -183,7 +185,7 @@ fn a_record_flipped_into_a_longer_one_is_refused() {
     for files in [script().files(), script().step(truncate).files(), script().step(purge).files()] {
         let start = files.ends[files.ends.len() - 2];
         let (name, whole) = files.last();
-        for bit in (start * 8..whole.len() * 8).filter(|bit| *bit < (start + 6) * 8) {
+        for bit in (start * 8..whole.len() * 8).filter(|bit| *bit < (start + 32) * 8) {
             let mut damaged = files.clone();
             damaged.last_mut()[bit / 8] ^= 1 << (bit % 8);
             damaged.assert_refused(name, bit / 8, &format!("bit {bit}"));
@@ -284,13 +286,13 @@ fn noise_at_the_end_is_refused() {
     damaged.assert_refused(name, whole.len(), "noise");
 }
 
-/// A chunk whose first record was not written yet does not count, and the chunk before it is
+/// A segment whose first record was not written yet does not count, and the segment before it is
 /// the end of the log, even if it is short itself.
 #[test]
-fn an_unfinished_chunk_is_removed() {
+fn an_unfinished_segment_is_removed() {
     let files = Script::new().vote(1).append(0, &[15_000, 6000, 100]).files();
     assert_eq!(files.by_name.len(), 2);
-    let first_record = files.last().1.len() - (4 + 29 + 22 + 100 + 8);
+    let first_record = files.last().1.len() - (32 + 24 + 100 + 1);
     for length in 0..first_record {
         for zeros in [false, true] {
             let mut torn = files.clone();
@@ -306,49 +308,73 @@ fn an_unfinished_chunk_is_removed() {
     }
     let mut torn = files.clone();
     torn.last_mut().clear();
-    torn.by_name.first_entry().unwrap().get_mut().truncate(16_000);
+    let (name, first) = torn.by_name.first_key_value().unwrap();
+    let (name, whole) = (name.clone(), first.len());
+    torn.by_name.get_mut(&name).unwrap().truncate(16_000);
     assert_eq!(torn.open().unwrap().1, 1);
-}
-
-/// A log of one chunk that lost its beginning is not taken for a new log.
-#[test]
-fn a_lost_beginning_is_refused() {
-    let files = Script::new().vote(1).append(0, &[300]).files();
-    let (name, _) = files.last();
-    let mut zeros = files.clone();
-    zeros.last_mut().fill(0);
-    zeros.assert_refused(name, 0, "all zeros");
-    let mut empty = Script::new().files();
-    empty.last_mut().fill(0);
-    for length in [18, 7, 0] {
-        empty.last_mut().truncate(length);
-        assert_eq!(empty.last().1.len(), length);
-        assert_eq!(empty.open().unwrap().0, LogState::default(), "a log that was never used");
+    // What was begun attests that the segment before it was synced.
+    for length in 1..first_record {
+        let mut damaged = files.clone();
+        damaged.last_mut().truncate(length);
+        damaged.by_name.get_mut(&name).unwrap().truncate(16_000);
+        damaged.assert_refused(&name, whole, &format!("{length} bytes of the next"));
     }
 }
 
-/// A chunk that is missing, short, or has another name is refused.
+/// Zeros behind the records, and segments that were prepared, are no part of the log.
 #[test]
-fn a_missing_chunk_is_refused() {
+fn prepared_zeros_are_no_records() {
+    let mut files = Script::new().vote(1).append(0, &[300]).files();
+    files.last_mut().resize(20_000, 0);
+    for number in 2..5 {
+        files.by_name.insert(format!("{number:020}.wal"), vec![0; 20_000]);
+    }
+    assert_eq!(files.open().unwrap().1, 1);
+    let (name, length) = (files.by_name.keys().next().unwrap().clone(), files.ends[1]);
+    files.by_name.get_mut(&format!("{:020}.wal", 3)).unwrap()[777] = 1;
+    files.assert_refused(&format!("{:020}.wal", 2), 0, "something is in the third");
+    files.by_name.get_mut(&name).unwrap()[length - 1] = 0;
+    files.assert_refused(&name, length, "the end of the first is bad too");
+}
+
+/// A log that lost its beginning is not taken for a new log.
+#[test]
+fn a_lost_beginning_is_refused() {
+    for files in [Script::new().files(), Script::new().vote(1).append(0, &[300]).files()] {
+        let (name, _) = files.last();
+        let mut zeros = files.clone();
+        zeros.last_mut().fill(0);
+        zeros.assert_refused(name, 0, "all zeros");
+        for length in [0, 7, 36] {
+            let mut short = files.clone();
+            short.last_mut().truncate(length);
+            short.assert_refused(name, 0, "the first record is short");
+        }
+    }
+}
+
+/// A segment that is missing, short, or has another name is refused.
+#[test]
+fn a_missing_segment_is_refused() {
     let files = Script::new().vote(1).append(0, &[9000; 9]).files();
     let names: Vec<_> = files.by_name.keys().cloned().collect();
-    assert_eq!(names.len(), 4);
+    assert_eq!(names.len(), 3);
     let without = |name: &String| {
         let mut changed = files.clone();
         let bytes = changed.by_name.remove(name).unwrap();
         (changed, bytes)
     };
     let error = without(&names[0]).0.open().unwrap_err();
-    assert!(error.to_string().contains("entry 0 is missing"), "{error}");
+    assert!(error.to_string().contains("which holds entry 0, is missing"), "{error}");
     without(&names[1]).0.assert_refused(&names[0], usize::MAX, "a gap");
 
-    let (mut renamed, bytes) = without(&names[3]);
-    renamed.by_name.insert("r-1.wal.old".to_owned(), bytes);
-    renamed.assert_refused("r-1.wal.old", 0, "another name");
+    let (mut renamed, bytes) = without(&names[2]);
+    renamed.by_name.insert("4.wal".to_owned(), bytes);
+    renamed.assert_refused("4.wal", 0, "another name");
 
     let (mut short, mut bytes) = without(&names[1]);
     bytes.truncate(bytes.len() - 1);
     short.by_name.insert(names[1].clone(), bytes);
-    short.assert_refused(&names[1], usize::MAX, "a closed chunk that is short");
+    short.assert_refused(&names[1], usize::MAX, "a closed segment that is short");
     assert_eq!(files.open().unwrap().1, 9);
 }

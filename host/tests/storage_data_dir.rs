@@ -83,10 +83,9 @@ fn a_wiped_log_is_refused() {
     };
     refused("no folder");
     std::fs::create_dir(&log).unwrap();
-    std::fs::write(log.join("LOCK"), b"").unwrap();
-    refused("no chunk");
-    std::fs::write(log.join("r-0.wal"), [0; 17]).unwrap();
-    refused("a chunk without its first record");
+    refused("no segment");
+    std::fs::write(log.join("00000000000000000001.wal"), [0; 36]).unwrap();
+    refused("a segment that is shorter than its first record");
     std::fs::remove_dir_all(&log).unwrap();
     drop(Log::open(&log, &LogConfig::from(&FileConfig::default())).unwrap());
     DataDir::open(folder.path(), NODE).unwrap();

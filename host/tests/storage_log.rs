@@ -7,14 +7,13 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_host::storage::{Error, FlushDone, Log, LogConfig, Payload};
 use lockstep_host::types::{LogId, NodeId, Vote};
 
-fn config(chunk_bytes: u64, cache_bytes: usize) -> LogConfig {
-    LogConfig { flush_wait: Duration::from_micros(50), chunk_bytes, cache_bytes }
+fn config(segment_bytes: u64, cache_bytes: usize) -> LogConfig {
+    LogConfig { segment_bytes, cache_bytes }
 }
 
 fn open(folder: &Path) -> Log {
@@ -135,23 +134,23 @@ fn a_purge_beyond_the_end_moves_the_log() {
     assert_eq!(log.read(0..u64::MAX).unwrap(), [(log_id(3, 100), entry(100, 10).1)]);
 }
 
-/// Purged chunks are removed from disk, and the rest can still be opened.
+/// Purged segments are removed from disk, and the rest can still be opened.
 #[test]
-fn a_purge_frees_chunks() {
+fn a_purge_frees_segments() {
     let folder = tempfile::tempdir().unwrap();
     let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
     for index in 0..100 {
         append(&log, [entry(index, 500)]);
     }
-    let before = log.bytes_on_disk().unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    let before = files();
+    assert!(before >= 12, "{before} files of 4096 bytes for 50,000");
     let (done, receiver) = flushed();
     log.purge(log_id(1, 89), done).unwrap();
     receiver.recv().unwrap().unwrap();
-    log.sync().unwrap();
-    assert!(log.bytes_on_disk().unwrap() < before / 5);
     drop(log);
-    let files = std::fs::read_dir(folder.path()).unwrap().count();
-    assert!(files < 6, "{files} files are left");
+    // The segments that hold the last ten entries, and the next one that may be prepared.
+    assert!(files() <= 4, "{} files are left", files());
     let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
     assert_eq!(log.read(0..u64::MAX).unwrap().len(), 10);
 }
@@ -164,8 +163,9 @@ fn reads_are_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let log = Log::open(folder.path(), &config(4096, cache_bytes)).unwrap();
         append(&log, (0..100).map(|index| entry(index, 1000)));
-        log.sync().unwrap();
+        // What is written can leave the memory when something else comes.
         append(&log, [entry(100, 1000)]);
+        log.sync().unwrap();
         let indexes = |range, bytes_max| {
             let entries = log.read_limited(range, bytes_max).unwrap();
             entries.iter().map(|(id, _)| id.index).collect::<Vec<_>>()
@@ -181,8 +181,6 @@ fn reads_are_bounded() {
         assert_eq!(step.from_disk, !is_cached);
         assert_eq!(step.entries.len(), if is_cached { 5 } else { 1 });
         assert_eq!(step.entries[0], entry(0, 1000));
-        let newest = log.read_cached(100..101, 5000).unwrap();
-        assert!(!newest.from_disk, "the newest entry is always in memory");
     }
 }
 

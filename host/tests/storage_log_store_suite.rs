@@ -8,7 +8,6 @@ use std::io;
 use std::ops::RangeBounds;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use futures::{Stream, TryStreamExt as _};
 use lockstep_host::machine::Response;
@@ -25,9 +24,9 @@ use tempfile::TempDir;
 
 type RaftSnapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, ()>;
 
-/// Chunks of a few records, so that every test crosses chunks and reads from disk.
+/// Segments of a few records, so that every test crosses them and reads from disk.
 fn config() -> LogConfig {
-    LogConfig { flush_wait: Duration::from_micros(50), chunk_bytes: 500, cache_bytes: 0 }
+    LogConfig { segment_bytes: 500, cache_bytes: 0 }
 }
 
 fn open(folder: &std::path::Path) -> LogStore {

@@ -3,9 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_host::storage::{FlushDone, Log, LogConfig, LogState, Payload};
@@ -46,8 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn open(folder: &Path) -> Log {
-    let flush_wait = Duration::from_micros(50);
-    Log::open(folder, &LogConfig { flush_wait, chunk_bytes: 4000, cache_bytes: 2000 }).unwrap()
+    Log::open(folder, &LogConfig { segment_bytes: 4000, cache_bytes: 2000 }).unwrap()
 }
 
 /// What the log must be, and the log.
@@ -124,8 +123,12 @@ impl Model {
     /// Goes on with a copy of the files as they are, changed by `change`.
     fn crash(&mut self, change: impl FnOnce(&Path)) {
         let copy = tempfile::tempdir().unwrap();
-        for path in chunks(self.folder.path()) {
-            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        for path in segments(self.folder.path()) {
+            match std::fs::copy(&path, copy.path().join(path.file_name().unwrap())) {
+                // The log removes what is purged after the purge was reported.
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
         }
         change(copy.path());
         drop(self.log.take());
@@ -136,16 +139,16 @@ impl Model {
     /// Appends, and goes on with as much of the last file as a crash has left. What was synced
     /// before must be there, and of the new entries the first ones.
     fn torn_append(&mut self, lengths: &[usize], share: u8) {
-        let tail = chunks(self.folder.path()).pop().unwrap();
-        let before = std::fs::metadata(&tail).unwrap().len();
+        let tail = segments(self.folder.path()).pop().unwrap();
+        let before = written(&tail);
         let entries = self.next_entries(lengths);
         self.synced(|log, done| log.append(entries.clone(), done).unwrap());
         self.crash(|folder| {
-            let last = chunks(folder).pop().unwrap();
+            let last = segments(folder).pop().unwrap();
             let from = if last.file_name() == tail.file_name() { before } else { 0 };
             let file = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
-            let written = file.metadata().unwrap().len() - from;
-            file.set_len(from + written * u64::from(share) / 256).unwrap();
+            let new = written(&last) - from;
+            file.set_len(from + new * u64::from(share) / 256).unwrap();
         });
         let kept = self.log.as_ref().unwrap().read(0..u64::MAX).unwrap();
         assert!(kept.len() >= self.entries.len(), "an entry that was synced is gone");
@@ -160,12 +163,23 @@ impl Model {
     }
 }
 
-fn chunks(folder: &Path) -> Vec<PathBuf> {
+/// The segments that something was written to.
+fn segments(folder: &Path) -> Vec<PathBuf> {
     let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let mut chunks: Vec<_> =
-        paths.filter(|path| path.extension().is_some_and(|extension| extension == "wal")).collect();
-    chunks.sort();
-    chunks
+    let named = paths.filter(|path| path.extension().is_some_and(|name| name == "wal"));
+    let mut segments: Vec<_> = named.filter(|path| written(path) > 0).collect();
+    segments.sort();
+    segments
+}
+
+/// Where a segment's records end: zeros follow. 0 when it has just been removed.
+fn written(segment: &Path) -> u64 {
+    let bytes = match std::fs::read(segment) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return 0,
+        read => read.unwrap(),
+    };
+    let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    u64::try_from(length).unwrap()
 }
 
 /// The log is what its history says, whatever the history.

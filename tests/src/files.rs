@@ -20,14 +20,23 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The last file of a folder by name which is not empty: of a log, the chunk written to.
+/// The last file of a folder by name in which something stands: of a log, the segment in use.
 ///
 /// # Panics
 /// When there is none.
 pub fn last(folder: &Path) -> PathBuf {
-    let written = |path: &PathBuf| length(path) > 0;
-    let newest = list(folder).into_iter().rfind(written);
+    let newest = list(folder).into_iter().rfind(|path| written(path) > 0);
     newest.unwrap_or_else(|| panic!("no file in {}", folder.display()))
+}
+
+/// Where the zeros begin that a file ends with: of a segment of a log, where its records end.
+///
+/// # Panics
+/// When it cannot be read.
+pub fn written(file: &Path) -> u64 {
+    let bytes = std::fs::read(file).expect("the file can be read");
+    let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    u64::try_from(written).expect("files are shorter than that")
 }
 
 fn open(file: &Path) -> File {
@@ -67,16 +76,15 @@ pub fn overwrite(file: &Path, offset: u64, bytes: &[u8]) {
 /// # Panics
 /// When the file is shorter than that.
 pub fn cut_off(file: &Path, bytes: u64) {
-    let left = length(file).checked_sub(bytes).expect("the file is long enough");
-    open(file).set_len(left).expect("the file can be cut");
+    end_at(file, length(file).checked_sub(bytes).expect("the file is long enough"));
 }
 
-/// Appends bytes.
+/// Ends a file at this offset.
 ///
 /// # Panics
-/// When they cannot be written.
-pub fn append(file: &Path, bytes: &[u8]) {
-    open(file).write_all_at(bytes, length(file)).expect("the file can be written");
+/// When it cannot be written.
+pub fn end_at(file: &Path, offset: u64) {
+    open(file).set_len(offset).expect("the file can be cut");
 }
 
 /// Where these bytes stand in a file for the last time.

@@ -21,7 +21,7 @@ async fn a_follower_with_a_full_disk_pushes_back() {
     if !disk::available() {
         return;
     }
-    let plan = Plan::new(3).disks(DISK_BYTES).config("log_chunk_bytes = 1048576");
+    let plan = Plan::new(3).disks(DISK_BYTES).config("log_segment_bytes = 1048576");
     let plan = plan.config(&format!("disk_reserve_bytes = {RESERVE_BYTES}"));
     let mut cluster = plan.start().await;
     let mut load = Load::start(&cluster, "full", WRITERS);

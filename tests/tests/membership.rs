@@ -9,7 +9,7 @@ use lockstep_tests::load::{self, Load};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_node_catches_up_by_snapshot() {
     const KEYS: u64 = 3_000;
-    let mut cluster = Plan::new(1).config("log_chunk_bytes = 1048576").start().await;
+    let mut cluster = Plan::new(1).config("log_segment_bytes = 1048576").start().await;
     // Two checkpoints: the log is purged up to the one before the newest.
     for round in 0..3 {
         load::fill(&cluster.client(), &format!("round-{round}"), KEYS).await;

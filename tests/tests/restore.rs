@@ -171,7 +171,7 @@ async fn what_cannot_be_restored_is_refused() {
     std::fs::copy(&file, &cut).expect("a snapshot can be copied");
     files::cut_off(&cut, 100);
     let words = folder.join("words");
-    std::fs::write(&words, "not a snapshot at all ".repeat(9)).expect("a file can be written");
+    std::fs::write(&words, "not a snapshot at all").expect("a file can be written");
 
     let quiet = async || {
         let statuses = cluster.statuses().await;
@@ -412,7 +412,7 @@ async fn push_as_the_leader_dies(cluster: &mut Cluster, driven: &mut Driven) {
 /// a snapshot; then it goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn half_a_restore_is_part_of_the_state() {
-    let mut cluster = Plan::new(3).config("log_chunk_bytes = 1048576").start().await;
+    let mut cluster = Plan::new(3).config("log_segment_bytes = 1048576").start().await;
     fill_long(&cluster).await;
     let mut driven = Driven::begin(&cluster, &snapshot(&cluster).await).await;
     driven.push(2).await;

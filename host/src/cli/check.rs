@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
+use super::output::say;
 use super::{machine, view};
 use crate::config::limits;
 use crate::node;
@@ -25,15 +26,15 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         names => names.join(", "),
     };
     let schemas: Vec<_> = manifest.importable_schemas.iter().map(u32::to_string).collect();
-    println!("module     {digest} ({length} bytes)");
-    println!("guest      {} (state schema {})", manifest.name, manifest.schema_version);
-    println!("reads      state schemas {}", list(&schemas));
-    println!("read-only  {}", list(&manifest.read_only));
-    println!("uses time  {}", if manifest.uses_time { "yes" } else { "no" });
-    println!("imports    {}", list(&shape.imports));
-    println!("memory     {} bytes at the start", shape.memory_bytes);
-    println!("code       {} functions in {} core modules", shape.functions, shape.core_modules);
+    say!("module     {digest} ({length} bytes)");
+    say!("guest      {} (state schema {})", manifest.name, manifest.schema_version);
+    say!("reads      state schemas {}", list(&schemas));
+    say!("read-only  {}", list(&manifest.read_only));
+    say!("uses time  {}", if manifest.uses_time { "yes" } else { "no" });
+    say!("imports    {}", list(&shape.imports));
+    say!("memory     {} bytes at the start", shape.memory_bytes);
+    say!("code       {} functions in {} core modules", shape.functions, shape.core_modules);
     let limit = limits::MODULE_COMPILE_MS_MAX;
-    println!("compiling  {} ms estimated, of {limit} that it may", shape.compile_ms);
+    say!("compiling  {} ms estimated, of {limit} that it may", shape.compile_ms);
     Ok(())
 }

@@ -3,6 +3,7 @@
 use lockstep_client::{Client, v1};
 
 use super::endpoint::Endpoint;
+use super::output::say;
 use super::{seal, view};
 
 #[derive(Debug, clap::Subcommand)]
@@ -61,24 +62,24 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Init { endpoint } => {
             let cluster = endpoint.client()?.cluster_init().await?;
-            println!("cluster {} is formed", view::hex(&cluster));
+            say!("cluster {} is formed", view::hex(&cluster));
         }
         Command::Add { client_addr, learner, endpoint } => {
             let added = endpoint.client()?.cluster_add(&client_addr, learner).await?;
             let part = if added.voter { "voter" } else { "learner" };
-            println!("node {} at {client_addr} is a {part}", added.node_id);
+            say!("node {} at {client_addr} is a {part}", added.node_id);
         }
         Command::Promote { node_id, endpoint } => {
             endpoint.client()?.cluster_promote(node_id).await?;
-            println!("node {node_id} is a voter");
+            say!("node {node_id} is a voter");
         }
         Command::Remove { node_id, endpoint } => {
             endpoint.client()?.cluster_remove(node_id).await?;
-            println!("node {node_id} is removed: it can be stopped now");
+            say!("node {node_id} is removed: it can be stopped now");
         }
         Command::Transfer { node_id, endpoint } => {
             let leader = endpoint.client()?.cluster_transfer(node_id).await?;
-            println!("node {leader} leads");
+            say!("node {leader} leads");
         }
         Command::Seal(arguments) => seal::run(arguments).await?,
         Command::Status { endpoint, json } => status(endpoint, json).await?,
@@ -90,22 +91,22 @@ async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
     let asked = endpoint.client()?.status().await?;
     let status = leader_status(&asked).await.unwrap_or(asked);
     if json {
-        println!("{:#}", view::status_json(&status));
+        say!("{:#}", view::status_json(&status));
         return Ok(());
     }
     if status.cluster_id.is_empty() {
-        println!("node {} is in no cluster: run `lockstep cluster init`", status.node_id);
+        say!("node {} is in no cluster: run `lockstep cluster init`", status.node_id);
         return Ok(());
     }
-    println!("cluster {}, term {}", view::hex(&status.cluster_id), status.term);
+    say!("cluster {}, term {}", view::hex(&status.cluster_id), status.term);
     match status.leader_id {
-        0 => println!("leader none known, as node {} sees it", status.node_id),
-        leader => println!("leader {leader}"),
+        0 => say!("leader none known, as node {} sees it", status.node_id),
+        leader => say!("leader {leader}"),
     }
     if let Some(v1::Sealed { index, to, voters, voters_ready }) = &status.sealed {
-        println!("sealed since index {index}; {voters_ready} of {voters} voters run engine {to}");
+        say!("sealed since index {index}; {voters_ready} of {voters} voters run engine {to}");
     }
-    println!();
+    say!("");
     view::print_nodes(&status);
     Ok(())
 }

@@ -12,6 +12,7 @@ use lockstep_client::{Client, reason, v1};
 
 use super::dev_nodes::{Event, Nodes};
 use super::machine::read_module;
+use super::output::say;
 use super::view;
 use crate::config::{Config, FileConfig};
 use crate::node;
@@ -98,7 +99,7 @@ pub(super) async fn run(arguments: Arguments, logging: Logging) -> anyhow::Resul
 }
 
 async fn run_one(arguments: Arguments) -> anyhow::Result<()> {
-    println!("starting a node, data in {}", arguments.config(1).data_dir.display());
+    say!("starting a node, data in {}", arguments.config(1).data_dir.display());
     let mut node = Box::pin(node::run(arguments.config(1)));
     tokio::select! {
         result = &mut node => return result,
@@ -121,7 +122,7 @@ async fn run_three(arguments: Arguments, logging: Logging) -> anyhow::Result<()>
     match prepared {
         Ok(()) => {
             print_next(&arguments);
-            println!("kill any one node and go on: {}", nodes.pids());
+            say!("kill any one node and go on: {}", nodes.pids());
             nodes.watch().await;
             nodes.stop().await
         }
@@ -140,13 +141,13 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
     let status = first.status().await.context("node 1 does not answer")?;
     if status.cluster_id.is_empty() {
         let cluster = first.cluster_init().await.context("cannot form a cluster")?;
-        println!("formed cluster {}", view::hex(&cluster));
+        say!("formed cluster {}", view::hex(&cluster));
     }
     check_quorum(arguments, &status.nodes)?;
     let voters = status.nodes.iter().filter(|node| node.voter).map(|node| node.node_id);
     let voters: Vec<u64> = voters.collect();
     for id in (2..=arguments.nodes).filter(|id| !voters.contains(&u64::from(*id))) {
-        println!("adding node {id}");
+        say!("adding node {id}");
         add(&client, &arguments.client_addr(id).to_string()).await?;
     }
     create_machine(&client, arguments).await
@@ -190,7 +191,7 @@ async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Resul
     };
     let digest = client.upload_module(read_module(file)?).await?;
     client.create_machine(MACHINE, digest, v1::Limits::default()).await?;
-    println!("created machine {MACHINE} on {}", file.display());
+    say!("created machine {MACHINE} on {}", file.display());
     Ok(())
 }
 
@@ -200,14 +201,14 @@ fn print_next(arguments: &Arguments) {
         (1, 7400) => String::new(),
         _ => format!(" --endpoint {endpoints}"),
     };
-    println!();
-    println!("ready on {endpoints}. In another terminal:");
-    println!();
-    println!("  lockstep kv{option} SET greeting hello");
-    println!("  lockstep kv{option} GET greeting");
-    println!("  lockstep status{option}");
-    println!();
-    println!("Ctrl-C stops it; the data stays in {}.", arguments.data_dir.display());
+    say!("");
+    say!("ready on {endpoints}. In another terminal:");
+    say!("");
+    say!("  lockstep kv{option} SET greeting hello");
+    say!("  lockstep kv{option} GET greeting");
+    say!("  lockstep status{option}");
+    say!("");
+    say!("Ctrl-C stops it; the data stays in {}.", arguments.data_dir.display());
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::signal::unix::{Signal as UnixSignal, SignalKind, signal};
 
 use super::dev::Logging;
+use super::output::say;
 use crate::config::Config;
 
 /// How long the nodes may take to stop before they are killed: a node promises 5 seconds.
@@ -54,7 +55,7 @@ impl Nodes {
     pub(super) fn start(configs: Vec<Config>, logging: &Logging) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find the lockstep program")?;
         let start = |config: Config| -> anyhow::Result<Node> {
-            println!("starting node {}, data in {}", config.node_id, config.data_dir.display());
+            say!("starting node {}, data in {}", config.node_id, config.data_dir.display());
             let mut process = Command::new(&program)
                 .args(arguments(&config))
                 .arg("--stop-with-stdin")
@@ -103,11 +104,11 @@ impl Nodes {
             match self.event().await {
                 Event::Stop => return,
                 Event::Ended { how, restart } => {
-                    println!("{how}. To start it again:\n  {restart}");
+                    say!("{how}. To start it again:\n  {restart}");
                 }
             }
         }
-        println!("no node is left");
+        say!("no node is left");
     }
 
     /// Asks every process to stop, and kills those that do not.
@@ -121,7 +122,7 @@ impl Nodes {
         }
         for Node { config, process, .. } in &mut self.nodes {
             if tokio::time::timeout(STOP_MAX, process.wait()).await.is_err() {
-                println!("node {} did not stop: killing it", config.node_id);
+                say!("node {} did not stop: killing it", config.node_id);
                 process.kill().await?;
             }
         }

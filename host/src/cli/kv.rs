@@ -9,6 +9,7 @@ use lockstep_client::Consistency;
 use lockstep_client::resp::{Reply, encode_command};
 
 use super::endpoint::Endpoint;
+use super::output::say;
 
 /// Commands that change nothing; they go as linearizable queries, which write no log entry.
 const READS: [&[u8]; 3] = [b"GET", b"EXISTS", b"PING"];
@@ -45,7 +46,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let reply = Reply::parse(&reply)
         .with_context(|| format!("machine {machine:?} does not speak RESP: use `lockstep exec`"))?;
-    println!("{}", reply.print());
+    say!("{}", reply.print());
     Ok(if reply.is_error() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 

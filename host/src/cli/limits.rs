@@ -4,6 +4,7 @@
 
 use lockstep_client::v1;
 
+use super::output::say;
 use crate::node::Limits;
 
 /// What the guest of a machine may use. Sizes are bytes, or end in KiB, MiB or GiB.
@@ -97,8 +98,8 @@ pub(super) fn print(machine: &v1::Machine) {
     for ((name, desired), (_, active)) in rows(&desired).into_iter().zip(rows(&active)) {
         let value = desired.map_or_else(|| "-".to_owned(), |value| value.to_string());
         match active.filter(|_| active != desired) {
-            None => println!("{name:<22} {value}"),
-            Some(active) => println!("{name:<22} {value} (here: {active})"),
+            None => say!("{name:<22} {value}"),
+            Some(active) => say!("{name:<22} {value} (here: {active})"),
         }
     }
 }

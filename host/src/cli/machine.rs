@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 
 use super::endpoint::Endpoint;
+use super::output::say;
 use super::{limits, view};
 use crate::config::limits::MODULE_BYTES_MAX;
 use crate::types::check_machine_name;
@@ -73,7 +74,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         }
         Command::Remove { name, endpoint } => {
             endpoint.client()?.remove_machine(&name).await?;
-            println!("machine {name} is removed");
+            say!("machine {name} is removed");
             Ok(())
         }
     }
@@ -95,7 +96,7 @@ async fn create(
     let digest = client.upload_module(module).await?;
     let machine = client.create_machine(name, digest, limits.into()).await?;
     let (id, digest) = (machine.id, view::hex(&machine.module_digest));
-    println!("machine {name} is created (id {id}, module {digest})");
+    say!("machine {name} is created (id {id}, module {digest})");
     Ok(())
 }
 
@@ -112,7 +113,7 @@ pub(super) fn read_module(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
 async fn list(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
     let machines = endpoint.client()?.list_machines().await?;
     if json {
-        println!("{:#}", view::machines_json(&machines));
+        say!("{:#}", view::machines_json(&machines));
     } else {
         view::print_machines(&machines);
     }
@@ -122,17 +123,17 @@ async fn list(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
 async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
     let machine = endpoint.client()?.describe_machine(name).await?;
     if json {
-        println!("{:#}", view::machine_json(&machine));
+        say!("{:#}", view::machine_json(&machine));
         return Ok(());
     }
-    println!("machine    {} (id {})", machine.name, machine.id);
-    println!("module     {}", view::hex(&machine.module_digest));
-    println!("guest      {} (state schema {})", machine.guest_name, machine.schema_version);
-    println!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
-    println!("memory     {} bytes", machine.memory_bytes);
-    println!("applied    {}", machine.applied_index);
-    println!("state      {}", view::state_text(&machine));
-    println!("limits");
+    say!("machine    {} (id {})", machine.name, machine.id);
+    say!("module     {}", view::hex(&machine.module_digest));
+    say!("guest      {} (state schema {})", machine.guest_name, machine.schema_version);
+    say!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
+    say!("memory     {} bytes", machine.memory_bytes);
+    say!("applied    {}", machine.applied_index);
+    say!("state      {}", view::state_text(&machine));
+    say!("limits");
     limits::print(&machine);
     Ok(())
 }
@@ -149,7 +150,7 @@ async fn set_limits(
         false => client.set_limits(name, flags.into()).await?,
     };
     if json {
-        println!("{:#}", view::machine_json(&machine)["limits"]);
+        say!("{:#}", view::machine_json(&machine)["limits"]);
     } else {
         limits::print(&machine);
     }

@@ -12,6 +12,7 @@ mod exec;
 mod kv;
 mod limits;
 mod machine;
+mod output;
 mod repair;
 mod restore;
 mod seal;
@@ -30,7 +31,7 @@ use crate::telemetry::{self, Format};
 /// What everything else logs unless told otherwise.
 const QUIET_LEVEL: &str = "warn,openraft=error";
 /// What a node logs unless told otherwise: its own events, of its libraries only what is wrong.
-const SERVE_LEVEL: &str = "info,openraft=error,chunked_wal=warn,raft_log=warn";
+const SERVE_LEVEL: &str = "info,openraft=error";
 
 /// Agreement is a chain of short steps, and handing them from thread to thread costs more than they
 /// do (docs/performance.md). Guests and the disk have threads of their own.
@@ -85,6 +86,7 @@ enum Command {
 /// Parses the command line of the process and runs its subcommand; the exit code of the process.
 pub fn main() -> ExitCode {
     match run(Cli::parse()) {
+        Ok(_) if output::failed() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");

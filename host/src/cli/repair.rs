@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::endpoint::Endpoint;
+use super::output::say;
 use crate::node;
 
 #[derive(Debug, clap::Args)]
@@ -19,10 +20,10 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let healthy = arguments.endpoint.clients()?;
     let repaired = node::repair(arguments.data_dir, healthy).await?;
     let (node, index) = (repaired.node, repaired.index);
-    println!("node {node} is repaired: it goes on from checkpoint {index}");
+    say!("node {node} is repaired: it goes on from checkpoint {index}");
     if let Some(evidence) = repaired.evidence {
-        println!("what it was quarantined for is kept in {}", evidence.display());
+        say!("what it was quarantined for is kept in {}", evidence.display());
     }
-    println!("next: start it again; `lockstep status` of it shows no alarm once it has caught up");
+    say!("next: start it again; `lockstep status` of it shows no alarm once it has caught up");
     Ok(())
 }

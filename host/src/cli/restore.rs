@@ -12,6 +12,7 @@ use lockstep_client::{Client, Outcome, Restore, reason, v1};
 use tokio::sync::mpsc;
 
 use super::endpoint::Endpoint;
+use super::output::say;
 use super::{limits, machine, view};
 use crate::node::{self, Backup, ExportState, SavedMachine};
 use crate::types::{check_machine_name, short};
@@ -176,7 +177,7 @@ async fn restore(
     let machine = restore.machine();
     let (name, id, digest) = (&machine.name, machine.id, view::hex(&machine.module_digest));
     let bytes = export.bytes;
-    println!("machine {name} is restored (id {id}, module {digest}, {bytes} bytes of state)");
+    say!("machine {name} is restored (id {id}, module {digest}, {bytes} bytes of state)");
     Ok(())
 }
 
@@ -236,8 +237,8 @@ fn progress_bar(name: &str, bytes: u64) -> ProgressBar {
 
 fn print_contents(backup: &Backup) {
     let index = backup.index().unwrap_or(0);
-    println!("snapshot at log index {index}");
-    println!("{:<16} {:<14} {:>7} {:>14} EXPORT", "MACHINE", "MODULE", "SCHEMA", "BYTES");
+    say!("snapshot at log index {index}");
+    say!("{:<16} {:<14} {:>7} {:>14} EXPORT", "MACHINE", "MODULE", "SCHEMA", "BYTES");
     for saved in backup.machines() {
         let state = match saved.export.state {
             ExportState::Whole => "complete",
@@ -247,6 +248,6 @@ fn print_contents(backup: &Backup) {
         let module = saved.module.to_string();
         let module = short(&module);
         let (name, schema, bytes) = (&saved.name, saved.export.schema, saved.export.bytes);
-        println!("{name:<16} {module:<14} {schema:>7} {bytes:>14} {state}");
+        say!("{name:<16} {module:<14} {schema:>7} {bytes:>14} {state}");
     }
 }

@@ -11,6 +11,7 @@ use lockstep_client::{Client, v1};
 
 use super::cluster::leader_status;
 use super::endpoint::Endpoint;
+use super::output::say;
 use super::view;
 use crate::node;
 use crate::types::short;
@@ -44,8 +45,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let client = arguments.endpoint.client()?;
     if arguments.cancel {
         client.cluster_unseal().await?;
-        println!("the seal is taken back: writes go on with the engine before");
-        println!("next: start nodes that run another build with the one before");
+        say!("the seal is taken back: writes go on with the engine before");
+        say!("next: start nodes that run another build with the one before");
         return Ok(());
     }
     let to = match arguments.to {
@@ -54,8 +55,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     };
     let status = leader(&client).await?;
     if status.replicated_profile == to {
-        println!("the cluster runs engine profile {} already", short(&to));
-        println!("next: restart its nodes with that build one by one; writes need no pause");
+        say!("the cluster runs engine profile {} already", short(&to));
+        say!("next: restart its nodes with that build one by one; writes need no pause");
         return Ok(());
     }
     let mut watch = Watch { client, to, index: 0, since: None, seen: BTreeMap::new() };
@@ -63,7 +64,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if watch.reports(arguments.without_absent).await? == Phase::Decided {
         return watch.decided().await;
     }
-    println!("next: restart each node with the build of engine profile {}", short(&watch.to));
+    say!("next: restart each node with the build of engine profile {}", short(&watch.to));
     if arguments.no_wait {
         return Ok(());
     }
@@ -96,16 +97,14 @@ impl Watch {
     async fn seal(&mut self, status: &v1::StatusReply, absent: bool) -> anyhow::Result<()> {
         if let Some(sealed) = status.sealed.as_ref().filter(|sealed| sealed.to == self.to) {
             self.index = sealed.index;
-            println!("sealed at log index {} before", self.index);
+            say!("sealed at log index {} before", self.index);
             return Ok(());
         }
-        println!(
-            "checking the voters, their states, and that every machine starts from its export"
-        );
+        say!("checking the voters, their states, and that every machine starts from its export");
         let asked = Instant::now();
         self.index = self.client.cluster_seal(&self.to, absent).await?;
-        println!("sealed at log index {}: no writes from here on", self.index);
-        println!("(checked and sealed in {:.1} s)", asked.elapsed().as_secs_f64());
+        say!("sealed at log index {}: no writes from here on", self.index);
+        say!("(checked and sealed in {:.1} s)", asked.elapsed().as_secs_f64());
         self.since = Some(Instant::now());
         Ok(())
     }
@@ -132,7 +131,7 @@ impl Watch {
             };
             let mut voters = status.nodes.iter().filter(|node| node.voter);
             if !checkpoint.agreed.is_empty() && (without_absent || voters.all(is_there)) {
-                println!("the voters agree on {}", short(&view::hex(&checkpoint.agreed)));
+                say!("the voters agree on {}", short(&view::hex(&checkpoint.agreed)));
                 return Ok(Phase::Sealed);
             }
         }
@@ -164,16 +163,16 @@ impl Watch {
     async fn decided(&mut self) -> anyhow::Result<()> {
         let to = short(&self.to).to_owned();
         match self.since {
-            Some(since) => println!(
+            Some(since) => say!(
                 "writes go on with engine profile {to}: they were paused for {:.1} s",
                 since.elapsed().as_secs_f64()
             ),
-            None => println!("writes go on with engine profile {to}"),
+            None => say!("writes go on with engine profile {to}"),
         }
         let status = self.client.status().await?;
         for (node, answer) in ask(&status.nodes).await {
             if answer.is_none_or(|status| status.engine_profile != self.to) {
-                println!("next: restart node {node} with that build as well");
+                say!("next: restart node {node} with that build as well");
             }
         }
         Ok(())
@@ -202,7 +201,7 @@ impl Watch {
     /// Prints a line about a node, once.
     fn say(&mut self, node: u64, what: String) {
         if self.seen.get(&node) != Some(&what) {
-            println!("node {node} {what}");
+            say!("node {node} {what}");
             self.seen.insert(node, what);
         }
     }

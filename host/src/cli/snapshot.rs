@@ -1,6 +1,7 @@
 //! `lockstep snapshot`: takes a checkpoint now.
 
 use super::endpoint::Endpoint;
+use super::output::say;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -10,6 +11,6 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let index = arguments.endpoint.client()?.snapshot().await?;
-    println!("the leader's snapshot at index {index} is on disk");
+    say!("the leader's snapshot at index {index} is on disk");
     Ok(())
 }

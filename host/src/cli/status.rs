@@ -3,6 +3,7 @@
 use lockstep_client::v1;
 
 use super::endpoint::Endpoint;
+use super::output::say;
 use super::view;
 
 #[derive(Debug, clap::Args)]
@@ -17,7 +18,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let status = arguments.endpoint.client()?.status().await?;
     if arguments.json {
-        println!("{:#}", view::status_json(&status));
+        say!("{:#}", view::status_json(&status));
     } else {
         print_text(&status);
     }
@@ -26,24 +27,24 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 fn print_text(status: &v1::StatusReply) {
     let cluster = view::hex(&status.cluster_id);
-    println!("node       {} ({})", status.node_id, view::role(status.role));
-    println!("version    {} (engine profile {})", status.version, status.engine_profile);
-    println!("clients    {}", status.client_addr);
-    println!("peers      {}", status.peer_addr);
+    say!("node       {} ({})", status.node_id, view::role(status.role));
+    say!("version    {} (engine profile {})", status.version, status.engine_profile);
+    say!("clients    {}", status.client_addr);
+    say!("peers      {}", status.peer_addr);
     if cluster.is_empty() {
-        println!("cluster    none: run `lockstep cluster init`, or add this node to a cluster");
+        say!("cluster    none: run `lockstep cluster init`, or add this node to a cluster");
         return;
     }
-    println!("cluster    {cluster}");
+    say!("cluster    {cluster}");
     match status.leader_id {
-        0 => println!("leader     none known: an election is under way, or a majority is missing"),
-        leader => println!("leader     {leader}"),
+        0 => say!("leader     none known: an election is under way, or a majority is missing"),
+        leader => say!("leader     {leader}"),
     }
-    println!("term       {}", status.term);
+    say!("term       {}", status.term);
     if !status.replicated_profile.is_empty() {
-        println!("engine     {}", status.replicated_profile);
+        say!("engine     {}", status.replicated_profile);
     }
-    println!(
+    say!(
         "log        last {}, committed {}, applied {}, snapshot {}, purged {}",
         status.last_log_index,
         status.committed_index,
@@ -51,13 +52,13 @@ fn print_text(status: &v1::StatusReply) {
         status.snapshot_index,
         status.purged_index
     );
-    println!();
+    say!("");
     view::print_nodes(status);
     if !status.machines.is_empty() {
-        println!();
+        say!("");
         view::print_machines(&status.machines);
     }
     for alarm in &status.alarms {
-        println!("alarm      {alarm}");
+        say!("alarm      {alarm}");
     }
 }

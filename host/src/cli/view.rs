@@ -6,6 +6,7 @@ use lockstep_client::v1;
 use lockstep_client::v1::status_reply::Role;
 use serde_json::{Map, Value, json};
 
+use super::output::say;
 use crate::types::short;
 
 /// Bytes as lower-case hexadecimal.
@@ -158,9 +159,13 @@ fn last_report(status: &v1::StatusReply, node: u64) -> String {
 
 /// The membership as a table.
 pub(super) fn print_nodes(status: &v1::StatusReply) {
-    println!(
+    say!(
         "{:<6} {:<8} {:<22} {:<22} {:<12} CHECKPOINT",
-        "NODE", "PART", "CLIENTS", "PEERS", "MATCHED"
+        "NODE",
+        "PART",
+        "CLIENTS",
+        "PEERS",
+        "MATCHED"
     );
     for node in &status.nodes {
         let part = match node.voter {
@@ -172,7 +177,7 @@ pub(super) fn print_nodes(status: &v1::StatusReply) {
             0 => "-".to_owned(),
             index => index.to_string(),
         };
-        println!(
+        say!(
             "{:<6} {part:<8} {:<22} {:<22} {matched:<12} {}",
             node.node_id,
             node.client_addr,
@@ -184,14 +189,18 @@ pub(super) fn print_nodes(status: &v1::StatusReply) {
 
 /// Machines as a table.
 pub(super) fn print_machines(machines: &[v1::Machine]) {
-    println!(
+    say!(
         "{:<16} {:<14} {:<16} {:>12} {:>10} STATE",
-        "MACHINE", "MODULE", "GUEST", "MEMORY", "APPLIED"
+        "MACHINE",
+        "MODULE",
+        "GUEST",
+        "MEMORY",
+        "APPLIED"
     );
     for machine in machines {
         let state = state_text(machine);
         let module = hex(&machine.module_digest);
-        println!(
+        say!(
             "{:<16} {:<14} {:<16} {:>12} {:>10} {state}",
             machine.name,
             short(&module),

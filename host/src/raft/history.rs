@@ -63,6 +63,7 @@ mod tests {
         let log = Log::open(folder.path(), &LogConfig::from(&FileConfig::default())).unwrap();
         let (one, other) = (batch(1, "first"), batch(2, "second"));
         let batches = vec![one.clone(), other.clone()];
+        append(&log, 0, &Proposal::Checkpoint);
         append(&log, 1, &Proposal::Commands { time_ms: 5, batches });
         append(&log, 2, &Proposal::Checkpoint);
         append(

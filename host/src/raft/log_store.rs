@@ -178,7 +178,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.log.truncate_after(last, Box::new(drop)).map_err(|error| error.into_io())
     }
 
-    /// Not waited for: chunks are removed once the purge is on disk.
+    /// Not waited for: segments are removed once the purge is on disk.
     async fn purge(&mut self, upto: RaftLogId) -> Result<(), io::Error> {
         let purged = self.log.purge(convert::log_id_from_raft(&upto), Box::new(drop));
         purged.map_err(|error| error.into_io())

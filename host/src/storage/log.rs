@@ -1,6 +1,7 @@
-//! The log, the vote and the committed log id, in one write-ahead log: raft-log behind our own
-//! envelopes (`log/record.rs`), our own recovery (`log/recovery.rs`) and our own report of what is
-//! synced (`log/flush.rs`). Why raft-log: docs/decisions/0001-log-store.md.
+//! The log, the vote and the committed log id, in one write-ahead log of our own: segments of zeros
+//! that records overwrite (`log/segment.rs`), one writer that groups what waits (`log/writer.rs`),
+//! and a recovery that tells a torn end from damage (`log/recovery.rs`). Why not a library:
+//! docs/decisions/0010-own-log.md.
 //!
 //! Writes go to disk in the order of the calls, whatever they write. What one call writes is
 //! readable when it returns, and durable when its `FlushDone` says so.
@@ -8,54 +9,52 @@
 //! **Invariant:** the entries are `(purged, last]` without a gap.
 //! **Invariant:** after the first error nothing is written any more until the log is opened again.
 
+mod contents;
 mod flush;
 mod record;
 mod recovery;
+mod segment;
+mod writer;
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
-use std::time::Duration;
-
-use raft_log::api::raft_log_writer::RaftLogWriter as _;
-use raft_log::chunked_wal::ChunkedWal;
-use raft_log::codeq::Span as _;
-use raft_log::{Callback as _, RaftLog};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::thread::JoinHandle;
 
 use super::{Error, durable};
 use crate::config::FileConfig;
 use crate::types::{LogId, LogIndex, Vote};
+use contents::{Contents, Entry};
 pub use flush::FlushDone;
-use flush::{Flushed, Progress};
-use record::{LogTypes, RecordLogId, RecordPayload, RecordVote, SyncedMark};
+use flush::Progress;
+pub(super) use record::FIRST_RECORD_BYTES;
 pub use record::{PAYLOAD_BYTES_MAX, Payload};
-pub(super) use recovery::FIRST_RECORD_BYTES;
+use record::{Record, Stamp};
+use recovery::Recovered;
+use segment::{FolderLock, Segment};
+use writer::{Files, Pending, Shared, Writer};
 
-/// Replay reads a chunk through a buffer of this size.
-const REPLAY_BUFFER_BYTES: usize = 1 << 20;
-/// A reader lets writers in after this many bytes.
+/// The number of the first segment of a new log.
+const FIRST_SEGMENT: u64 = 1;
+
+/// A read goes to disk, and lets writers in, after this many bytes.
 const READ_SECTION_BYTES: usize = 256 << 10;
 
 /// How the log is kept.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
-    /// How long the writer waits for more to share one sync. What is queued already shares it
-    /// at any value but zero, which means a sync for each write, however many are queued.
-    pub flush_wait: Duration,
-    /// Size at which a chunk is closed, in bytes. The log is freed by whole chunks.
-    pub chunk_bytes: u64,
-    /// Payloads kept in memory beside those of the open chunk, in bytes.
+    /// Size at which a segment is closed, in bytes. The log is freed by whole segments.
+    pub segment_bytes: u64,
+    /// Payloads kept in memory, in bytes, beside those that are not written yet.
     pub cache_bytes: usize,
 }
 
 impl From<&FileConfig> for LogConfig {
     fn from(config: &FileConfig) -> Self {
-        Self {
-            flush_wait: Duration::from_micros(config.log_flush_wait_us),
-            chunk_bytes: config.log_chunk_bytes,
-            cache_bytes: config.log_cache_bytes,
-        }
+        Self { segment_bytes: config.log_segment_bytes, cache_bytes: config.log_cache_bytes }
     }
 }
 
@@ -81,40 +80,80 @@ pub struct ReadStep {
     pub from_disk: bool,
 }
 
-/// The log. Clones are handles of one log.
-#[derive(Clone, Debug)]
+/// The log. Clones are handles of one log; the last one that is dropped closes it, and everything
+/// that was written goes to disk first.
+#[derive(Clone)]
 pub struct Log {
-    raft_log: Arc<RwLock<RaftLog<LogTypes>>>,
-    progress: Arc<Progress>,
+    open: Arc<Open>,
+}
+
+/// A log that is open.
+struct Open {
+    front: Mutex<Front>,
+    shared: Arc<Shared>,
     folder: Arc<Path>,
+    config: LogConfig,
+    writer: Option<JoinHandle<()>>,
+    /// Goes last: nobody opens the folder before the writer is gone.
+    _lock: FolderLock,
+}
+
+/// What callers change, one at a time: what the log holds, and where the next record goes.
+struct Front {
+    contents: Contents,
+    /// The segments in use; the last is written to.
+    segments: VecDeque<InUse>,
+    /// Where in the last one the next record goes.
+    used: u64,
+}
+
+/// A segment as the callers know it; its file may not be there yet.
+struct InUse {
+    /// The byte of the log with which it begins.
+    start: u64,
+    /// The highest index of an entry that was ever written to it.
+    highest: Option<LogIndex>,
 }
 
 impl Log {
     /// Opens the log in `folder`, or creates one. What is readable afterwards is synced.
     ///
     /// # Errors
-    /// `Damaged`, naming file, offset and repair, for anything but a torn end, which is cut.
+    /// `Locked` when it is open already; `Damaged`, naming file, offset and repair, for anything
+    /// but a torn end, which is cut.
     pub fn open(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
-        Self::open_undamaged(folder, config).map_err(Error::with_repair)
+        durable::create_folder(folder)?;
+        let lock = FolderLock::take(folder)?;
+        durable::remove_temporaries(folder)?;
+        let recovered = match recovery::recover(folder).map_err(Error::with_repair)? {
+            Some(recovered) => recovered,
+            None => create(folder, config)?,
+        };
+        Self::start(folder.into(), config, lock, recovered)
     }
 
-    fn open_undamaged(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
-        durable::create_folder(folder)?;
-        let config = raft_log_config(folder, config)?;
-        let lock = ChunkedWal::<raft_log::RaftWalTypes<LogTypes>>::acquire_lock(&config.wal);
-        let lock = lock.map_err(|error| Error::io(folder, error))?;
-        recovery::cut_torn_tail(folder)?;
-        drop(lock);
-        let raft_log = RaftLog::open(Arc::new(config)).map_err(|error| explain(folder, error))?;
-        check_front(folder, &raft_log)?;
-        let log = Self {
-            raft_log: Arc::new(RwLock::new(raft_log)),
-            progress: Arc::new(Progress::new(folder)),
-            folder: folder.into(),
-        };
-        // After a crash of the process alone, what was read may be in memory only.
-        log.wait_synced(|raft_log| Ok(raft_log.stat().open_chunk.global_end))?;
-        Ok(log)
+    fn start(
+        folder: Arc<Path>,
+        config: &LogConfig,
+        lock: FolderLock,
+        recovered: Recovered,
+    ) -> Result<Self, Error> {
+        let Recovered { contents, segments, used } = recovered;
+        let (last, _) = segments.back().expect("a log has a segment");
+        let shared = Arc::new(Shared::new(
+            segments.iter().map(|(segment, _)| Arc::clone(segment)),
+            last.start + used,
+        ));
+        let current = Arc::clone(last);
+        let writer = Writer::new(Arc::clone(&shared), &folder, config.segment_bytes, current);
+        let thread = std::thread::Builder::new().name("log-writer".to_owned());
+        let writer = thread.spawn(|| writer.run()).map_err(|error| Error::io(&folder, error))?;
+        let in_use = segments
+            .iter()
+            .map(|(segment, highest)| InUse { start: segment.start, highest: *highest });
+        let front = Mutex::new(Front { contents, segments: in_use.collect(), used });
+        let (config, writer) = (config.clone(), Some(writer));
+        Ok(Self { open: Arc::new(Open { front, shared, folder, config, writer, _lock: lock }) })
     }
 
     /// Where the log stands.
@@ -122,14 +161,7 @@ impl Log {
     /// # Errors
     /// Any call fails once one has failed.
     pub fn state(&self) -> Result<LogState, Error> {
-        let raft_log = self.reading()?;
-        let state = raft_log.log_state();
-        Ok(LogState {
-            vote: state.vote().map(|record| record.vote),
-            purged: state.purged().map(|id| id.0),
-            last: state.last().map(|id| id.0),
-            committed: state.committed().map(|id| id.0),
-        })
+        Ok(self.front()?.contents.state())
     }
 
     /// Appends entries that follow the last one. They are readable on return; `done` is called
@@ -139,47 +171,51 @@ impl Log {
         entries: impl IntoIterator<Item = (LogId, Payload)>,
         done: FlushDone,
     ) -> Result<(), Error> {
-        let synced_upto = self.progress.synced_upto();
-        let records = entries
-            .into_iter()
-            .map(|(id, payload)| (RecordLogId(id), RecordPayload { payload, synced_upto }));
-        self.write(done, |raft_log| Ok(raft_log.append(records)?.end().0))
+        self.write(done, |draft| {
+            entries
+                .into_iter()
+                .try_for_each(|(id, payload)| draft.push(&Record::Entry(id, payload)))
+        })
     }
 
     /// Saves a vote that is not less than the last one; `done` is called once it is synced or
     /// never will be.
     pub fn save_vote(&self, vote: Vote, done: FlushDone) -> Result<(), Error> {
-        let synced_upto = self.progress.synced_upto();
-        let record = RecordVote { vote, synced_upto };
-        self.write(done, |raft_log| Ok(raft_log.save_vote(record)?.end().0))
+        self.write(done, |draft| draft.push(&Record::Vote(vote)))
     }
 
     /// Remembers how far the log is committed. It is written with the next write: a restart that
     /// finds an older one applies the rest again as soon as it learns of it.
     pub fn save_committed(&self, committed: Option<LogId>) -> Result<(), Error> {
-        let Some(committed) = committed.map(RecordLogId) else { return Ok(()) };
-        let mut raft_log = self.writing()?;
-        let state = raft_log.log_state();
-        let is_news = state.committed() < Some(&committed) && Some(&committed) <= state.last();
-        if is_news {
-            raft_log.commit(committed).map_err(|error| self.failed(error))?;
-        }
-        Ok(())
+        let Some(committed) = committed else { return Ok(()) };
+        self.change(|draft| {
+            let state = draft.front.contents.state();
+            let is_news = state.committed < Some(committed) && Some(committed) <= state.last;
+            if is_news { draft.push(&Record::Committed(committed)) } else { Ok(()) }
+        })
     }
 
     /// Removes the entries after `last`, or all of them.
     pub fn truncate_after(&self, last: Option<LogId>, done: FlushDone) -> Result<(), Error> {
-        let end = last.map_or(0, |id| id.index + 1);
-        self.write(done, |raft_log| {
-            let is_after_end = raft_log.log_state().last().is_none_or(|id| id.0.index < end);
-            if is_after_end { Ok(0) } else { Ok(raft_log.truncate(end)?.end().0) }
+        self.write(done, |draft| {
+            let end = draft.front.contents.state().last.map(|id| id.index);
+            let is_after_end = end <= last.map(|id| id.index);
+            if is_after_end { Ok(()) } else { draft.push(&Record::Truncated(last)) }
         })
     }
 
     /// Removes the entries up to and including `upto`, which may be after the last one. Disk
-    /// space is freed by whole chunks.
+    /// space is freed by whole segments.
     pub fn purge(&self, upto: LogId, done: FlushDone) -> Result<(), Error> {
-        self.write(done, |raft_log| Ok(raft_log.purge(RecordLogId(upto))?.end().0))
+        self.write(done, |draft| {
+            if Some(upto) <= draft.front.contents.state().purged {
+                return Ok(());
+            }
+            draft.push(&Record::Purged(upto))?;
+            let unneeded = draft.front.take_unneeded(upto.index);
+            draft.pending.unneeded.extend(unneeded);
+            Ok(())
+        })
     }
 
     /// Entries of the range, as far as the log holds them.
@@ -220,134 +256,224 @@ impl Log {
     /// Waits until all that was written is synced, and leaves a mark that says so: a later start
     /// takes no damage for a torn end. For the end of the process.
     pub fn sync(&self) -> Result<(), Error> {
-        self.wait_synced(|raft_log| Ok(raft_log.stat().open_chunk.global_end))?;
-        let mark = SyncedMark(self.progress.synced_upto());
-        self.wait_synced(|raft_log| Ok(raft_log.save_user_data(Some(mark))?.end().0))
+        self.wait_synced(|_| Ok(()))?;
+        self.wait_synced(|draft| draft.push(&Record::State(draft.front.contents.state())))
     }
 
-    /// Bytes that the log takes on disk.
-    pub fn bytes_on_disk(&self) -> Result<u64, Error> {
-        Ok(self.reading()?.on_disk_size())
-    }
-
-    /// One short section under the lock.
+    /// One short section under the lock; what is not in memory is read after it.
     fn read_section(
         &self,
         range: Range<LogIndex>,
         bytes_max: usize,
         stops_at_disk: bool,
     ) -> Result<ReadStep, Error> {
-        let raft_log = self.reading()?;
-        let mut step = ReadStep { entries: Vec::new(), from_disk: false };
-        let mut bytes = 0;
-        if range.is_empty() {
-            return Ok(step);
-        }
-        for entry in raft_log.read(range.start, range.end) {
-            let (id, record) = entry.map_err(|error| self.failed(error))?;
-            bytes += record.payload.bytes.len();
-            // A payload in memory is shared with the cache.
-            step.from_disk |= record.payload.bytes.is_unique();
-            step.entries.push((id.0, record.payload));
-            if bytes >= bytes_max || (stops_at_disk && step.from_disk) {
-                break;
-            }
-        }
-        Ok(step)
+        let front = self.front()?;
+        let found = front.contents.find(range, bytes_max, stops_at_disk);
+        let from_disk = found.iter().any(|entry| matches!(entry, Entry::OnDisk { .. }));
+        // A segment that is purged meanwhile can be read as long as it is held.
+        let files = if from_disk { self.open.shared.files().clone() } else { Files::new() };
+        drop(front);
+        let entries = read_back(&found, &files).map_err(|error| self.latch(error))?;
+        Ok(ReadStep { entries, from_disk })
     }
 
-    /// Makes a change, which returns where the log ends, and asks for its sync. `done` is called
-    /// in any case.
+    /// Makes a change and asks for its sync. `done` is called in any case.
     fn write(
         &self,
         done: FlushDone,
-        change: impl FnOnce(&mut RaftLog<LogTypes>) -> io::Result<u64>,
+        change: impl FnOnce(&mut Draft<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
-        let mut flushed = Flushed::new(self.progress.clone(), done);
-        let mut raft_log = self.writing()?;
-        match change(&mut raft_log) {
-            Ok(upto) => flushed.upto = upto,
-            Err(error) => {
-                let failed = self.failed(error);
-                flushed.send(Err(failed.clone().into_io()));
-                return Err(failed);
-            }
+        let mut done = Some(done);
+        let written = self.change(|draft| {
+            change(draft)?;
+            draft.pending.waiting.extend(done.take());
+            Ok(())
+        });
+        if let (Err(error), Some(done)) = (&written, done) {
+            done(Err(error.clone().into_io()));
         }
-        raft_log.flush(true, Some(flushed)).map_err(|error| {
-            // Where the writer has stopped, it knows why.
-            self.failed(raft_log.wait_worker_idle().err().unwrap_or(error))
-        })
+        written
     }
 
     /// As `write`, and waits for the sync.
     fn wait_synced(
         &self,
-        change: impl FnOnce(&mut RaftLog<LogTypes>) -> io::Result<u64>,
+        change: impl FnOnce(&mut Draft<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
         let (sender, receiver) = mpsc::channel();
         let done = move |result| sender.send(result).expect("the receiver waits below");
         self.write(Box::new(done), change)?;
         let result = receiver.recv().expect("a FlushDone is always called");
-        result.map_err(|error| Error::io(&self.folder, error))
+        result.map_err(|error| Error::io(&self.open.folder, error))
     }
 
-    fn failed(&self, error: io::Error) -> Error {
-        self.progress.latch(Error::io(&self.folder, error))
-    }
-
-    fn reading(&self) -> Result<RwLockReadGuard<'_, RaftLog<LogTypes>>, Error> {
-        self.progress.check()?;
-        self.raft_log.read().map_err(|_| panicked())
-    }
-
-    fn writing(&self) -> Result<RwLockWriteGuard<'_, RaftLog<LogTypes>>, Error> {
-        self.progress.check()?;
-        self.raft_log.write().map_err(|_| panicked())
-    }
-}
-
-fn raft_log_config(folder: &Path, config: &LogConfig) -> Result<raft_log::Config, Error> {
-    let dir = folder.to_str().ok_or_else(|| {
-        Error::Refused(format!("{}: the folder's name must be UTF-8", folder.display()))
-    })?;
-    let mut raft_log = raft_log::Config::new(dir);
-    raft_log.log_cache_capacity = Some(config.cache_bytes);
-    raft_log.log_cache_max_items = Some(usize::MAX);
-    raft_log.wal.read_buffer_size = Some(REPLAY_BUFFER_BYTES);
-    raft_log.wal.chunk_max_size = Some(usize::try_from(config.chunk_bytes).unwrap_or(usize::MAX));
-    raft_log.wal.flush_batch_wait = Some(config.flush_wait);
-    // `recovery` has cut what may be cut.
-    raft_log.wal.truncate_incomplete_record = Some(false);
-    Ok(raft_log)
-}
-
-/// Says which file and where, when raft-log refuses to open.
-fn explain(folder: &Path, error: io::Error) -> Error {
-    match recovery::find_damage(folder) {
-        Ok(Some(damaged)) => damaged,
-        Ok(None) if error.kind() == io::ErrorKind::InvalidData => {
-            Error::damaged(folder, 0, error.to_string())
+    /// Makes a change. It is written with the next one that somebody waits for.
+    fn change(&self, change: impl FnOnce(&mut Draft<'_>) -> io::Result<()>) -> Result<(), Error> {
+        let Open { shared, folder, config, .. } = &*self.open;
+        let mut front = self.front()?;
+        let mut pending = shared.pending();
+        if pending.stopped {
+            return Err(Error::Latched { first: "its writer has stopped".to_owned() });
         }
-        Ok(None) => Error::io(folder, error),
-        Err(found) => found,
+        let (progress, segment_bytes) = (&shared.progress, config.segment_bytes);
+        let mut draft = Draft { front: &mut front, pending: &mut pending, progress, segment_bytes };
+        change(&mut draft).map_err(|error| self.latch(Error::io(folder, error)))?;
+        shared.wake(&mut pending);
+        drop(pending);
+        front.contents.shrink(config.cache_bytes, progress.written_upto());
+        Ok(())
+    }
+
+    fn latch(&self, error: Error) -> Error {
+        self.open.shared.progress.latch(error)
+    }
+
+    fn front(&self) -> Result<MutexGuard<'_, Front>, Error> {
+        self.open.shared.progress.check()?;
+        let panicked = "a thread panicked while it held the log";
+        self.open.front.lock().map_err(|_| Error::Latched { first: panicked.to_owned() })
     }
 }
 
-/// Refuses a log whose first chunks are gone although their entries were not purged.
-fn check_front(folder: &Path, raft_log: &RaftLog<LogTypes>) -> Result<(), Error> {
-    let stat = raft_log.stat();
-    let first_chunk = stat.closed_chunks.first().unwrap_or(&stat.open_chunk);
-    let state = raft_log.log_state();
-    let first = state.purged().map_or(0, |id| id.0.index + 1);
-    let is_whole = first_chunk.global_start == 0
-        || state.last() <= state.purged()
-        || raft_log.read(first, first + 1).next().is_some();
-    if is_whole {
-        return Ok(());
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Log").field(&self.open.folder).finish()
     }
-    Err(Error::damaged(folder, 0, format!("the chunk that holds entry {first} is missing")))
 }
 
-fn panicked() -> Error {
-    Error::Latched { first: "a thread panicked while it held the log".to_owned() }
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(writer) = self.writer.take() {
+            // One that panicked has failed everything that waited.
+            writer.join().ok();
+        }
+    }
+}
+
+impl Front {
+    /// The segments that hold nothing which is not purged, once everything up to `purged` is.
+    fn take_unneeded(&mut self, purged: LogIndex) -> Vec<u64> {
+        let mut unneeded = Vec::new();
+        while self.segments.len() > 1
+            && let Some(first) = self
+                .segments
+                .pop_front_if(|first| first.highest.is_none_or(|index| index <= purged))
+        {
+            unneeded.push(first.start);
+        }
+        unneeded
+    }
+}
+
+/// A change that is being made.
+struct Draft<'a> {
+    front: &'a mut Front,
+    pending: &'a mut Pending,
+    progress: &'a Progress,
+    segment_bytes: u64,
+}
+
+impl Draft<'_> {
+    /// Takes in a record, and hands it to the writer.
+    fn push(&mut self, record: &Record) -> io::Result<()> {
+        if self.front.used >= self.segment_bytes {
+            let last = self.front.segments.back().expect("a log has a segment");
+            let start = last.start + self.front.used;
+            self.front.segments.push_back(InUse { start, highest: None });
+            self.front.used = 0;
+            self.encode(&Record::State(self.front.contents.state()))?;
+        }
+        self.encode(record)
+    }
+
+    fn encode(&mut self, record: &Record) -> io::Result<()> {
+        let Front { contents, segments, used } = &mut *self.front;
+        let segment = segments.back_mut().expect("a log has a segment");
+        let run = self.pending.run(segment.start, *used);
+        let length = run.bytes.len();
+        let position = segment.start + *used;
+        let stamp = Stamp { position, synced_upto: self.progress.synced_upto() };
+        record.encode(stamp, &mut run.bytes)?;
+        if let Err(reason) = contents.apply(record, position) {
+            run.bytes.truncate(length);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        *used += u64::try_from(run.bytes.len() - length).expect("a length in memory fits");
+        if let Record::Entry(id, _) = record {
+            segment.highest = segment.highest.max(Some(id.index));
+        }
+        Ok(())
+    }
+}
+
+/// Writes the first segment of a new log.
+fn create(folder: &Path, config: &LogConfig) -> Result<Recovered, Error> {
+    let mut first = Vec::new();
+    let stamp = Stamp { position: 0, synced_upto: 0 };
+    Record::State(LogState::default()).encode(stamp, &mut first).expect("a state is short");
+    let segment = Segment::create(folder, FIRST_SEGMENT, 0, &first, config.segment_bytes)?;
+    let used = u64::try_from(first.len()).expect("a length in memory fits");
+    let segments = VecDeque::from([(Arc::new(segment), None)]);
+    Ok(Recovered { contents: Contents::default(), segments, used })
+}
+
+/// The entries, those on disk by one read for as many as lie in one segment.
+fn read_back(found: &[Entry], files: &Files) -> Result<Vec<(LogId, Payload)>, Error> {
+    let mut entries = Vec::with_capacity(found.len());
+    let mut rest = found;
+    while let Some(entry) = rest.first() {
+        let position = match entry {
+            Entry::InMemory(id, payload) => {
+                entries.push((*id, payload.clone()));
+                rest = &rest[1..];
+                continue;
+            }
+            Entry::OnDisk { position, .. } => *position,
+        };
+        let (_, segment) = files.range(..=position).next_back().ok_or_else(|| {
+            Error::Refused(format!("byte {position} of the log lies in no segment"))
+        })?;
+        let end = files.range(position + 1..).next().map_or(u64::MAX, |(start, _)| *start);
+        let is_in_it = |entry: &&Entry| match entry {
+            Entry::OnDisk { position, .. } => *position < end,
+            Entry::InMemory(..) => false,
+        };
+        let (run, after) = rest.split_at(rest.iter().take_while(is_in_it).count());
+        read_run(segment, run, &mut entries)?;
+        rest = after;
+    }
+    Ok(entries)
+}
+
+/// Reads entries that lie in one segment.
+fn read_run(
+    segment: &Segment,
+    run: &[Entry],
+    entries: &mut Vec<(LogId, Payload)>,
+) -> Result<(), Error> {
+    let places = || {
+        run.iter().filter_map(|entry| match entry {
+            Entry::OnDisk { id, position, payload_bytes } => Some((*id, *position, *payload_bytes)),
+            Entry::InMemory(..) => None,
+        })
+    };
+    let Some((first, last)) = places().next().zip(places().last()) else { return Ok(()) };
+    let bytes = last.1 - first.1 + entry_bytes(last.2);
+    let bytes = segment.read(first.1 - segment.start, bytes)?;
+    for (id, position, _) in places() {
+        let offset = usize::try_from(position - first.1).expect("what was read fits in memory");
+        let damaged = |reason| segment.damaged(position - segment.start, reason);
+        let read = record::decode(&bytes, offset, position);
+        match read.map_err(|unreadable| damaged(unreadable.reason))?.record {
+            Record::Entry(found, payload) if found == id => entries.push((id, payload)),
+            _ => return Err(damaged(format!("entry {id} is not there any more"))),
+        }
+    }
+    Ok(())
+}
+
+/// Bytes of the record of an entry.
+fn entry_bytes(payload_bytes: usize) -> u64 {
+    u64::try_from(Record::entry_bytes(payload_bytes)).expect("a length in memory fits")
 }

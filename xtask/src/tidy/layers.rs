@@ -6,7 +6,6 @@ use super::{Finding, text};
 /// A foreign crate, and the only places of the daemon that may name it or a crate of its family.
 const CRATES: &[(&str, &[&str])] = &[
     ("openraft", &["host/src/raft/", "host/src/node"]),
-    ("raft_log", &["host/src/storage/"]),
     ("tonic", &["host/src/api/", "host/src/raft/network", "host/src/node"]),
     ("wasmtime", &["host/src/wasm/"]),
 ];

@@ -1,14 +1,13 @@
 //! What happens once a write is synced, or never will be.
 //!
-//! **Invariant:** every `FlushDone` is called exactly once. raft-log forgets the callbacks that
-//! are queued behind a failure, so the guard that carries them reports an error when it is dropped.
+//! **Invariant:** every `FlushDone` is called exactly once, in the order of the writes.
 //! **Invariant:** the first error stays (a failed sync may have lost pages that a second one would
 //! call clean), and every later call fails with it.
 
+use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use crate::storage::Error;
 
@@ -16,20 +15,21 @@ use crate::storage::Error;
 /// block, and must not call the log.
 pub type FlushDone = Box<dyn FnOnce(Result<(), io::Error>) + Send>;
 
-/// What the log and its callbacks share.
-#[derive(Debug)]
+/// How far the writer is, and whether anything failed.
+#[derive(Debug, Default)]
 pub(super) struct Progress {
-    folder: PathBuf,
     first_error: OnceLock<Error>,
+    written_upto: AtomicU64,
     synced_upto: AtomicU64,
 }
 
 impl Progress {
-    pub(super) fn new(folder: &Path) -> Self {
+    /// Everything up to this byte of the log is on disk.
+    pub(super) fn new(synced_upto: u64) -> Self {
         Self {
-            folder: folder.to_owned(),
             first_error: OnceLock::new(),
-            synced_upto: AtomicU64::new(0),
+            written_upto: AtomicU64::new(synced_upto),
+            synced_upto: AtomicU64::new(synced_upto),
         }
     }
 
@@ -49,100 +49,123 @@ impl Progress {
         error
     }
 
+    /// Up to which byte of the log everything was given to the system, and can be read from there.
+    pub(super) fn written_upto(&self) -> u64 {
+        self.written_upto.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_written_upto(&self, upto: u64) {
+        self.written_upto.store(upto, Ordering::Release);
+    }
+
     /// Up to which byte of the log everything is known to be on disk.
     pub(super) fn synced_upto(&self) -> u64 {
         self.synced_upto.load(Ordering::Acquire)
     }
 
     pub(super) fn set_synced_upto(&self, upto: u64) {
-        self.synced_upto.fetch_max(upto, Ordering::AcqRel);
+        self.synced_upto.store(upto, Ordering::Release);
     }
 }
 
-/// Carries a `FlushDone` through raft-log.
-pub(super) struct Flushed {
-    progress: Arc<Progress>,
-    done: Option<FlushDone>,
-    /// End of what the flush covers, in bytes of the log.
-    pub(super) upto: u64,
-}
+/// Callbacks that wait for one sync. Those that are dropped report an error.
+#[derive(Default)]
+pub(super) struct Waiting(VecDeque<FlushDone>);
 
-impl Flushed {
-    pub(super) fn new(progress: Arc<Progress>, done: FlushDone) -> Self {
-        Self { progress, done: Some(done), upto: 0 }
+impl Waiting {
+    pub(super) fn extend(&mut self, done: impl IntoIterator<Item = FlushDone>) {
+        self.0.extend(done);
     }
 
-    fn report(&mut self, result: Result<(), io::Error>) {
-        let Some(done) = self.done.take() else { return };
-        match &result {
-            Ok(()) => self.progress.set_synced_upto(self.upto),
-            Err(error) => {
-                let error = io::Error::new(error.kind(), error.to_string());
-                self.progress.latch(Error::io(&self.progress.folder, error));
-            }
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Calls all of them.
+    pub(super) fn report(mut self, result: &Result<(), Error>) {
+        self.call(result);
+    }
+
+    fn call(&mut self, result: &Result<(), Error>) {
+        // One by one, so that where one panics the others are called while it unwinds.
+        while let Some(done) = self.0.pop_front() {
+            done(result.clone().map_err(Error::into_io));
         }
-        done(result);
     }
 }
 
-impl raft_log::Callback for Flushed {
-    fn send(mut self, result: Result<(), io::Error>) {
-        self.report(result);
-    }
-}
-
-impl Drop for Flushed {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        self.report(Err(io::Error::other("the log's writer stopped before this was synced")));
+        let first = "the log's writer stopped before this was synced".to_owned();
+        self.call(&Err(Error::Latched { first }));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::mpsc;
-
-    use raft_log::Callback as _;
 
     use super::*;
 
-    fn guard(progress: &Arc<Progress>) -> (Flushed, mpsc::Receiver<Result<(), io::Error>>) {
+    type Called = (usize, Result<(), io::Error>);
+
+    fn waiting(count: usize) -> (Waiting, mpsc::Receiver<Called>) {
         let (sender, receiver) = mpsc::channel();
-        let done = move |result| sender.send(result).expect("the test waits for it");
-        let mut flushed = Flushed::new(progress.clone(), Box::new(done));
-        flushed.upto = 100;
-        (flushed, receiver)
+        let mut waiting = Waiting::default();
+        for number in 0..count {
+            let sender = sender.clone();
+            let done: FlushDone = Box::new(move |result| {
+                sender.send((number, result)).expect("the test waits for it");
+            });
+            waiting.extend([done]);
+        }
+        (waiting, receiver)
     }
 
-    /// A callback that raft-log forgets reports an error all the same, and latches it.
+    /// Callbacks that are forgotten report an error all the same.
     #[test]
     fn a_forgotten_callback_reports_an_error() {
-        let progress = Arc::new(Progress::new(Path::new("log")));
-        let (flushed, receiver) = guard(&progress);
-        drop(flushed);
-        let error = receiver.recv().unwrap().unwrap_err();
+        let (waiting, receiver) = waiting(2);
+        drop(waiting);
+        let (_, result) = receiver.recv().unwrap();
+        let error = result.unwrap_err();
         assert!(error.to_string().contains("stopped before this was synced"), "{error}");
-        assert!(matches!(progress.check(), Err(Error::Latched { .. })));
-        assert_eq!(progress.synced_upto(), 0);
+        assert!(receiver.recv().unwrap().1.is_err());
     }
 
-    /// A callback is called once, whatever happens to its guard afterwards.
+    /// Callbacks are called once each, in order.
     #[test]
-    fn a_callback_is_called_once() {
-        let progress = Arc::new(Progress::new(Path::new("log")));
-        let (flushed, receiver) = guard(&progress);
-        flushed.send(Ok(()));
-        receiver.recv().unwrap().unwrap();
-        assert!(receiver.recv().is_err(), "the sender is gone with the callback");
-        assert_eq!(progress.synced_upto(), 100);
-        progress.check().unwrap();
+    fn callbacks_are_called_once() {
+        let (waiting, receiver) = waiting(3);
+        waiting.report(&Ok(()));
+        let called: Vec<_> =
+            receiver.iter().map(|(number, result)| (number, result.is_ok())).collect();
+        assert_eq!(called, [(0, true), (1, true), (2, true)]);
+    }
+
+    /// The others are called where one panics.
+    #[test]
+    fn a_panic_forgets_no_callback() {
+        let (sender, receiver) = mpsc::channel();
+        let mut all = Waiting::default();
+        let panics: FlushDone = Box::new(|_| panic!("a callback that must not"));
+        let after: FlushDone = Box::new(move |result| sender.send(result).expect("it is awaited"));
+        all.extend([panics, after]);
+        let panicked =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| all.report(&Ok(()))));
+        assert!(panicked.is_err());
+        assert!(receiver.recv().unwrap().is_err());
     }
 
     /// The first error stays the first.
     #[test]
     fn the_first_error_is_kept() {
-        let progress = Arc::new(Progress::new(Path::new("log")));
-        guard(&progress).0.send(Err(io::Error::other("first")));
-        guard(&progress).0.send(Err(io::Error::other("second")));
+        let progress = Progress::new(0);
+        progress.check().unwrap();
+        for text in ["first", "second"] {
+            progress.latch(Error::io(Path::new("log"), io::Error::other(text)));
+        }
         let error = progress.check().unwrap_err().to_string();
         assert!(error.contains("first") && !error.contains("second"), "{error}");
     }

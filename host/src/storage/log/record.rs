@@ -1,38 +1,38 @@
-//! What we put into raft-log's records: each item in an envelope of our own (docs/formats.md,
-//! "Log"), because raft-log's checksum is only reached through lengths that it does not check.
+//! The records of the log and their bytes (docs/formats.md, "Log").
 //!
-//! **Invariant:** the first byte of an item is its tag and is checked before anything else is
-//! read, and a length is believed only under a checksum of its own. So a flipped bit is always
-//! `InvalidData`, and `UnexpectedEof` always means that the file ends inside a record.
-//!
-//! Votes and payloads carry `synced_upto`: up to which byte of the log everything was known to be
-//! on disk when they were written. After a crash this tells a torn tail, which nobody was promised,
-//! from durable bytes that went bad.
+//! **Invariant:** a header stands under a checksum of its own, so that a length is never believed
+//! unchecked, and names its own place, so that a record is never believed anywhere else.
+//! **Invariant:** a record begins and ends with a byte that is not zero: where nothing was written
+//! yet there are zeros, and so a record that is whole never looks unwritten at its ends.
 
-use std::io::{self, Read, Write};
+use std::io;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
-use raft_log::codeq::{Decode, Encode};
 
-use super::flush::Flushed;
+use super::LogState;
 use crate::types::{LogId, NodeId, Vote};
 
 /// Longest payload of an entry, in bytes; bounds what a reader allocates.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 
-const LOG_ID_TAG: u8 = b'L';
-const VOTE_TAG: u8 = b'V';
-const PAYLOAD_TAG: u8 = b'P';
-const SYNCED_TAG: u8 = b'S';
+/// Kind, version, kind of the payload, reserved, length, position, `synced_upto`, two checksums.
+pub(super) const HEADER_BYTES: usize = 1 + 1 + 1 + 1 + 4 + 8 + 8 + 4 + 4;
+const VERSION: u8 = 1;
+/// The first record of a new log: a state with nothing in it. It is there before the log is.
+pub(in crate::storage) const FIRST_RECORD_BYTES: u64 = HEADER_BYTES as u64 + 4 + 1;
+/// Term, node, index.
+const LOG_ID_BYTES: usize = 24;
+/// Term, node, whether it is granted.
+const VOTE_BYTES: usize = 17;
+/// The last byte of a record.
+const END: u8 = 0xa5;
 
-/// Tag, term, node, index, checksum.
-pub(super) const LOG_ID_BYTES: usize = 1 + 24 + 4;
-/// Tag, term, node, whether it is granted, synced_upto, checksum.
-const VOTE_BYTES: usize = 1 + 16 + 1 + 8 + 4;
-/// Tag, synced_upto, checksum.
-const MARK_BYTES: usize = 1 + 8 + 4;
-/// Tag, kind, length, synced_upto, checksum of the bytes, checksum of the header.
-pub(super) const PAYLOAD_HEADER_BYTES: usize = 1 + 1 + 4 + 8 + 4 + 4;
+const STATE: u8 = 1;
+const VOTE: u8 = 2;
+const ENTRY: u8 = 3;
+const COMMITTED: u8 = 4;
+const TRUNCATED: u8 = 5;
+const PURGED: u8 = 6;
 
 /// The payload of a log entry: bytes, and what sort of bytes the caller says they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,224 +43,312 @@ pub struct Payload {
     pub bytes: Bytes,
 }
 
-/// raft-log's view of our types.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct LogTypes;
-
-impl raft_log::Types for LogTypes {
-    type LogId = RecordLogId;
-    type LogPayload = RecordPayload;
-    type Vote = RecordVote;
-    type Callback = Flushed;
-    type UserData = SyncedMark;
-
-    fn log_index(log_id: &RecordLogId) -> u64 {
-        log_id.0.index
-    }
-
-    fn payload_size(payload: &RecordPayload) -> u64 {
-        u64::try_from(payload.payload.bytes.len()).expect("a usize fits")
-    }
+/// What is written to the log, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Record {
+    /// Where the log stands: the first record of each segment, so that the segments before it can
+    /// go, and the mark of a clean stop.
+    State(LogState),
+    Vote(Vote),
+    Entry(LogId, Payload),
+    Committed(LogId),
+    /// The entries after this one are gone.
+    Truncated(Option<LogId>),
+    /// The entries up to this one are gone.
+    Purged(LogId),
 }
 
-/// A record of the log.
-pub(super) type Record = raft_log::WALRecord<raft_log::RaftWalTypes<LogTypes>>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct RecordLogId(pub(super) LogId);
-
-impl Encode for RecordLogId {
-    fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = [LOG_ID_TAG; LOG_ID_BYTES];
-        let mut fields = &mut bytes[1..];
-        fields.put_u64_le(self.0.term);
-        fields.put_u64_le(self.0.node.0);
-        fields.put_u64_le(self.0.index);
-        write_checked(writer, bytes)
-    }
-}
-
-impl Decode for RecordLogId {
-    fn decode<R: Read>(reader: R) -> io::Result<Self> {
-        let fields: [u8; 24] = read_checked(reader, LOG_ID_TAG, "a log id")?;
-        let mut fields = &fields[..];
-        let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
-        Ok(Self(LogId { term, node, index: fields.get_u64_le() }))
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RecordVote {
-    pub(super) vote: Vote,
-    pub(super) synced_upto: u64,
-}
-
-impl RecordVote {
-    /// Votes of one term and node are ordered: a granted one is more than one asked for.
-    fn order(&self) -> (u64, NodeId, bool) {
-        (self.vote.term, self.vote.node, self.vote.committed)
-    }
-}
-
-impl PartialEq for RecordVote {
-    fn eq(&self, other: &Self) -> bool {
-        self.order() == other.order()
-    }
-}
-
-impl Eq for RecordVote {}
-
-impl PartialOrd for RecordVote {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        self.order().partial_cmp(&other.order())
-    }
-}
-
-impl Encode for RecordVote {
-    fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = [VOTE_TAG; VOTE_BYTES];
-        let mut fields = &mut bytes[1..];
-        fields.put_u64_le(self.vote.term);
-        fields.put_u64_le(self.vote.node.0);
-        fields.put_u8(u8::from(self.vote.committed));
-        fields.put_u64_le(self.synced_upto);
-        write_checked(writer, bytes)
-    }
-}
-
-impl Decode for RecordVote {
-    fn decode<R: Read>(reader: R) -> io::Result<Self> {
-        let fields: [u8; 25] = read_checked(reader, VOTE_TAG, "a vote")?;
-        let mut fields = &fields[..];
-        let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
-        let committed = fields.get_u8() == 1;
-        Ok(Self { vote: Vote { term, node, committed }, synced_upto: fields.get_u64_le() })
-    }
-}
-
-/// A payload as a record holds it. The bytes are shared with the caller, and copied once: into
-/// raft-log's write buffer.
-#[derive(Clone, Debug)]
-pub(super) struct RecordPayload {
-    pub(super) payload: Payload,
-    pub(super) synced_upto: u64,
-}
-
-impl Encode for RecordPayload {
-    fn encode<W: Write>(&self, mut writer: W) -> io::Result<usize> {
-        let bytes = &self.payload.bytes;
-        if bytes.len() > PAYLOAD_BYTES_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a payload is too long"));
-        }
-        let mut header = [PAYLOAD_TAG; PAYLOAD_HEADER_BYTES];
-        let mut fields = &mut header[1..];
-        fields.put_u8(self.payload.kind);
-        fields.put_u32_le(u32::try_from(bytes.len()).map_err(io::Error::other)?);
-        fields.put_u64_le(self.synced_upto);
-        fields.put_u32_le(crc32c::crc32c(bytes));
-        let header_bytes = write_checked(&mut writer, header)?;
-        writer.write_all(bytes)?;
-        Ok(header_bytes + bytes.len())
-    }
-}
-
-impl Decode for RecordPayload {
-    fn decode<R: Read>(mut reader: R) -> io::Result<Self> {
-        let header = PayloadHeader::decode(&mut reader)?;
-        let mut bytes = vec![0; header.length];
-        reader.read_exact(&mut bytes)?;
-        if crc32c::crc32c(&bytes) != header.checksum {
-            return Err(invalid("the checksum of a payload differs"));
-        }
-        let payload = Payload { kind: header.kind, bytes: Bytes::from(bytes) };
-        Ok(Self { payload, synced_upto: header.synced_upto })
-    }
-}
-
-/// What stands before the bytes of a payload. Once decoded, its length can be believed.
-pub(super) struct PayloadHeader {
-    kind: u8,
-    pub(super) length: usize,
-    synced_upto: u64,
-    checksum: u32,
-}
-
-impl Decode for PayloadHeader {
-    fn decode<R: Read>(reader: R) -> io::Result<Self> {
-        let fields: [u8; 17] = read_checked(reader, PAYLOAD_TAG, "a payload")?;
-        let mut fields = &fields[..];
-        let kind = fields.get_u8();
-        let length = usize::try_from(fields.get_u32_le()).map_err(io::Error::other)?;
-        if length > PAYLOAD_BYTES_MAX {
-            return Err(invalid("a payload is longer than any that is written"));
-        }
-        let synced_upto = fields.get_u64_le();
-        Ok(Self { kind, length, synced_upto, checksum: fields.get_u32_le() })
-    }
-}
-
-/// The mark of a clean stop: everything up to this byte of the log is on disk.
+/// What a header says beside kind and length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SyncedMark(pub(super) u64);
+pub(super) struct Stamp {
+    /// The byte of the log at which the record begins.
+    pub(super) position: u64,
+    /// Up to which byte of the log everything was known to be on disk when this was written. After
+    /// a crash it tells a torn end, which nobody was promised, from durable bytes that went bad.
+    pub(super) synced_upto: u64,
+}
 
-impl Encode for SyncedMark {
-    fn encode<W: Write>(&self, writer: W) -> io::Result<usize> {
-        let mut bytes = [SYNCED_TAG; MARK_BYTES];
-        bytes[1..9].copy_from_slice(&self.0.to_le_bytes());
-        write_checked(writer, bytes)
+/// A record that was read.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) record: Record,
+    /// Where the next one begins.
+    pub(super) end: usize,
+}
+
+/// Why there is no record at a place.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub(super) reason: String,
+    /// How far it would reach, as far as that is known.
+    pub(super) end: usize,
+}
+
+/// A header that is whole and in its place.
+pub(super) struct Header {
+    kind: u8,
+    payload_kind: u8,
+    length: usize,
+    checksum: u32,
+    pub(super) synced_upto: u64,
+}
+
+impl Record {
+    /// Bytes that an entry with a payload of this length takes.
+    pub(super) const fn entry_bytes(payload: usize) -> usize {
+        HEADER_BYTES + LOG_ID_BYTES + payload + 1
+    }
+
+    /// Writes the record to the end of `buffer`, which is left as it was on an error.
+    pub(super) fn encode(&self, stamp: Stamp, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let (kind, payload_kind) = match self {
+            Self::State(_) => (STATE, 0),
+            Self::Vote(_) => (VOTE, 0),
+            Self::Entry(_, payload) if payload.bytes.len() > PAYLOAD_BYTES_MAX => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "a payload is too long"));
+            }
+            Self::Entry(_, payload) => (ENTRY, payload.kind),
+            Self::Committed(_) => (COMMITTED, 0),
+            Self::Truncated(_) => (TRUNCATED, 0),
+            Self::Purged(_) => (PURGED, 0),
+        };
+        let start = buffer.len();
+        buffer.put_bytes(0, HEADER_BYTES);
+        self.put_body(buffer);
+        let (header, body) = buffer[start..].split_at_mut(HEADER_BYTES);
+        let mut fields = &mut header[..];
+        fields.put_slice(&[kind, VERSION, payload_kind, 0]);
+        fields.put_u32_le(u32::try_from(body.len()).expect("payloads are bounded"));
+        fields.put_u64_le(stamp.position);
+        fields.put_u64_le(stamp.synced_upto);
+        fields.put_u32_le(crc32c::crc32c(body));
+        let checksum = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
+        header[HEADER_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
+        buffer.put_u8(END);
+        Ok(())
+    }
+
+    fn put_body(&self, buffer: &mut Vec<u8>) {
+        match self {
+            Self::State(state) => {
+                put_option(buffer, state.vote, put_vote);
+                put_option(buffer, state.purged, put_log_id);
+                put_option(buffer, state.last, put_log_id);
+                put_option(buffer, state.committed, put_log_id);
+            }
+            Self::Vote(vote) => put_vote(buffer, *vote),
+            Self::Entry(id, payload) => {
+                put_log_id(buffer, *id);
+                buffer.put_slice(&payload.bytes);
+            }
+            Self::Committed(id) | Self::Purged(id) => put_log_id(buffer, *id),
+            Self::Truncated(last) => put_option(buffer, *last, put_log_id),
+        }
+    }
+
+    /// Reads the body of a record; `None` when it is not what the kind says.
+    fn from_body(header: &Header, body: Bytes) -> Option<Self> {
+        let mut rest = &body[..];
+        let record = match header.kind {
+            STATE => Self::State(LogState {
+                vote: get_option(&mut rest, get_vote)?,
+                purged: get_option(&mut rest, get_log_id)?,
+                last: get_option(&mut rest, get_log_id)?,
+                committed: get_option(&mut rest, get_log_id)?,
+            }),
+            VOTE => Self::Vote(get_vote(&mut rest)?),
+            ENTRY => {
+                let id = get_log_id(&mut rest)?;
+                let bytes = body.slice(LOG_ID_BYTES..);
+                return Some(Self::Entry(id, Payload { kind: header.payload_kind, bytes }));
+            }
+            COMMITTED => Self::Committed(get_log_id(&mut rest)?),
+            TRUNCATED => Self::Truncated(get_option(&mut rest, get_log_id)?),
+            PURGED => Self::Purged(get_log_id(&mut rest)?),
+            _ => return None,
+        };
+        rest.is_empty().then_some(record)
     }
 }
 
-impl Decode for SyncedMark {
-    fn decode<R: Read>(reader: R) -> io::Result<Self> {
-        let fields: [u8; 8] = read_checked(reader, SYNCED_TAG, "a mark")?;
-        Ok(Self(u64::from_le_bytes(fields)))
+/// Reads the record at `offset` of `bytes`, which is byte `position` of the log. A payload shares
+/// its bytes with `bytes`.
+pub(super) fn decode(bytes: &Bytes, offset: usize, position: u64) -> Result<Found, Unreadable> {
+    let header = read_header(&bytes[offset..], position)
+        .map_err(|reason| Unreadable { reason: reason.to_owned(), end: offset + HEADER_BYTES })?;
+    let body = offset + HEADER_BYTES;
+    let end = body + header.length + 1;
+    let unreadable = |reason: &str| Unreadable { reason: reason.to_owned(), end };
+    if end > bytes.len() {
+        return Err(unreadable("the file ends inside a record"));
+    }
+    let body = bytes.slice(body..body + header.length);
+    if crc32c::crc32c(&body) != header.checksum || bytes[end - 1] != END {
+        return Err(unreadable("the checksum of a record differs"));
+    }
+    match Record::from_body(&header, body) {
+        Some(record) => Ok(Found { record, end }),
+        None => Err(unreadable("a record is none that this version writes")),
     }
 }
 
-/// Up to which byte of the log a record attests that everything was synced; 0 when it does not.
-pub(super) fn synced_upto(record: &Record) -> u64 {
-    use raft_log::{RaftLogAction, WALRecord};
-    match record {
-        WALRecord::Action(RaftLogAction::SaveVote(vote)) => vote.synced_upto,
-        WALRecord::Action(RaftLogAction::Append(_, payload)) => payload.synced_upto,
-        WALRecord::Checkpoint(state) => state.user_data.map_or(0, |mark| mark.0),
-        WALRecord::Action(_) => 0,
+/// Reads the header with which `bytes` begin, which are the log from byte `position` on.
+pub(super) fn read_header(bytes: &[u8], position: u64) -> Result<Header, &'static str> {
+    let Some((header, _)) = bytes.split_at_checked(HEADER_BYTES) else {
+        return Err("the file ends inside the header of a record");
+    };
+    let mut fields = header;
+    let (kind, version, payload_kind, _) =
+        (fields.get_u8(), fields.get_u8(), fields.get_u8(), fields.get_u8());
+    let length = usize::try_from(fields.get_u32_le()).map_err(|_| "a record is too long")?;
+    let (found_position, synced_upto) = (fields.get_u64_le(), fields.get_u64_le());
+    let checksum = fields.get_u32_le();
+    if fields.get_u32_le() != crc32c::crc32c(&header[..HEADER_BYTES - 4]) {
+        return Err("the checksum of a record's header differs");
+    }
+    if version != VERSION {
+        return Err("a record is of a later version of Lockstep");
+    }
+    if found_position != position {
+        return Err("a record belongs to another place of the log");
+    }
+    Ok(Header { kind, payload_kind, length, checksum, synced_upto })
+}
+
+/// The byte of the log with which a segment begins, from its first record; `None` when that has no
+/// whole header.
+pub(super) fn first_position(bytes: &[u8]) -> Option<u64> {
+    let mut field = bytes.get(8..16)?;
+    let position = field.get_u64_le();
+    read_header(bytes, position).is_ok().then_some(position)
+}
+
+fn put_log_id(buffer: &mut Vec<u8>, id: LogId) {
+    buffer.put_u64_le(id.term);
+    buffer.put_u64_le(id.node.0);
+    buffer.put_u64_le(id.index);
+}
+
+fn get_log_id(bytes: &mut &[u8]) -> Option<LogId> {
+    let (mut fields, rest) = bytes.split_at_checked(LOG_ID_BYTES)?;
+    *bytes = rest;
+    let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
+    Some(LogId { term, node, index: fields.get_u64_le() })
+}
+
+fn put_vote(buffer: &mut Vec<u8>, vote: Vote) {
+    buffer.put_u64_le(vote.term);
+    buffer.put_u64_le(vote.node.0);
+    buffer.put_u8(u8::from(vote.committed));
+}
+
+fn get_vote(bytes: &mut &[u8]) -> Option<Vote> {
+    let (mut fields, rest) = bytes.split_at_checked(VOTE_BYTES)?;
+    *bytes = rest;
+    let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
+    Some(Vote { term, node, committed: fields.get_u8() == 1 })
+}
+
+fn put_option<T>(buffer: &mut Vec<u8>, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
+    buffer.put_u8(u8::from(value.is_some()));
+    if let Some(value) = value {
+        put(buffer, value);
     }
 }
 
-/// Writes an item that begins with its tag; its last four bytes become the checksum of the rest.
-fn write_checked<const BYTES: usize, W: Write>(
-    mut writer: W,
-    mut bytes: [u8; BYTES],
-) -> io::Result<usize> {
-    let (fields, checksum) = bytes.split_at_mut(BYTES - 4);
-    checksum.copy_from_slice(&crc32c::crc32c(fields).to_le_bytes());
-    writer.write_all(&bytes)?;
-    Ok(BYTES)
+/// The outer option is `None` when the bytes are no option of that.
+fn get_option<T>(
+    bytes: &mut &[u8],
+    get: impl FnOnce(&mut &[u8]) -> Option<T>,
+) -> Option<Option<T>> {
+    let (flag, rest) = bytes.split_first()?;
+    *bytes = rest;
+    match flag {
+        0 => Some(None),
+        1 => get(bytes).map(Some),
+        _ => None,
+    }
 }
 
-/// Reads the fields of an item; the tag is checked before anything else is read.
-fn read_checked<const FIELDS: usize, R: Read>(
-    mut reader: R,
-    tag: u8,
-    what: &str,
-) -> io::Result<[u8; FIELDS]> {
-    let mut found = [0];
-    reader.read_exact(&mut found)?;
-    if found[0] != tag {
-        return Err(invalid(&format!("{what} does not start here")));
-    }
-    let (mut fields, mut checksum) = ([0; FIELDS], [0; 4]);
-    reader.read_exact(&mut fields)?;
-    reader.read_exact(&mut checksum)?;
-    let expected = crc32c::crc32c_append(crc32c::crc32c(&found), &fields);
-    if u32::from_le_bytes(checksum) != expected {
-        return Err(invalid(&format!("the checksum of {what} differs")));
-    }
-    Ok(fields)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn invalid(reason: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
+    fn log_id(index: u64) -> LogId {
+        LogId { term: 3, node: NodeId(2), index }
+    }
+
+    fn records() -> Vec<Record> {
+        let vote = Vote { term: 7, node: NodeId(1), committed: true };
+        let state = LogState {
+            vote: Some(vote),
+            purged: None,
+            last: Some(log_id(9)),
+            committed: Some(log_id(8)),
+        };
+        vec![
+            Record::State(LogState::default()),
+            Record::State(state),
+            Record::Vote(vote),
+            Record::Entry(log_id(10), Payload { kind: 2, bytes: Bytes::from_static(b"payload") }),
+            Record::Entry(log_id(11), Payload { kind: 0, bytes: Bytes::new() }),
+            Record::Committed(log_id(10)),
+            Record::Truncated(None),
+            Record::Truncated(Some(log_id(10))),
+            Record::Purged(log_id(9)),
+        ]
+    }
+
+    /// Records come back as they were written, one after the other.
+    #[test]
+    fn records_come_back() {
+        let mut buffer = Vec::new();
+        for record in records() {
+            let position = 1000 + u64::try_from(buffer.len()).unwrap();
+            record.encode(Stamp { position, synced_upto: 77 }, &mut buffer).unwrap();
+        }
+        let bytes = Bytes::from(buffer);
+        let mut offset = 0;
+        for record in records() {
+            let position = 1000 + u64::try_from(offset).unwrap();
+            assert_eq!(read_header(&bytes[offset..], position).unwrap().synced_upto, 77);
+            let found = decode(&bytes, offset, position).unwrap();
+            assert_eq!(found.record, record);
+            offset = found.end;
+        }
+        assert_eq!(offset, bytes.len());
+        assert_eq!(first_position(&bytes), Some(1000));
+        let first = decode(&bytes, 0, 1000).unwrap();
+        assert_eq!(u64::try_from(first.end).unwrap(), FIRST_RECORD_BYTES);
+    }
+
+    /// Any bit that is flipped is noticed, in every kind of record; so is another place.
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let stamp = Stamp { position: 512, synced_upto: 100 };
+        for record in records() {
+            let mut buffer = Vec::new();
+            record.encode(stamp, &mut buffer).unwrap();
+            for bit in 0..buffer.len() * 8 {
+                let mut flipped = buffer.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                assert!(decode(&Bytes::from(flipped), 0, 512).is_err(), "{record:?}, bit {bit}");
+            }
+            assert!(decode(&Bytes::from(buffer), 0, 513).is_err(), "{record:?} elsewhere");
+        }
+    }
+
+    /// What is shorter than a record is none, wherever it ends.
+    #[test]
+    fn a_short_record_is_unreadable() {
+        for record in records() {
+            let mut buffer = Vec::new();
+            record.encode(Stamp { position: 0, synced_upto: 0 }, &mut buffer).unwrap();
+            for length in 0..buffer.len() {
+                let short = Bytes::copy_from_slice(&buffer[..length]);
+                let unreadable = decode(&short, 0, 0).unwrap_err();
+                assert!(unreadable.end > length, "{record:?} of {length} bytes");
+            }
+        }
+    }
 }

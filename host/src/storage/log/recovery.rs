@@ -1,220 +1,235 @@
-//! Before raft-log opens its chunks: is the end of the log torn, or is the log damaged?
+//! Reading a log back: is its end torn, or is it damaged?
 //!
-//! raft-log takes some damage for a torn tail, and some torn tails for damage. So it is told to cut
-//! nothing, and what may be cut is cut here. A record that cannot be read is **torn** when the
-//! file ends inside it, or when sectors of it are zeros where the system had not written them yet,
-//! and no record after it attests that it was synced (`record::synced_upto`). Nobody was promised
-//! a torn record: it and all after it are cut, with a warning. Anything else is damage: the start
-//! is refused, naming file and offset.
+//! Nobody was promised what is **torn**: a record that cannot be read because the file ends inside
+//! it, or because a sector of it is zeros still, while no record after it attests that it was
+//! synced ([`Stamp::synced_upto`](super::record::Stamp)). It and all after it are cut, with a
+//! warning. Anything else that cannot be read is damage: the start is refused, naming file and
+//! offset, and nothing is changed.
 //!
-//! Only the last chunk can be torn. raft-log writes the first record of a chunk after it has
-//! synced the chunk before, so a chunk without a whole first record does not count yet.
+//! Only the end of the last segment that is in use can be torn: the writer syncs a segment before
+//! it writes to the next one.
 
-use std::fs::OpenOptions;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
 
-use raft_log::codeq::Decode as _;
+use bytes::Bytes;
 
-use super::record::{self, LOG_ID_BYTES, PAYLOAD_HEADER_BYTES, PayloadHeader, Record, RecordLogId};
+use super::contents::Contents;
+use super::record::{self, Record, Unreadable};
+use super::segment::{self, Segment};
 use crate::storage::{Error, durable};
+use crate::types::LogIndex;
 
-/// The unit in which a disk writes: a torn write leaves whole ones of old bytes.
+/// The unit in which a disk writes: what did not arrive are whole ones of old bytes.
 const SECTOR_BYTES: usize = 512;
-/// Longer than any record but one with a payload.
-const SHORT_RECORD_BYTES: usize = 192;
-/// Type of a record and the tag that follows: in what was written, five bytes are never all zero.
-const RECORD_START_BYTES: usize = 5;
-/// The first record of a new log. It is synced before the log is used.
-pub(in crate::storage) const FIRST_RECORD_BYTES: u64 = 18;
-const LOCK_FILE: &str = "LOCK";
 
-/// A file of the log; `start` is the byte of the log that it begins with.
-pub(super) struct Chunk {
-    start: u64,
-    path: PathBuf,
+/// A log that was read back.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) contents: Contents,
+    /// At least one, each with the highest index of an entry that was ever written to it; the last
+    /// is written to.
+    pub(super) segments: VecDeque<(Arc<Segment>, Option<LogIndex>)>,
+    /// Where in the last segment the next record goes.
+    pub(super) used: u64,
 }
 
-impl Chunk {
-    fn read(&self) -> Result<Vec<u8>, Error> {
-        std::fs::read(&self.path).map_err(|error| Error::io(&self.path, error))
-    }
-
-    fn damaged(&self, offset: usize, reason: impl Into<String>) -> Error {
-        Error::damaged(&self.path, offset_u64(offset), reason)
-    }
-}
-
-/// Cuts a torn end. Afterwards the chunks are whole as far as their lengths tell, and the last
-/// one record by record.
+/// Reads the log of a folder, and cuts a torn end; `None` where there is none.
 ///
 /// # Errors
 /// `Damaged`, and nothing is changed.
-pub(super) fn cut_torn_tail(folder: &Path) -> Result<(), Error> {
-    let mut chunks = list(folder)?;
-    while let Some(tail) = chunks.last() {
-        let bytes = tail.read()?;
-        let Some(torn) = first_bad_record(tail, &bytes)? else { break };
-        if torn.offset > 0 {
-            check_lengths(&chunks)?;
-            return cut(tail, &bytes, &torn);
+pub(super) fn recover(folder: &Path) -> Result<Option<Recovered>, Error> {
+    let numbers = segment::list(folder)?;
+    let mut contents = Contents::default();
+    let mut segments = VecDeque::new();
+    let mut unused = &numbers[..];
+    // Where in the log the records read so far end, and what comes behind them.
+    let mut position = 0;
+    let mut torn = None;
+    while let Some((number, later)) = unused.split_first() {
+        let mut segment = Segment::open(folder, *number)?;
+        let bytes = segment.read_whole()?;
+        let is_first = segments.is_empty();
+        segment.start = match is_first {
+            true => record::first_position(&bytes).unwrap_or(0),
+            false => position,
+        };
+        let reading = read(&segment, is_first, &bytes, &mut contents)?;
+        // The payloads share the bytes of the whole file.
+        contents.shrink(0, u64::MAX);
+        if reading.is_the_end() {
+            check_end(&segment, is_first, &bytes, &reading)?;
+            check_unwritten(folder, later, &segment, &reading)?;
         }
-        let is_new_log = tail.start == 0 && offset_u64(bytes.len()) <= FIRST_RECORD_BYTES;
-        if chunks.len() == 1 && !is_new_log {
-            return Err(tail.damaged(0, torn.reason));
+        if reading.end == 0 {
+            break;
         }
-        tracing::warn!(file = %tail.path.display(), "removed a chunk whose first record is torn");
-        std::fs::remove_file(&tail.path).map_err(|error| Error::io(&tail.path, error))?;
-        durable::sync_folder(folder)?;
-        chunks.pop();
+        position = segment.start + as_u64(reading.end);
+        segments.push_back((Arc::new(segment), reading.highest));
+        unused = later;
+        torn = reading.bad;
+        if torn.is_some() {
+            break;
+        }
     }
-    check_lengths(&chunks)
+    let Some((last, _)) = segments.back() else { return Ok(None) };
+    if let Some(missing) = contents.missing() {
+        let reason = format!("the file before it, which holds entry {missing}, is missing");
+        return Err(segments[0].0.damaged(0, reason));
+    }
+    let used = position - last.start;
+    if let Some(Unreadable { reason, .. }) = torn {
+        let (file, offset) = (last.path.display(), used);
+        let what = "cut the torn end of the log, which was never acknowledged";
+        tracing::warn!(%file, offset, %reason, "{what}");
+        last.cut(used)?;
+    }
+    // After a crash of the process alone, what was read may be in memory only.
+    last.sync()?;
+    remove(folder, unused)?;
+    Ok(Some(Recovered { contents, segments, used }))
 }
 
-/// Finds the damage that made raft-log refuse the folder; `None` when every record can be read.
-pub(super) fn find_damage(folder: &Path) -> Result<Option<Error>, Error> {
-    for chunk in list(folder)? {
-        let bytes = chunk.read()?;
-        let mut rest = &bytes[..];
-        while !rest.is_empty() {
-            let offset = bytes.len() - rest.len();
-            if let Err(error) = Record::decode(&mut rest) {
-                return Ok(Some(chunk.damaged(offset, error.to_string())));
+/// What was read of a segment.
+struct Reading {
+    /// Where its records end.
+    end: usize,
+    /// What follows them, if not zeros.
+    bad: Option<Unreadable>,
+    highest: Option<LogIndex>,
+}
+
+impl Reading {
+    /// Nothing that follows, if anything does, can be in use.
+    fn is_the_end(&self) -> bool {
+        self.end == 0 || self.bad.is_some()
+    }
+
+    fn reason(&self) -> &str {
+        self.bad.as_ref().map_or("it is empty", |bad| &bad.reason)
+    }
+}
+
+/// Takes in the records of a segment.
+fn read(
+    segment: &Segment,
+    is_first: bool,
+    bytes: &Bytes,
+    contents: &mut Contents,
+) -> Result<Reading, Error> {
+    let mut reading = Reading { end: 0, bad: None, highest: None };
+    while reading.end < bytes.len() {
+        let position = segment.start + as_u64(reading.end);
+        let found = match record::decode(bytes, reading.end, position) {
+            Ok(found) => found,
+            Err(_) if is_zero(&bytes[reading.end..]) => break,
+            Err(bad) => {
+                reading.bad = Some(bad);
+                break;
             }
+        };
+        let applied = match &found.record {
+            Record::State(state) if is_first && reading.end == 0 => {
+                contents.begin(*state);
+                Ok(())
+            }
+            Record::State(_) => contents.apply(&found.record, position),
+            _ if reading.end == 0 => Err("a segment does not begin with a state"),
+            record => contents.apply(record, position),
+        };
+        applied.map_err(|reason| segment.damaged(as_u64(reading.end), reason))?;
+        if let Record::Entry(id, _) = found.record {
+            reading.highest = reading.highest.max(Some(id.index));
         }
+        reading.end = found.end;
     }
-    Ok(None)
+    Ok(reading)
 }
 
-/// The chunks in order.
-///
-/// # Errors
-/// `Damaged` for a file by any other name: a chunk that was renamed would be missed silently.
-fn list(folder: &Path) -> Result<Vec<Chunk>, Error> {
-    let mut chunks = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
-        let entry = entry.map_err(|error| Error::io(folder, error))?;
-        let (name, path) = (entry.file_name(), entry.path());
-        if name == LOCK_FILE {
-            continue;
-        }
-        let start = raft_log::chunked_wal::Config::parse_chunk_file_name(&name.to_string_lossy())
-            .map_err(|_| {
-            Error::damaged(&path, 0, "a file of the log has a name that none has")
-        })?;
-        chunks.push(Chunk { start, path });
+/// Refuses an end of the log that no crash leaves.
+fn check_end(
+    segment: &Segment,
+    is_first: bool,
+    bytes: &Bytes,
+    reading: &Reading,
+) -> Result<(), Error> {
+    let damaged = |why: &str| {
+        let reason = format!("{}{why}", reading.reason());
+        Err(segment.damaged(as_u64(reading.end), reason))
+    };
+    // The first segment of a log becomes visible with its first record.
+    if is_first && reading.end == 0 {
+        return damaged(", and it is the first file of the log");
     }
-    chunks.sort_by_key(|chunk| chunk.start);
-    Ok(chunks)
+    let Some(bad) = &reading.bad else { return Ok(()) };
+    if is_attested(segment, bytes, reading) {
+        return damaged(", and a record after it says that it was synced");
+    }
+    let is_short = bad.end > bytes.len();
+    if is_short || has_unwritten_sector(bytes, reading.end, bad.end) {
+        return Ok(());
+    }
+    damaged("")
 }
 
-/// Each chunk but the last ends where the next one starts.
-fn check_lengths(chunks: &[Chunk]) -> Result<(), Error> {
-    for pair in chunks.windows(2) {
-        let (chunk, next) = (&pair[0], &pair[1]);
-        let metadata = std::fs::metadata(&chunk.path);
-        let length = metadata.map_err(|error| Error::io(&chunk.path, error))?.len();
-        let expected = next.start - chunk.start;
-        if length != expected {
-            let reason = format!("{length} bytes long, and the next chunk starts after {expected}");
-            return Err(Error::damaged(&chunk.path, length.min(expected), reason));
+/// True when a later record of the segment says that everything up to a byte after the unreadable
+/// one's first was synced. Where it is not known how long that one is, every place is tried.
+fn is_attested(segment: &Segment, bytes: &Bytes, reading: &Reading) -> bool {
+    let bad = segment.start + as_u64(reading.end);
+    (reading.end + 1..bytes.len()).any(|offset| {
+        // Zeros and most payloads are told apart from headers at once.
+        let claimed = bytes.get(offset + 8..offset + 16);
+        let position = segment.start + as_u64(offset);
+        claimed == Some(&position.to_le_bytes())
+            && record::read_header(&bytes[offset..], position)
+                .is_ok_and(|header| header.synced_upto > bad)
+    })
+}
+
+/// True when a sector that the record from `start` to `end` reaches into is zeros from there on.
+/// Nothing in it was written then: what came after the record in it would not be zeros either.
+fn has_unwritten_sector(bytes: &[u8], start: usize, end: usize) -> bool {
+    let sectors = start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES);
+    sectors.into_iter().any(|sector| {
+        let from = (sector * SECTOR_BYTES).max(start);
+        let to = ((sector + 1) * SECTOR_BYTES).min(bytes.len());
+        from < to && is_zero(&bytes[from..to])
+    })
+}
+
+/// Refuses an end of the log when later segments hold something.
+fn check_unwritten(
+    folder: &Path,
+    later: &[u64],
+    segment: &Segment,
+    reading: &Reading,
+) -> Result<(), Error> {
+    for number in later {
+        let later = Segment::open(folder, *number)?;
+        if !is_zero(&later.read_whole()?) {
+            let file = later.path.display();
+            let reason = format!("{}, and the log goes on in {file}", reading.reason());
+            return Err(segment.damaged(as_u64(reading.end), reason));
         }
     }
     Ok(())
 }
 
-struct Torn {
-    offset: usize,
-    reason: String,
-}
-
-/// Reads all records; where one cannot be read, decides whether it is torn.
-fn first_bad_record(chunk: &Chunk, bytes: &[u8]) -> Result<Option<Torn>, Error> {
-    let mut rest = bytes;
-    if rest.is_empty() {
-        return Ok(Some(Torn { offset: 0, reason: "the file is empty".to_owned() }));
+/// Removes segments that were prepared, or begun and not written whole.
+fn remove(folder: &Path, unused: &[u64]) -> Result<(), Error> {
+    // The last one first: what is left never has a gap.
+    for number in unused.iter().rev() {
+        let path = segment::path(folder, *number);
+        std::fs::remove_file(&path).map_err(|error| Error::io(&path, error))?;
     }
-    while !rest.is_empty() {
-        let offset = bytes.len() - rest.len();
-        let Err(error) = Record::decode(&mut rest) else { continue };
-        let reason = error.to_string();
-        if error.kind() == io::ErrorKind::UnexpectedEof {
-            return Ok(Some(Torn { offset, reason }));
-        }
-        if attested_upto(&bytes[offset..]) > chunk.start + offset_u64(offset) {
-            let reason = format!("{reason}, and a record after it says that it was synced");
-            return Err(chunk.damaged(offset, reason));
-        }
-        if !has_hole(bytes, offset) {
-            return Err(chunk.damaged(offset, reason));
-        }
-        return Ok(Some(Torn { offset, reason }));
-    }
-    Ok(None)
+    if unused.is_empty() { Ok(()) } else { durable::sync_folder(folder) }
 }
 
-/// The highest byte of the log that any record after the first byte of `bytes` attests as synced.
-fn attested_upto(bytes: &[u8]) -> u64 {
-    let mut attested = 0;
-    let mut position = 1;
-    while position < bytes.len() {
-        let mut rest = &bytes[position..];
-        match rest {
-            // The types of the records that can attest: a vote, an entry, a checkpoint.
-            [0, 0, 0, 0 | 1 | 5, ..] => match Record::decode(&mut rest) {
-                Ok(record) => {
-                    attested = attested.max(record::synced_upto(&record));
-                    position = bytes.len() - rest.len();
-                }
-                Err(_) => position += 1,
-            },
-            _ => position += 1,
-        }
-    }
-    attested
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
-/// Whether zeros explain that the record at `offset` cannot be read: a sector of it, or as much of
-/// the sector as follows `offset` or comes before the end of the file, was never written.
-fn has_hole(bytes: &[u8], offset: usize) -> bool {
-    let end = record_end(&bytes[offset..]).map_or(offset + SHORT_RECORD_BYTES, |end| offset + end);
-    let mut from = offset;
-    while from < end.min(bytes.len()) {
-        let upto = (from / SECTOR_BYTES + 1) * SECTOR_BYTES;
-        let sector = &bytes[from..upto.min(bytes.len())];
-        let is_telling = sector.len() >= RECORD_START_BYTES || upto >= bytes.len();
-        if is_telling && sector.iter().all(|byte| *byte == 0) {
-            return true;
-        }
-        from = upto;
-    }
-    false
-}
-
-/// Length of the record with a payload at the start of `bytes`, as far as its header can be
-/// believed.
-fn record_end(bytes: &[u8]) -> Option<usize> {
-    let mut rest = bytes.strip_prefix(&[0, 0, 0, 1])?;
-    RecordLogId::decode(&mut rest).ok()?;
-    let header = PayloadHeader::decode(&mut rest).ok()?;
-    let checksum_bytes = 8;
-    Some(4 + LOG_ID_BYTES + PAYLOAD_HEADER_BYTES + header.length + checksum_bytes)
-}
-
-fn cut(chunk: &Chunk, bytes: &[u8], torn: &Torn) -> Result<(), Error> {
-    tracing::warn!(
-        file = %chunk.path.display(),
-        offset = torn.offset,
-        dropped_bytes = bytes.len() - torn.offset,
-        reason = torn.reason,
-        "cut the torn end of the log, which was never acknowledged"
-    );
-    let io_error = |error| Error::io(&chunk.path, error);
-    let file = OpenOptions::new().write(true).open(&chunk.path).map_err(io_error)?;
-    file.set_len(offset_u64(torn.offset)).map_err(io_error)?;
-    file.sync_all().map_err(io_error)
-}
-
-fn offset_u64(offset: usize) -> u64 {
-    u64::try_from(offset).expect("a usize fits")
+fn as_u64(length: usize) -> u64 {
+    u64::try_from(length).expect("a length in memory fits")
 }

@@ -63,12 +63,15 @@ pub(super) fn encode_header(last: Option<LogId>, meta: &[u8]) -> Result<Vec<u8>,
 }
 
 pub(super) fn read_header(file: &File, path: &Path, length: u64) -> Result<Header, Error> {
+    // A file that is shorter than a header tells by its beginning whether it is part of one.
     let mut fixed = [0; HEADER_BYTES];
-    read_at(file, path, &mut fixed, 0)?;
-    let (mut fields, mut checksum) = fixed.split_at(HEADER_BYTES - 4);
-    if !fields.starts_with(HEADER_MAGIC) {
+    let present = usize::try_from(length).map_or(HEADER_BYTES, |length| length.min(HEADER_BYTES));
+    read_at(file, path, &mut fixed[..present], 0)?;
+    if !fixed.starts_with(HEADER_MAGIC) {
         return Err(Error::damaged(path, 0, "not a snapshot: wrong magic"));
     }
+    read_at(file, path, &mut fixed, 0)?;
+    let (mut fields, mut checksum) = fixed.split_at(HEADER_BYTES - 4);
     if checksum.get_u32_le() != crc32c::crc32c(fields) {
         return Err(Error::damaged(path, 0, "checksum of the header differs"));
     }
