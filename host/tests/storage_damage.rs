@@ -353,6 +353,18 @@ fn a_lost_beginning_is_refused() {
     }
 }
 
+/// A segment must go on from the state in which the one before it ended.
+#[test]
+fn a_segment_of_another_log_is_refused() {
+    let with_vote = |term| Script::new().vote(term).append(0, &[9000; 5]).files();
+    let (files, other) = (with_vote(1), with_vote(2));
+    let (name, last) = other.last();
+    let mut mixed = files.clone();
+    mixed.by_name.insert(name.clone(), last.clone());
+    mixed.assert_refused(name, 0, "a vote that was never cast here");
+    assert_eq!(files.open().unwrap().1, 5);
+}
+
 /// A segment that is missing, short, or has another name is refused.
 #[test]
 fn a_missing_segment_is_refused() {

@@ -84,6 +84,33 @@ fn a_vote_never_goes_back() {
     assert_eq!(open(folder.path()).state().unwrap().vote, Some(granted));
 }
 
+/// What was written is on disk once the last handle is dropped, also what nobody waited for.
+#[test]
+fn a_dropped_log_writes_what_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..5).map(|index| entry(index, 10)));
+    let other = log.clone();
+    drop(log);
+    other.save_committed(Some(log_id(1, 4))).unwrap();
+    drop(other);
+    assert_eq!(open(folder.path()).state().unwrap().committed, Some(log_id(1, 4)));
+}
+
+/// What is not written yet is read from memory, however little of that there is.
+#[test]
+fn entries_are_readable_before_they_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    let (done, receivers): (Vec<_>, Vec<_>) = (0..300).map(|_| flushed()).unzip();
+    for (index, done) in (0..).zip(done) {
+        log.append([entry(index, 700)], done).unwrap();
+        assert_eq!(log.read(index..index + 1).unwrap(), [entry(index, 700)]);
+    }
+    assert!(receivers.iter().all(|receiver| receiver.recv().unwrap().is_ok()));
+    assert_eq!(log.read(0..300).unwrap().len(), 300);
+}
+
 /// A committed log id that the log does not reach yet, and one that is older, change nothing.
 #[test]
 fn committed_stays_within_the_log() {

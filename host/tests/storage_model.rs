@@ -185,7 +185,7 @@ fn written(segment: &Path) -> u64 {
 /// The log is what its history says, whatever the history.
 #[test]
 fn the_log_equals_its_model() {
-    let mut runner = TestRunner::new(Config { cases: 25, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 100, ..Config::default() });
     let steps = prop::collection::vec(step(), 1..40);
     runner
         .run(&steps, |steps| {

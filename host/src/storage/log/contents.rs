@@ -182,8 +182,8 @@ impl Contents {
         Some(LogId { term: *term, node: *node, index })
     }
 
-    /// Entries of the range, from its first that is there on: as many as `bytes_max` holds, at least
-    /// one if there is any; with `stops_at_disk` none after the first that is not in memory.
+    /// Entries of the range, from its first that is there on: as many as `bytes_max` holds, and at
+    /// least one; with `stops_at_disk` none after the first that is not in memory.
     pub(super) fn find(
         &self,
         range: Range<LogIndex>,
