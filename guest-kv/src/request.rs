@@ -117,7 +117,8 @@ fn bulk(bytes: &[u8]) -> Result<(&[u8], &[u8]), Malformed> {
 }
 
 /// Reads a line that is a length, and returns it with what follows. This is most of what reading
-/// costs, and nearly all lengths have one, two or three digits: without a loop they cost a third.
+/// costs, and nearly all lengths have one, two or three digits: they go without a loop, each turn
+/// of which is metered in the sandbox.
 fn length(bytes: &[u8]) -> Option<(usize, &[u8])> {
     let digit = |byte: &u8| u32::from(byte.wrapping_sub(b'0'));
     let (length, rest, least) = match bytes {
