@@ -29,6 +29,7 @@ use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::parking::ParkingTask;
 use crate::raft::profile::ProfileTask;
 use crate::raft::proposer::Proposer;
+use crate::raft::pulse;
 use crate::raft::reader::Reader;
 use crate::raft::recovery::watch_recovery;
 use crate::raft::replica::{Replica, Shared};
@@ -398,6 +399,10 @@ impl Wiring {
             snapshots: self.snapshots,
             space: self.space,
         });
+        let (heartbeat, election) =
+            (config.file.heartbeat_interval_ms, config.file.election_timeout_ms_min);
+        let pulse = pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election));
+        tasks.spawn(finishes(pulse));
         tasks.spawn(finishes(proposing.run()));
         tasks.spawn(finishes(reading.run()));
         tasks.spawn(finishes(checkpoints.run()));

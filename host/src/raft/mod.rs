@@ -16,6 +16,7 @@ pub mod network;
 pub mod parking;
 pub mod profile;
 pub mod proposer;
+pub mod pulse;
 pub mod reader;
 pub mod recovery;
 pub mod replica;
