@@ -140,6 +140,8 @@ async fn a_frozen_follower_rejoins() {
         cluster.node(frozen).resume();
         leads_throughout(&cluster, leader, term).await;
     }
+    let said = cluster.node(frozen).log_text();
+    program::assert_holds("the frozen node", &said, &["heartbeats were late", "late_ms="]);
     let report = load.finish().await;
     report.check(&cluster.client()).await;
     report.check_equal(&cluster, &[1, 2, 3]).await;

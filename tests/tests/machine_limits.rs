@@ -3,6 +3,7 @@
 use lockstep_client::{Consistency, Outcome, reason};
 use lockstep_proto::v1::{Limits, Machine};
 use lockstep_tests::cluster::{Cluster, Plan, SOON};
+use lockstep_tests::wait::until;
 use lockstep_tests::{kv, load, program};
 use serde_json::Value;
 
@@ -42,7 +43,8 @@ async fn limits_hold_on_every_node() {
     assert_eq!(before.reply_bytes_max, Some(1 << 20), "by default");
 
     let told = cluster.run(&["machine", "limits", "kv", "--reply-bytes", "20"]).await.ok();
-    program::assert_holds("the limits", &told, &["reply_bytes_max        20"]);
+    let row = format!("reply_bytes_max {:>21} {:>14}", 20, 20);
+    program::assert_holds("the limits, desired and active", &told, &[&row]);
     replies_are_limited(&cluster, 20).await;
     let after = machine_on(&cluster, 1).await.limits.expect("they are told");
     assert_eq!(Limits { reply_bytes_max: Some(1 << 20), ..after }, before, "the others stay");
@@ -113,7 +115,7 @@ async fn impossible_limits_are_refused() {
 }
 
 /// `machine describe --json` has the keys that scripts rely on, and `machine limits` those of the
-/// limits.
+/// limits; without `--json` they say the same to people.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_is_described() {
     let cluster = Plan::new(1).start().await;
@@ -157,4 +159,11 @@ async fn a_machine_is_described() {
     });
     assert_eq!(limits, expected);
     assert_eq!(json(&["machine", "limits", "kv", "--json"]).await, expected, "it shows them");
+    cluster.run(&["snapshot"]).await.ok();
+    let text = until("the checkpoint to be agreed on", SOON, async || {
+        let text = cluster.run(&["machine", "describe", "kv"]).await.ok();
+        if text.contains("agreed") { Ok(text) } else { Err(text) }
+    });
+    let rows = ["checkpoint ", "  node 1 ", "DESIRED", "ACTIVE", "67108864       67108864"];
+    program::assert_holds("describe", &text.await, &rows);
 }

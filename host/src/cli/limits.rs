@@ -91,16 +91,14 @@ pub(super) fn rows(limits: &v1::Limits) -> [(&'static str, Option<u64>); 7] {
     ]
 }
 
-/// Prints the limits of a machine, and where the guest of the asked node has others.
+/// Prints the limits of a machine: what the log last set, and what its guest on the asked node has.
 pub(super) fn print(machine: &v1::Machine) {
     let desired = machine.limits.unwrap_or_default();
-    let active = machine.active_limits.unwrap_or(desired);
+    let active = machine.active_limits.unwrap_or_default();
+    let text = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+    say!("{:<22} {:>14} {:>14}", "LIMIT", "DESIRED", "ACTIVE");
     for ((name, desired), (_, active)) in rows(&desired).into_iter().zip(rows(&active)) {
-        let value = desired.map_or_else(|| "-".to_owned(), |value| value.to_string());
-        match active.filter(|_| active != desired) {
-            None => say!("{name:<22} {value}"),
-            Some(active) => say!("{name:<22} {value} (here: {active})"),
-        }
+        say!("{name:<22} {:>14} {:>14}", text(desired), text(active));
     }
 }
 

@@ -133,7 +133,8 @@ async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<
     say!("memory     {} bytes", machine.memory_bytes);
     say!("applied    {}", machine.applied_index);
     say!("state      {}", view::state_text(&machine));
-    say!("limits");
+    view::print_checkpoint(machine.checkpoint.as_ref());
+    say!("");
     limits::print(&machine);
     Ok(())
 }

@@ -146,15 +146,29 @@ fn checkpoint_json(checkpoint: &v1::Checkpoint) -> Value {
 fn last_report(status: &v1::StatusReply, node: u64) -> String {
     let reports = status.checkpoints.iter().rev().filter_map(|checkpoint| {
         let report = checkpoint.reports.iter().find(|report| report.node_id == node)?;
-        let verdict = match &checkpoint.agreed {
-            agreed if *agreed == report.digest => "agreed",
-            agreed if agreed.is_empty() => "open",
-            _ => "DIFFERS",
-        };
         let digest = hex(&report.digest);
-        Some(format!("{} {} {verdict}", checkpoint.index, short(&digest)))
+        Some(format!("{} {} {}", checkpoint.index, short(&digest), verdict(checkpoint, report)))
     });
     reports.into_iter().next().unwrap_or_else(|| "-".to_owned())
+}
+
+/// Whether what a node reported is what was agreed on.
+fn verdict(checkpoint: &v1::Checkpoint, report: &v1::CheckpointReport) -> &'static str {
+    match &checkpoint.agreed {
+        agreed if *agreed == report.digest => "agreed",
+        agreed if agreed.is_empty() => "open",
+        _ => "DIFFERS",
+    }
+}
+
+/// The last checkpoint, and what each node reported of it.
+pub(super) fn print_checkpoint(checkpoint: Option<&v1::Checkpoint>) {
+    let Some(checkpoint) = checkpoint else { return say!("checkpoint -") };
+    say!("checkpoint {}", checkpoint.index);
+    for report in &checkpoint.reports {
+        let verdict = verdict(checkpoint, report);
+        say!("  node {:<4} {} {verdict}", report.node_id, hex(&report.digest));
+    }
 }
 
 /// The membership as a table.
