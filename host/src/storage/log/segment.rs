@@ -135,9 +135,11 @@ impl Segment {
         self.file.sync_data().map_err(|error| self.failed(error))
     }
 
-    /// Removes what lies behind `length`.
+    /// Removes what lies behind `length`, durably: nothing of it may come back behind what is
+    /// written there next, and whether `sync` covers a length that shrank is left to the system.
     pub(super) fn cut(&self, length: u64) -> Result<(), Error> {
-        self.file.set_len(length).map_err(|error| self.failed(error))
+        let cut = self.file.set_len(length).and_then(|()| self.file.sync_all());
+        cut.map_err(|error| self.failed(error))
     }
 
     pub(super) fn damaged(&self, offset: u64, reason: impl Into<String>) -> Error {
