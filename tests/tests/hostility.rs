@@ -9,13 +9,13 @@ use lockstep_tests::cluster::{Cluster, Plan, SOON};
 use lockstep_tests::{kv, load, program};
 use tokio::task::JoinSet;
 
-/// Clients, each with a key of its own, on one stream.
-const CLIENTS: usize = 32;
+/// Clients, each with a key of its own, on one stream: two for each kind of failure.
+const CLIENTS: usize = 2 * POISON.len();
 /// Good commands and failing ones, of all clients together.
 const GOOD: usize = 100_000;
 const POISONS: usize = 10_000;
 /// Enough for every good command, and soon used up by one without an end.
-const LIMITS: [&str; 4] = ["--fuel-per-command", "2000000", "--memory-bytes", "16777216"];
+const LIMITS: [&str; 4] = ["--fuel-per-command", "2000000", "--memory-bytes", "4194304"];
 /// What fails, each in its own way.
 const POISON: [&str; 15] = [
     "unreachable",
@@ -39,16 +39,20 @@ const ODD: [&str; 3] = ["eat memory", "grow too far", "nan"];
 /// How long the load may take on a slow machine.
 const LOAD_LIMIT: Duration = Duration::from_secs(400);
 
-/// 10,000 failing commands of every kind among 100,000 good ones: each good one gets its own exact
-/// answer, each failing one an error that says that it was applied and failed, the nodes
-/// stay up and small, nobody else leads, and all nodes have the same memory in the end.
+/// A machine for each kind of failure, side by side; 10,000 failing commands among 100,000 good
+/// ones: each good one gets its own exact answer, each failing one an error that says that it was
+/// applied and failed, the nodes stay up and small, nobody else leads, and all nodes have the same
+/// memory in the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_costs_itself_alone() {
     let mut cluster = Plan::new(3).start().await;
     let guest = program::guest("hostile");
     let path = guest.to_str().expect("a path that is text");
-    let create = [&["machine", "create", "hostile", path], &LIMITS[..]].concat();
-    cluster.run(&create).await.ok();
+    for poison in POISON {
+        let machine = machine_for(poison);
+        let create = [&["machine", "create", &machine, path], &LIMITS[..]].concat();
+        cluster.run(&create).await.ok();
+    }
     let before = cluster.statuses().await;
     let stream = cluster.client().stream();
     let mut clients = JoinSet::new();
@@ -73,23 +77,29 @@ async fn poison_costs_itself_alone() {
     equal_digests(&cluster).await;
 }
 
+/// The machine on which commands fail in this way.
+fn machine_for(poison: &str) -> String {
+    poison.replace(' ', "-")
+}
+
 /// A client's share: its key is counted one by one, whatever fails around it.
 async fn client(stream: Stream, number: usize, mut random: fastrand::Rng) {
+    let poison = POISON[number % POISON.len()];
+    let machine = machine_for(poison);
     let mut count = 0_u32;
-    let poisons = POISONS / CLIENTS;
-    for turn in 0..GOOD / CLIENTS {
+    let (turns, poisons) = (GOOD.div_ceil(CLIENTS), POISONS.div_ceil(CLIENTS));
+    for turn in 0..turns {
         let key = format!("count {number}");
-        let good = stream.execute("hostile", key).await.expect("a good command is answered");
+        let good = stream.execute(&machine, key).await.expect("a good command is answered");
         count += 1;
         assert_eq!(good.reply, count.to_string(), "client {number}, turn {turn}");
-        if random.usize(..GOOD / CLIENTS) >= poisons {
+        if random.usize(..turns) >= poisons {
             continue;
         }
-        let poison = POISON[random.usize(..POISON.len())];
-        let failed = stream.execute("hostile", poison).await.expect_err(poison);
+        let failed = stream.execute(&machine, poison).await.expect_err(poison);
         assert_eq!(failed.outcome, Outcome::AppliedError, "{poison}: {failed}");
         let odd = ODD[random.usize(..ODD.len())];
-        stream.execute("hostile", odd).await.expect(odd);
+        stream.execute(&machine, odd).await.expect(odd);
     }
 }
 
