@@ -24,6 +24,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
+use super::lock::Lock;
 use super::{Error, durable};
 use crate::config::FileConfig;
 use crate::types::{LogId, LogIndex, Vote};
@@ -34,7 +35,7 @@ pub(super) use record::FIRST_RECORD_BYTES;
 pub use record::{PAYLOAD_BYTES_MAX, Payload};
 use record::{Record, Stamp};
 use recovery::Recovered;
-use segment::{FolderLock, Segment};
+use segment::Segment;
 use writer::{Files, Pending, Shared, Writer};
 
 /// The number of the first segment of a new log.
@@ -95,7 +96,7 @@ struct Open {
     config: LogConfig,
     writer: Option<JoinHandle<()>>,
     /// Goes last: nobody opens the folder before the writer is gone.
-    _lock: FolderLock,
+    _lock: Lock,
 }
 
 /// What callers change, one at a time: what the log holds, and where the next record goes.
@@ -123,7 +124,7 @@ impl Log {
     /// but a torn end, which is cut.
     pub fn open(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
         durable::create_folder(folder)?;
-        let lock = FolderLock::take(folder)?;
+        let lock = Lock::take_folder(folder)?;
         durable::remove_temporaries(folder)?;
         let recovered = match recovery::recover(folder).map_err(Error::with_repair)? {
             Some(recovered) => recovered,
@@ -135,7 +136,7 @@ impl Log {
     fn start(
         folder: Arc<Path>,
         config: &LogConfig,
-        lock: FolderLock,
+        lock: Lock,
         recovered: Recovered,
     ) -> Result<Self, Error> {
         let Recovered { contents, segments, used } = recovered;
@@ -399,7 +400,7 @@ impl Draft<'_> {
             run.bytes.truncate(length);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
-        *used += u64::try_from(run.bytes.len() - length).expect("a length in memory fits");
+        *used += as_u64(run.bytes.len() - length);
         if let Record::Entry(id, _) = record {
             segment.highest = segment.highest.max(Some(id.index));
         }
@@ -413,7 +414,7 @@ fn create(folder: &Path, config: &LogConfig) -> Result<Recovered, Error> {
     let stamp = Stamp { position: 0, synced_upto: 0 };
     Record::State(LogState::default()).encode(stamp, &mut first).expect("a state is short");
     let segment = Segment::create(folder, FIRST_SEGMENT, 0, &first, config.segment_bytes)?;
-    let used = u64::try_from(first.len()).expect("a length in memory fits");
+    let used = as_u64(first.len());
     let segments = VecDeque::from([(Arc::new(segment), None)]);
     Ok(Recovered { contents: Contents::default(), segments, used })
 }
@@ -459,7 +460,7 @@ fn read_run(
         })
     };
     let Some((first, last)) = places().next().zip(places().last()) else { return Ok(()) };
-    let bytes = last.1 - first.1 + entry_bytes(last.2);
+    let bytes = last.1 - first.1 + Record::entry_bytes(last.2);
     let bytes = segment.read(first.1 - segment.start, bytes)?;
     for (id, position, _) in places() {
         let offset = usize::try_from(position - first.1).expect("what was read fits in memory");
@@ -473,7 +474,6 @@ fn read_run(
     Ok(())
 }
 
-/// Bytes of the record of an entry.
-fn entry_bytes(payload_bytes: usize) -> u64 {
-    u64::try_from(Record::entry_bytes(payload_bytes)).expect("a length in memory fits")
+fn as_u64(length: usize) -> u64 {
+    u64::try_from(length).expect("a length in memory fits")
 }

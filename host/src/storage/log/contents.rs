@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::LogState;
 use super::record::{Payload, Record};
+use super::{LogState, as_u64};
 use crate::types::{LogId, LogIndex, NodeId, Term, Vote};
 
 /// Where an entry stands, and its payload while that is in memory.
@@ -150,7 +150,7 @@ impl Contents {
 
     /// Index after that of the last slot.
     fn next_slot(&self) -> LogIndex {
-        self.first + as_index(self.slots.len())
+        self.first + as_u64(self.slots.len())
     }
 
     fn drop_slot(&mut self, pop: impl FnOnce(&mut VecDeque<Slot>) -> Option<Slot>) -> bool {
@@ -165,7 +165,7 @@ impl Contents {
     pub(super) fn shrink(&mut self, bytes_max: usize, written_upto: u64) {
         while self.cached_bytes > bytes_max {
             let Some(slot) = self.slots.get_mut(self.cached_from) else { break };
-            let end = slot.position + as_index(Record::entry_bytes(slot.payload_bytes));
+            let end = slot.position + Record::entry_bytes(slot.payload_bytes);
             if end > written_upto {
                 break;
             }
@@ -176,7 +176,7 @@ impl Contents {
     }
 
     /// The id of the entry with this index, if it is there.
-    pub(super) fn id(&self, index: LogIndex) -> Option<LogId> {
+    fn id(&self, index: LogIndex) -> Option<LogId> {
         let place = usize::try_from(index.checked_sub(self.first)?).ok()?;
         let Slot { term, node, .. } = self.slots.get(place)?;
         Some(LogId { term: *term, node: *node, index })
@@ -221,8 +221,4 @@ fn order(vote: &Vote) -> (Term, NodeId, bool) {
 /// Index of the entry after this one.
 fn index_after(last: Option<LogId>) -> LogIndex {
     last.map_or(0, |id| id.index + 1)
-}
-
-fn as_index(length: usize) -> u64 {
-    u64::try_from(length).expect("a length in memory fits")
 }

@@ -9,7 +9,7 @@ use std::io;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
-use super::LogState;
+use super::{LogState, as_u64};
 use crate::types::{LogId, NodeId, Vote};
 
 /// Longest payload of an entry, in bytes; bounds what a reader allocates.
@@ -95,8 +95,8 @@ pub(super) struct Header {
 
 impl Record {
     /// Bytes that an entry with a payload of this length takes.
-    pub(super) const fn entry_bytes(payload: usize) -> usize {
-        HEADER_BYTES + LOG_ID_BYTES + payload + 1
+    pub(super) fn entry_bytes(payload: usize) -> u64 {
+        as_u64(HEADER_BYTES + LOG_ID_BYTES + payload + 1)
     }
 
     /// Writes the record to the end of `buffer`, which is left as it was on an error.

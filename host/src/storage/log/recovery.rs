@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::as_u64;
 use super::contents::Contents;
 use super::record::{self, Record, Unreadable};
 use super::segment::{self, Segment};
@@ -228,8 +229,4 @@ fn remove(folder: &Path, unused: &[u64]) -> Result<(), Error> {
 
 fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
-}
-
-fn as_u64(length: usize) -> u64 {
-    u64::try_from(length).expect("a length in memory fits")
 }

@@ -14,38 +14,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
+use super::as_u64;
 use crate::storage::{Error, durable};
 
 const EXTENSION: &str = "wal";
 /// Zeros are written in pieces of this size, each one synced, so that the syncs of the segment in
 /// use never wait long behind them.
 const PIECE_BYTES: usize = 1 << 20;
-
-/// Keeps the log of a folder for one holder, until it is dropped.
-#[derive(Debug)]
-pub(super) struct FolderLock {
-    _folder: File,
-}
-
-impl FolderLock {
-    /// # Errors
-    /// `Locked` when somebody holds it.
-    pub(super) fn take(folder: &Path) -> Result<Self, Error> {
-        let file = File::open(folder).map_err(|error| Error::io(folder, error))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _folder: file }),
-            Err(Errno::WOULDBLOCK) => {
-                let holder = "another log that is open".to_owned();
-                Err(Error::Locked { path: folder.to_owned(), holder })
-            }
-            Err(error) => Err(Error::io(folder, error.into())),
-        }
-    }
-}
 
 /// Where segment `number` lies.
 pub(super) fn path(folder: &Path, number: u64) -> PathBuf {
@@ -165,7 +142,7 @@ fn filled(folder: &Path, bytes: u64, stop: &AtomicBool) -> Result<NamedTempFile,
         let file = temporary.as_file();
         let written = file.write_all_at(piece, length).and_then(|()| file.sync_data());
         written.map_err(|error| Error::io(temporary.path(), error))?;
-        length += u64::try_from(piece.len()).expect("a piece is small");
+        length += as_u64(piece.len());
     }
     Ok(temporary)
 }

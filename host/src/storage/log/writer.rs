@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::as_u64;
 use super::flush::{Progress, Waiting};
 use super::segment::{Preparation, Segment};
 use crate::storage::Error;
@@ -28,7 +29,7 @@ pub(super) struct Run {
 
 impl Run {
     fn end(&self) -> u64 {
-        self.start + self.offset + u64::try_from(self.bytes.len()).expect("a length fits")
+        self.start + self.offset + as_u64(self.bytes.len())
     }
 }
 
