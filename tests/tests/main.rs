@@ -12,6 +12,7 @@ mod disk_faults;
 mod divergence;
 mod engine_change;
 mod full_follower;
+mod growth;
 mod guest_logs;
 mod hostility;
 mod limits;

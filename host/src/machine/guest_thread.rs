@@ -179,7 +179,11 @@ impl Thread {
             self.idle = false;
             let served = match request {
                 Ok(request) => self.serve(request),
-                Err(mpsc::TryRecvError::Empty) if self.windows.is_empty() => self.prepare(),
+                Err(mpsc::TryRecvError::Empty) if self.windows.is_empty() => {
+                    // Uses the time while nothing is asked.
+                    self.idle = !self.instance.prepare_queries();
+                    Ok(())
+                }
                 Err(mpsc::TryRecvError::Empty) => self.ask(),
                 Err(mpsc::TryRecvError::Disconnected) => return,
             };
@@ -232,18 +236,6 @@ impl Thread {
         }
         let (done, answers) = window.close();
         answer(done, Ok(answers))
-    }
-
-    /// Uses the time while nothing is asked.
-    fn prepare(&mut self) -> Result<(), ()> {
-        match self.instance.prepare_queries() {
-            Ok(more) => self.idle = !more,
-            Err(failure) => {
-                tracing::error!(%failure, "a guest's fork failed: the node stops at its next call");
-                return Err(());
-            }
-        }
-        Ok(())
     }
 
     fn show_memory(&self) {

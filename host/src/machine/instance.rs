@@ -314,11 +314,11 @@ impl Instance {
     }
 
     /// Does a bounded piece of work ahead of the next queries, if there were any before; false
-    /// when nothing is left to do.
-    pub fn prepare_queries(&mut self) -> Result<bool, HostFailure> {
+    /// when nothing is left to do. It cannot fail: it only saves time.
+    pub fn prepare_queries(&mut self) -> bool {
         match &mut self.fork {
-            Some(fork) if self.asked => fork.warm(&self.live).map_err(host),
-            _ => Ok(false),
+            Some(fork) if self.asked => fork.warm(&self.live),
+            _ => false,
         }
     }
 

@@ -231,9 +231,10 @@ impl Fork {
     }
 
     /// Does a bounded piece of work ahead of queries, so that they take less; false when nothing
-    /// is left to do.
-    pub fn warm(&mut self, original: &Guest) -> Result<bool, Failure> {
-        self.shadow.warm(&original.memory).map_err(host)
+    /// is left to do. It cannot fail: whatever it does not do, a query does.
+    pub fn warm(&mut self, original: &Guest) -> bool {
+        // A fork of another length is not used again.
+        original.memory.bytes() == self.memory_bytes && self.shadow.warm(&original.memory)
     }
 
     /// Applies commands to the fork alone.

@@ -6,6 +6,8 @@
 //! replaced, only while no call is under way.
 
 mod region;
+#[cfg(test)]
+mod tests;
 mod writes;
 
 use std::cell::RefCell;
@@ -201,22 +203,38 @@ impl Shadow {
     }
 
     /// Maps some more of the pages of `source`, before they are asked for; false when all are.
-    pub(super) fn warm(&mut self, source: &Memory) -> io::Result<bool> {
+    ///
+    /// This only saves time, so nothing that goes wrong here is an error: pages that are not mapped
+    /// now are mapped when they are read.
+    pub(super) fn warm(&mut self, source: &Memory) -> bool {
+        let warmed = self.warm_step(source).unwrap_or_else(|error| {
+            tracing::debug!(%error, "pages are mapped as they are used");
+            false
+        });
+        if !warmed {
+            self.cold = Some(VecDeque::new());
+        }
+        warmed
+    }
+
+    fn warm_step(&mut self, source: &Memory) -> io::Result<bool> {
+        let memory = self.memory.region();
         let cold = match &mut self.cold {
             Some(cold) => cold,
-            None => self.cold.insert(source.region().extents()?.into()),
+            None => {
+                let source = source.region();
+                // The source may have grown since it was shadowed, and then has pages that this
+                // shadow does not show.
+                let shown = memory.len().min(source.len());
+                self.cold.insert(source.extents_within(0..shown)?.into())
+            }
         };
         let Some(extent) = cold.front_mut() else { return Ok(false) };
         let end = extent.end.min(extent.start + WARM_STEP_BYTES);
-        if let Err(error) = self.memory.region().populate(extent.start..end) {
-            tracing::debug!(%error, "pages are mapped as they are used");
-            cold.clear();
-            return Ok(false);
-        }
-        if end == extent.end {
+        memory.populate(extent.start..end)?;
+        extent.start = end;
+        if extent.is_empty() {
             cold.pop_front();
-        } else {
-            extent.start = end;
         }
         Ok(true)
     }

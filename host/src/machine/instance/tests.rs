@@ -246,3 +246,78 @@ fn a_refused_import_says_why() {
         assert_eq!(outcome, Ok(Err(Outcome::OutOfFuel)));
     });
 }
+
+/// Memory that grows by values of 1 byte to 1 MiB, under queries, work ahead of queries, exports
+/// of frozen states, rollbacks and new limits: each answer is right, and the state equals that of
+/// a guest that was given only what succeeded.
+#[test]
+fn memory_grows_under_everything() {
+    on_guest_thread(|| {
+        let mut random = fastrand::Rng::with_seed(11);
+        let module = ENGINE.compile(&component("guest-kv")).unwrap();
+        let limits = Limits::default();
+        let blueprint =
+            |history| Blueprint { module: module.clone(), limits, history, ..blueprint() };
+        let history = Arc::new(MemoryHistory::default());
+        let mut busy =
+            Instance::start(blueprint(Arc::clone(&history) as Arc<dyn History>)).unwrap();
+        let mut quiet = Instance::start(blueprint(Arc::default())).unwrap();
+        let (mut values, mut frozen) = (Vec::<usize>::new(), Vec::new());
+        for index in 0..120_u64 {
+            let length = 1_usize << random.u32(..=20);
+            let key = format!("key-{}", values.len());
+            let set = batch(&[resp(&["SET", &key, &"v".repeat(length)])]);
+            history.put(index, set.clone());
+            let fails = random.u8(..6) == 0 && length > 1 << 16;
+            if fails {
+                let few = Limits { fuel_per_command: 2_000, ..limits };
+                busy.set_limits(few).unwrap();
+                let outcomes = busy.apply(context(index), set).unwrap();
+                assert!(matches!(outcomes[..], [Outcome::OutOfFuel]), "{outcomes:?}");
+                busy.set_limits(limits).unwrap();
+            } else {
+                let ok = vec![Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))];
+                assert_eq!(busy.apply(context(index), set.clone()).unwrap(), ok);
+                assert_eq!(quiet.apply(context(index), set).unwrap(), ok);
+                values.push(length);
+            }
+            for _ in 0..random.usize(..4) {
+                let Some(number) = (!values.is_empty()).then(|| random.usize(..values.len()))
+                else {
+                    continue;
+                };
+                let get = resp(&["GET", &format!("key-{number}")]).into_bytes();
+                let ends = [u32::try_from(get.len()).unwrap()];
+                let asked = wasm::Batch { data: &get, ends: &ends };
+                let answered = busy.query(context(index), asked, u64::MAX).unwrap().unwrap();
+                let length = values[number];
+                let expected = format!("${length}\r\n{}\r\n", "v".repeat(length));
+                assert!(answered == [Outcome::Accepted(Bytes::from(expected))], "{number}");
+                for _ in 0..random.usize(..300) {
+                    busy.prepare_queries();
+                }
+            }
+            match random.u8(..6) {
+                0 => frozen.push((busy.freeze().unwrap(), values.len())),
+                1 => frozen.clear(),
+                2 => busy.replace_image().unwrap(),
+                _ => {}
+            }
+        }
+        for (frozen, count) in frozen {
+            let mut chunks = 0;
+            let mut take = |_| {
+                chunks += 1;
+                true
+            };
+            frozen.export(&mut take).unwrap().unwrap();
+            assert!(chunks > 0 || count == 0);
+        }
+        assert_equal(&mut busy, &mut quiet, "after growing");
+    });
+}
+
+fn resp(words: &[&str]) -> String {
+    let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
+    format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>())
+}

@@ -94,6 +94,16 @@ impl Region {
         unsafe { std::slice::from_raw_parts_mut(self.base(), self.bytes) }
     }
 
+    /// The parts of `range` that may hold something else than zeros, in order.
+    pub(in crate::wasm) fn extents_within(
+        &self,
+        range: Range<usize>,
+    ) -> io::Result<Vec<Range<usize>>> {
+        let extents = self.extents()?.into_iter();
+        let within = extents.map(|part| part.start.max(range.start)..part.end.min(range.end));
+        Ok(within.filter(|part| !part.is_empty()).collect())
+    }
+
     /// Ranges that may hold something else than zeros, in order: what has pages.
     pub(in crate::wasm) fn extents(&self) -> io::Result<Vec<Range<usize>>> {
         let file = self.file.as_ref().expect("only what has pages of its own is asked");
