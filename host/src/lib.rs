@@ -3,8 +3,9 @@
 //! The modules, from the outside in:
 //!
 //! - [`cli`]: one file per subcommand of `lockstep`.
-//! - [`node`]: the composition root; opens, wires, spawns and drains everything below.
-//! - [`api`]: gRPC for clients and operators; knows tonic and [`raft::Replica`].
+//! - [`node`]: listeners, signals, and the order of a stop.
+//! - `group`: one Raft group; opens, wires, spawns and ends everything below but the doors.
+//! - [`api`]: the doors for clients, operators and peers, one folder a protocol.
 //! - [`raft`]: agreement; knows openraft.
 //! - [`machine`]: what is replicated, and the apply of one entry.
 //! - [`wasm`]: the sandbox; knows wasmtime.
@@ -15,6 +16,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+mod group;
 pub mod machine;
 pub mod node;
 pub mod raft;

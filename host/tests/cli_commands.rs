@@ -1,7 +1,7 @@
 //! The `lockstep` program itself, against a node whose answers are scripted: what it prints where,
 //! and with which code it exits.
 
-#[path = "../../client/tests/fake/mod.rs"]
+#[path = "../../clients/rust/tests/fake/mod.rs"]
 mod fake;
 
 use std::process::Stdio;

@@ -8,9 +8,10 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use lockstep_host::raft::log_store::LogStore;
+use lockstep_host::raft::TypeConfig;
+use lockstep_host::raft::store::convert;
+use lockstep_host::raft::store::log_store::LogStore;
 use lockstep_host::raft::type_config::{Entry, EntryBytes};
-use lockstep_host::raft::{TypeConfig, convert};
 use lockstep_host::storage::{Log, LogConfig, Payload};
 use lockstep_host::types::{LogId, Member, Membership, NodeId, Vote};
 use openraft::storage::{IOFlushed, RaftLogStorage as _};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use futures::{Stream, TryStreamExt as _};
 use lockstep_host::machine::Response;
 use lockstep_host::raft::TypeConfig;
-use lockstep_host::raft::log_store::LogStore;
+use lockstep_host::raft::store::log_store::LogStore;
 use lockstep_host::raft::type_config::{
     Entry, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, RaftVote,
 };

@@ -31,7 +31,8 @@ fn set(key: &str, length: usize) -> Bytes {
 /// Asks for the newest key again and again, and checks each answer.
 async fn read(client: Client, lengths: Arc<std::sync::Mutex<Vec<usize>>>, done: Arc<AtomicBool>) {
     while !done.load(Ordering::Relaxed) {
-        let newest = lengths.lock().expect("no holder panics").iter().copied().enumerate().last();
+        let newest =
+            lengths.lock().expect("no holder panics").iter().copied().enumerate().next_back();
         let Some((number, length)) = newest else {
             tokio::task::yield_now().await;
             continue;

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-use super::agreement::CheckpointRecord;
-use super::guest_thread::GuestHandle;
-use super::seal::Sealed;
 use super::tables::{ModuleRecord, Restoring};
+use crate::machine::guest::thread::GuestHandle;
+use crate::machine::tables::agreement::CheckpointRecord;
+use crate::machine::tables::seal::Sealed;
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
 use crate::wasm::{Limits, Manifest};
 

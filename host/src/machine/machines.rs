@@ -12,18 +12,18 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
-use super::agreement::CheckpointRecord;
-use super::batch::Batch;
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
-use super::guest_thread::GuestHandle;
-use super::history::History;
-use super::instance::{Blueprint, outcome_of};
 use super::library::ModuleLibrary;
-use super::proposal::{ModuleChunk, Proposal};
-use super::restoring::check_schema;
 use super::tables::{MachineRecord, Refusal, Restoring, Tables};
 use super::{HostFailure, Response};
+use crate::machine::entry::batch::Batch;
+use crate::machine::entry::proposal::{ModuleChunk, Proposal};
+use crate::machine::guest::history::History;
+use crate::machine::guest::instance::{Blueprint, outcome_of};
+use crate::machine::guest::restoring::check_schema;
+use crate::machine::guest::thread::GuestHandle;
+use crate::machine::tables::agreement::CheckpointRecord;
 use crate::types::{
     ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome, StateDigest,
 };

@@ -1,43 +1,33 @@
 //! What is replicated beside guest memory: modules, machines, sessions, and the apply of one
 //! entry. Knows `wasm` and `types`, not the log, the disk or the network.
 
-mod agreement;
-pub mod backup;
-mod batch;
 mod compiled;
-pub mod content;
-mod digest;
 mod directory;
-mod guest_thread;
-mod history;
-mod import;
-mod instance;
+pub mod entry;
+mod guest;
 mod library;
 mod machines;
-pub mod proposal;
-mod restoring;
-mod seal;
+pub mod snapshot;
 mod tables;
 #[cfg(test)]
 mod tests;
-mod window;
 
-pub use agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
-pub use batch::Batch;
 pub use compiled::CompiledModules;
-pub use content::{FrozenState, Source};
-pub use digest::ContentDigest;
 pub use directory::{Directory, Published, View};
-pub use guest_thread::GuestHandle;
-pub use history::{History, MemoryHistory};
-pub use instance::{Blueprint, Frozen, Instance};
+pub use entry::batch::Batch;
+pub use entry::proposal::Proposal;
+pub use guest::history::{History, MemoryHistory};
+pub use guest::instance::{Blueprint, Frozen, Instance};
+pub use guest::restoring::check_schema;
+pub use guest::thread::GuestHandle;
+pub use guest::window::{Answers, Queries};
 pub use library::{CodeCache, MemoryLibrary, ModuleLibrary};
 pub use machines::{Environment, Machines, describe};
-pub use proposal::Proposal;
-pub use restoring::check_schema;
-pub use seal::Sealed;
+pub use snapshot::content::{FrozenState, Source};
+pub use snapshot::digest::ContentDigest;
+pub use tables::agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
+pub use tables::seal::Sealed;
 pub use tables::{ModuleRecord, Refusal, Restoring};
-pub use window::{Answers, Queries};
 
 pub use crate::wasm::{Context, InvalidLimit, Limits, LimitsChange};
 

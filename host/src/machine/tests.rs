@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
-use super::content::Piece;
-use super::proposal::{ModuleChunk, ModuleReport};
 use super::*;
 use crate::config::limits;
+use crate::machine::entry::proposal::{ModuleChunk, ModuleReport};
+use crate::machine::snapshot::content::Piece;
 use crate::types::{ClusterId, Command, Member, Membership, ModuleDigest, NodeId};
 use crate::wasm::{self, Context};
 

@@ -8,8 +8,8 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use crate::machine::backup::{Contents, Extract, SavedMachine, Survey, Wanted};
-use crate::raft::snapshots::{for_each_piece, verify_pieces};
+use crate::machine::snapshot::backup::{Contents, Extract, SavedMachine, Survey, Wanted};
+use crate::raft::store::snapshots::{for_each_piece, verify_pieces};
 use crate::storage::snapshot::Snapshot;
 use crate::types::{LogIndex, MachineId, ModuleDigest};
 

@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use lockstep_client::{Client, FetchedSnapshot};
 
 use crate::config::FileConfig;
-use crate::raft::snapshots::{Fit, compute_digest, fit};
+use crate::raft::store::snapshots::{Fit, compute_digest, fit};
 use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
 use crate::storage::{DataDir, Log, LogConfig, Quarantine};
 use crate::types::{ClusterId, LogId, LogIndex, NodeId, StateDigest};

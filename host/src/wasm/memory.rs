@@ -233,7 +233,7 @@ impl Shadow {
         let end = extent.end.min(extent.start + WARM_STEP_BYTES);
         memory.populate(extent.start..end)?;
         extent.start = end;
-        if extent.is_empty() {
+        if extent.start == extent.end {
             cold.pop_front();
         }
         Ok(true)

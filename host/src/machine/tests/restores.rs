@@ -1,9 +1,9 @@
 //! Machines that are rebuilt from exports, entry by entry.
 
-use super::super::backup::{Contents, ExportState, Extract, Survey, Wanted};
-use super::super::proposal::StatePart;
 use super::*;
-use crate::machine::content::SECTION_EXPORT;
+use crate::machine::entry::proposal::StatePart;
+use crate::machine::snapshot::backup::{Contents, ExportState, Extract, Survey, Wanted};
+use crate::machine::snapshot::content::SECTION_EXPORT;
 
 /// Some hundred thousand bytes, so that an export has several chunks.
 const VALUE_BYTES: usize = 80_000;

@@ -1,7 +1,7 @@
 //! Engine changes: what a sealed cluster refuses, and what another engine makes of its exports.
 
-use super::super::content::{SECTION_EXPORT_END, SECTION_IMAGE};
 use super::*;
+use crate::machine::snapshot::content::{SECTION_EXPORT_END, SECTION_IMAGE};
 use crate::types::StateDigest;
 use crate::wasm::Engine;
 

@@ -12,7 +12,7 @@ use openraft::{EntryPayload, LogIdOptionExt as _};
 
 use super::bytes_io::{Reader, Writer, decode_membership, encode_membership};
 use super::{ENTRIES_MAX, Error, POSITION_MAX};
-use crate::raft::convert::{
+use crate::raft::store::convert::{
     log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft, vote_from_raft,
     vote_to_raft,
 };

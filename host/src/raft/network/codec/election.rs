@@ -5,7 +5,7 @@ use openraft::raft::{TransferLeaderRequest, VoteRequest, VoteResponse};
 
 use super::Error;
 use super::bytes_io::{Reader, Writer};
-use crate::raft::convert::{log_id_from_raft, log_id_to_raft, vote_from_raft, vote_to_raft};
+use crate::raft::store::convert::{log_id_from_raft, log_id_to_raft, vote_from_raft, vote_to_raft};
 use crate::raft::type_config::{RaftLogId, TypeConfig};
 use crate::types::{LogId, NodeId};
 

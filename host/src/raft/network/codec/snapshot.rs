@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Error;
 use super::bytes_io::{Reader, Writer};
-use crate::raft::convert::{
+use crate::raft::store::convert::{
     log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft, vote_from_raft,
     vote_to_raft,
 };

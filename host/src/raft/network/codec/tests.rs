@@ -16,7 +16,7 @@ use proptest::prelude::*;
 
 use super::bytes_io::Writer;
 use super::*;
-use crate::raft::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
+use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };

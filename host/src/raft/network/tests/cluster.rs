@@ -8,8 +8,8 @@ use openraft::raft::VoteRequest;
 use openraft::{RaftNetworkFactory as _, ReadPolicy};
 
 use super::node::{CLUSTER, DEADLINE, Node, Proxy, member};
-use crate::raft::convert::vote_to_raft;
 use crate::raft::network::{PROPOSAL_BYTES_MAX, Rejected};
+use crate::raft::store::convert::vote_to_raft;
 use crate::raft::type_config::EntryBytes;
 use crate::types::{NodeId, Vote};
 

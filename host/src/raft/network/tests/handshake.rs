@@ -12,8 +12,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::node::{CLUSTER, DEADLINE, Node, incarnation, local, member};
-use crate::raft::convert::vote_to_raft;
 use crate::raft::network::{Local, Network, codec};
+use crate::raft::store::convert::vote_to_raft;
 use crate::types::{ClusterId, NodeId, Vote};
 
 /// A change that makes a right hello wrong.

@@ -13,8 +13,8 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
+use crate::raft::duties::space::Space;
 use crate::raft::network::{Local, Network, PeerHandler};
-use crate::raft::space::Space;
 use crate::raft::type_config::TypeConfig;
 use crate::storage::snapshot::SnapshotDir;
 use crate::types::{ClusterId, Incarnation, Member, NodeId};

@@ -18,9 +18,9 @@ use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{AbortOnDrop, CLUSTER, local, member};
-use crate::raft::convert::{log_id_to_raft, vote_to_raft};
 use crate::raft::network::client::Client;
 use crate::raft::network::{Network, codec, pipeline};
+use crate::raft::store::convert::{log_id_to_raft, vote_to_raft};
 use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, TypeConfig};
 use crate::types::{LogId, NodeId, Vote};
 

@@ -13,9 +13,9 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::node::{CLUSTER, DEADLINE, Node, local, member};
-use crate::raft::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::network::send_snapshot::CHUNK_BYTES;
 use crate::raft::network::{Network, codec};
+use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::type_config::{RaftSnapshotMeta, RaftStoredMembership, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{LogId, Membership, NodeId, Vote};

@@ -1,0 +1,114 @@
+//! One Raft group of this node: its log, snapshots and machines opened, its tasks wired together,
+//! spawned, and ended.
+//!
+//! There is one group today. Nothing outside may assume so: whoever has a `Group` asks it through
+//! its [`Replica`] and hands it the calls of peers.
+
+mod opened;
+mod wiring;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::task::JoinSet;
+
+use crate::config::Config;
+use crate::raft::Raft;
+use crate::raft::ask::replica::Replica;
+use crate::raft::network::PeerHandler;
+use crate::raft::store::state_machine::StateMachine;
+use crate::storage::Log;
+use opened::Opened;
+use wiring::Wiring;
+
+/// How long a stopping leader waits for another to take over.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long openraft may take to stop.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A running group.
+pub(crate) struct Group {
+    replica: Replica,
+    raft: Raft,
+    log: Log,
+    peers: Arc<PeerHandler<StateMachine>>,
+    tasks: JoinSet<()>,
+}
+
+impl Group {
+    /// Opens the data folder and starts every task of the group.
+    ///
+    /// # Errors
+    /// Everything that makes the node unable to serve safely: a folder in use or of another node,
+    /// damaged files, a disk without room, an unusable configuration.
+    pub(crate) async fn start(config: &Config) -> anyhow::Result<Self> {
+        let opened = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Opened::open(&config)).await??
+        };
+        Ok(Wiring::wire(config, opened).await?.spawn(config))
+    }
+
+    /// What may be asked of the group.
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// What answers its peers.
+    pub(crate) fn peers(&self) -> &Arc<PeerHandler<StateMachine>> {
+        &self.peers
+    }
+
+    /// Completes with the reason once the group cannot go on.
+    pub(crate) async fn ended(&mut self) -> String {
+        tokio::select! {
+            reason = fatal(&self.raft) => reason,
+            Some(ended) = self.tasks.join_next() => format!("a task ended: {ended:?}"),
+        }
+    }
+
+    /// A leader that stops lets another take over first, so that clients hardly notice.
+    pub(crate) async fn hand_over(&self) {
+        let others = self.replica.status().nodes.iter().filter(|node| node.voter).count() > 1;
+        if !others || !self.raft.is_leader() {
+            return;
+        }
+        match self.replica.transfer(None, Instant::now() + HANDOVER_TIMEOUT).await {
+            Ok(leader) => tracing::info!(%leader, "leadership handed over"),
+            Err(error) => tracing::warn!(%error, "leadership not handed over"),
+        }
+    }
+
+    /// Stops agreement. Calls that come after that are refused.
+    pub(crate) async fn stop(&self) {
+        let stopped = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.raft.shutdown()).await;
+        if stopped.is_err() {
+            tracing::warn!("the replica did not stop in time");
+        }
+    }
+
+    /// Ends the tasks and syncs the log.
+    ///
+    /// # Errors
+    /// When the log cannot be synced.
+    pub(crate) async fn close(mut self) -> anyhow::Result<()> {
+        self.tasks.shutdown().await;
+        let synced = tokio::task::spawn_blocking(move || self.log.sync()).await?;
+        synced.context("the log could not be synced at the end")
+    }
+}
+
+/// Completes with the reason once openraft has stopped by itself.
+async fn fatal(raft: &Raft) -> String {
+    let mut metrics = raft.metrics();
+    loop {
+        if let Err(fatal) = &metrics.borrow_watched().running_state {
+            return fatal.to_string();
+        }
+        if metrics.changed().await.is_err() {
+            return "the replica ended".to_owned();
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! What a group has on disk, opened, and the sandbox. Blocking work, before anything runs.
+
+use anyhow::Context as _;
+use bytes::Bytes;
+
+use crate::config::Config;
+use crate::machine::{CodeCache, CompiledModules, ModuleLibrary};
+use crate::raft::duties::space::Space;
+use crate::storage::code::CodeStore;
+use crate::storage::modules::ModuleStore;
+use crate::storage::snapshot::SnapshotDir;
+use crate::storage::{self, DataDir, Log, LogConfig};
+use crate::types::ModuleDigest;
+use crate::wasm::Engine;
+
+/// What was opened on disk, and the sandbox. All of it blocking work.
+pub(super) struct Opened {
+    pub(super) data_dir: DataDir,
+    pub(super) log: Log,
+    pub(super) snapshots: SnapshotDir,
+    pub(super) modules: ModuleStore,
+    pub(super) compiled: CompiledModules,
+    pub(super) space: Space,
+    pub(super) engine: Engine,
+}
+
+impl Opened {
+    /// Opens them all.
+    ///
+    /// # Errors
+    /// A folder in use or of another node, damaged files, a full disk, no sandbox.
+    pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
+        let data_dir = DataDir::open(&config.data_dir, config.node_id)?;
+        let space = Space::new(config.data_dir.clone(), config.file.disk_reserve_bytes)?;
+        space.check().context("the node cannot start on a full disk")?;
+        let log = Log::open(&data_dir.log(), &LogConfig::from(&config.file))?;
+        let snapshots = SnapshotDir::open(&data_dir.snapshots())?.keeping_free(space.floor());
+        let modules = ModuleStore::open(&data_dir.modules())?;
+        let engine = Engine::new().context("the sandbox cannot be set up")?;
+        let compiled = match CodeStore::open(&data_dir.cache(), engine.profile()) {
+            Ok(store) => CompiledModules::with_cache(Box::new(DiskCache(store))),
+            Err(error) => {
+                tracing::warn!(%error, "compiled code is not kept: each start compiles anew");
+                CompiledModules::default()
+            }
+        };
+        Ok(Self { data_dir, log, snapshots, modules, compiled, space, engine })
+    }
+}
+
+/// Modules on disk, as the machines know them.
+pub(super) struct DiskLibrary(pub(super) ModuleStore);
+
+impl ModuleLibrary for DiskLibrary {
+    fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.put(*digest, bytes).map_err(storage::Error::into_io)
+    }
+
+    fn get(&self, digest: &ModuleDigest) -> std::io::Result<Bytes> {
+        let bytes = self.0.get(*digest).map_err(storage::Error::into_io)?;
+        bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+}
+
+/// Compiled code on disk, as the machines know it.
+struct DiskCache(CodeStore);
+
+impl CodeCache for DiskCache {
+    fn put(&self, digest: &ModuleDigest, code: &[u8]) -> std::io::Result<()> {
+        self.0.put(*digest, code).map_err(storage::Error::into_io)
+    }
+
+    fn get(&self, digest: &ModuleDigest) -> std::io::Result<Option<Vec<u8>>> {
+        self.0.get(*digest).map_err(storage::Error::into_io)
+    }
+}

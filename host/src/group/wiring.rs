@@ -1,0 +1,268 @@
+//! Which part of a group is given which: everything wired together, then spawned.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use openraft::SnapshotPolicy;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use super::Group;
+use super::opened::{DiskLibrary, Opened};
+use crate::config::{Config, FileConfig};
+use crate::machine::{Directory, Environment};
+use crate::raft::Raft;
+use crate::raft::ask::proposer::Proposer;
+use crate::raft::ask::reader::Reader;
+use crate::raft::ask::replica::{Replica, Shared};
+use crate::raft::duties::checkpoints::CheckpointTask;
+use crate::raft::duties::courier::Courier;
+use crate::raft::duties::modules::ModuleTask;
+use crate::raft::duties::parking::ParkingTask;
+use crate::raft::duties::profile::ProfileTask;
+use crate::raft::duties::pulse;
+use crate::raft::duties::recovery::watch_recovery;
+use crate::raft::duties::reports::ReportTask;
+use crate::raft::duties::space::Space;
+use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::store::history::LogHistory;
+use crate::raft::store::log_store::LogStore;
+use crate::raft::store::snapshots::Snapshots;
+use crate::raft::store::state_machine::{Progress, StateMachine};
+use crate::storage::snapshot::SnapshotDir;
+use crate::storage::{DataDir, Identity, Log, LogState};
+use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
+
+/// How long openraft may take to look at the log it was given.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Everything wired together, nothing running but openraft.
+pub(super) struct Wiring {
+    raft: Raft,
+    log: Log,
+    network: Network,
+    local: Arc<Local>,
+    member: Member,
+    environment: Environment,
+    snapshots: Arc<Snapshots>,
+    incoming: SnapshotDir,
+    space: Arc<Space>,
+    last_at_start: Option<LogIndex>,
+    staged: mpsc::UnboundedReceiver<ModuleDigest>,
+    progress: watch::Receiver<Progress>,
+    unsynced: watch::Receiver<usize>,
+}
+
+impl Wiring {
+    /// Wires what was opened.
+    ///
+    /// # Errors
+    /// What is on disk does not fit together, or the configuration is unusable.
+    pub(super) async fn wire(config: &Config, opened: Opened) -> anyhow::Result<Self> {
+        let Opened { data_dir, log, snapshots, modules, compiled, space, engine } = opened;
+        let identity = data_dir.identity();
+        let cluster = Arc::new(identity.cluster.map(OnceLock::from).unwrap_or_default());
+        let (staged_sender, staged) = mpsc::unbounded_channel();
+        let environment = Environment {
+            cluster: Arc::clone(&cluster),
+            profile: engine.profile().to_owned(),
+            engine,
+            library: Arc::new(DiskLibrary(modules)),
+            history: Arc::new(LogHistory(log.clone())),
+            compiled: Arc::new(compiled),
+            staged: staged_sender,
+            directory: Arc::new(Directory::default()),
+        };
+        let data_dir = Arc::new(data_dir);
+        let local = local(&data_dir, cluster, environment.profile.clone());
+        let network = Network::new(Arc::clone(&local), &config.file.peer_reach);
+        let incoming = snapshots.clone();
+        let found = log.state()?;
+        let last_at_start = found.last.map(|last| last.index);
+        let snapshots = Arc::new(open_snapshots(snapshots, &found, &data_dir)?);
+        let store = LogStore::new(log.clone());
+        let unsynced = store.unsynced();
+        let (progress_sender, progress) = watch::channel(Progress::default());
+        let state_machine = StateMachine::open(
+            environment.clone(),
+            Arc::clone(&snapshots),
+            data_dir,
+            found.committed.map(|committed| committed.index),
+            progress_sender,
+        )
+        .await?;
+        let raft_config = Arc::new(raft_config(&config.file).validate()?);
+        let node = identity.node_id;
+        let raft = Raft::new(node, raft_config, network.clone(), store, state_machine).await?;
+        show_log(&raft, last_at_start).await?;
+        Ok(Self {
+            member: member(config, &identity),
+            space: Arc::new(space),
+            log,
+            raft,
+            network,
+            local,
+            environment,
+            snapshots,
+            incoming,
+            last_at_start,
+            staged,
+            progress,
+            unsynced,
+        })
+    }
+
+    /// What brings into the log what this node says of itself.
+    fn reporting(&self) -> (Courier, ReportTask, ProfileTask) {
+        let (node, raft) = (self.local.node_id(), self.raft.clone());
+        let courier = Courier { node, raft: raft.clone(), network: self.network.clone() };
+        let directory = Arc::clone(&self.environment.directory);
+        let reports = ReportTask {
+            courier: courier.clone(),
+            directory: Arc::clone(&directory),
+            snapshots: Arc::clone(&self.snapshots),
+        };
+        let (local, network) = (Arc::clone(&self.local), self.network.clone());
+        let profile = ProfileTask { raft, directory, local, network };
+        (courier, reports, profile)
+    }
+
+    /// Starts every task of the group.
+    pub(super) fn spawn(self, config: &Config) -> Group {
+        let (courier, reports, profile) = self.reporting();
+        let mut tasks = JoinSet::new();
+        let raft = self.raft.clone();
+        let directory = Arc::clone(&self.environment.directory);
+        let (proposer, proposing) = Proposer::new(
+            raft.clone(),
+            Arc::clone(&directory),
+            self.unsynced,
+            now_ms,
+            &config.file,
+        );
+        let (reader, reading) =
+            Reader::new(raft.clone(), Arc::clone(&directory), Arc::clone(&self.space), now_ms);
+        let checkpoints = CheckpointTask::new(
+            raft.clone(),
+            Arc::clone(&self.snapshots),
+            self.progress,
+            &config.file,
+        );
+        let modules =
+            ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
+        let space = Arc::clone(&self.space);
+        let peers = Arc::new(PeerHandler::new(
+            raft.clone(),
+            Arc::clone(&self.local),
+            self.incoming,
+            Arc::clone(&space),
+            Arc::clone(&directory),
+        ));
+        let (recovered_sender, recovered) = watch::channel(false);
+        let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
+        let replica = Replica::new(Shared {
+            recovered,
+            local: self.local,
+            member: self.member,
+            raft: raft.clone(),
+            network: self.network,
+            directory,
+            environment: self.environment,
+            proposer,
+            reader,
+            snapshots: self.snapshots,
+            space: self.space,
+        });
+        let (heartbeat, election) =
+            (config.file.heartbeat_interval_ms, config.file.election_timeout_ms_min);
+        let pulse = pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election));
+        tasks.spawn(pulse);
+        tasks.spawn(proposing.run());
+        tasks.spawn(reading.run());
+        tasks.spawn(checkpoints.run());
+        tasks.spawn(recovery);
+        tasks.spawn(modules.run());
+        tasks.spawn(reports.run());
+        tasks.spawn(profile.run());
+        tasks.spawn(ParkingTask::new(replica.clone()).run());
+        tasks.spawn(async move { space.run().await });
+        Group { replica, raft, log: self.log, peers, tasks }
+    }
+}
+
+/// This node, as far as its peers are concerned. One that is asked to join a cluster notes it on
+/// disk.
+fn local(
+    data_dir: &Arc<DataDir>,
+    cluster: Arc<OnceLock<ClusterId>>,
+    profile: String,
+) -> Arc<Local> {
+    let identity = data_dir.identity();
+    let joining = Arc::clone(data_dir);
+    let adopt = move |id: ClusterId| {
+        joining.join_cluster(id).map_err(|error| error.to_string())?;
+        cluster.get_or_init(|| id);
+        Ok(())
+    };
+    let Identity { node_id, incarnation, cluster } = identity;
+    Local::new(node_id, incarnation, profile, cluster, Box::new(adopt))
+}
+
+/// The snapshots beside the log that was found. What this node is quarantined for stays.
+fn open_snapshots(
+    folder: SnapshotDir,
+    found: &LogState,
+    data_dir: &DataDir,
+) -> anyhow::Result<Snapshots> {
+    let purged = found.purged.map(|purged| purged.index);
+    let snapshots = Snapshots::new(folder, purged, found.last.map(|last| last.index));
+    if let Some(quarantine) = data_dir.quarantine()? {
+        snapshots.keep_evidence(quarantine.index);
+    }
+    Ok(snapshots)
+}
+
+/// How this node is reached.
+fn member(config: &Config, identity: &Identity) -> Member {
+    Member {
+        peer_addr: config.peer_addr.to_string(),
+        client_addr: config.client_addr.to_string(),
+        incarnation: identity.incarnation.0,
+    }
+}
+
+/// Waits until openraft says what it found on disk: before that it shows an empty log and no
+/// membership, and nobody may be served.
+async fn show_log(raft: &Raft, last_at_start: Option<LogIndex>) -> anyhow::Result<()> {
+    raft.wait(Some(START_TIMEOUT))
+        .metrics(|metrics| metrics.last_log_index >= last_at_start, "the log is known")
+        .await
+        .context("the replica did not start")?;
+    Ok(())
+}
+
+/// How openraft runs here: snapshots and purges are ours alone (`raft::duties::checkpoints`),
+/// pre-vote keeps a node that was cut off from disturbing the leader, and a restarted leader is
+/// elected again rather than trusted. `ParkingTask` lets a node stand in elections once it knows
+/// that it may.
+fn raft_config(config: &FileConfig) -> openraft::Config {
+    openraft::Config {
+        cluster_name: "lockstep".to_owned(),
+        election_timeout_min: config.election_timeout_ms_min,
+        election_timeout_max: config.election_timeout_ms_max,
+        heartbeat_interval: config.heartbeat_interval_ms,
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        enable_elect: false,
+        enable_pre_vote: Some(true),
+        enable_leader_restore: Some(false),
+        ..openraft::Config::default()
+    }
+}
+
+/// The wall clock. Only the leader reads it, to stamp entries.
+fn now_ms() -> TimeMs {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    TimeMs::try_from(since_epoch.as_millis()).unwrap_or(TimeMs::MAX)
+}

@@ -1,0 +1,471 @@
+//! A machine's guest over time: a command that fails leaves no trace, a query cannot leave one.
+//!
+//! The live guest is called once for each batch. Beside it stand an image of its memory at an
+//! earlier boundary of calls and a journal of the calls since. When a call fails, the image and
+//! the journal bring the guest back to before it, and the batch's commands are applied one by one,
+//! so that a failure costs the command that it is of and nothing else. What is long ago the journal
+//! knows by its place in the log alone, so that it takes little memory.
+//!
+//! After a failure the next calls are tried on a fork first: more of the same then cost a fork's
+//! few pages and no rollback. When images are taken, and what is tried first, is each node's
+//! own choice and shows in no result.
+//!
+//! An import is in no journal: until it is complete, no image shows the live guest. A failure of it
+//! spends the guest, and one is taken only where the state leaves or the import is complete.
+//!
+//! **Invariant:** the live guest has been through exactly the calls that succeeded, in order, each
+//! once. **Invariant:** a rollback that uses other fuel, or a fork that answers otherwise than its
+//! original, stops the node.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::machine::HostFailure;
+use crate::machine::entry::batch::Batch;
+use crate::machine::guest::history::History;
+use crate::types::Outcome;
+use crate::wasm::{
+    self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, GuestLog, Image,
+    Limits, Module, Replies,
+};
+
+/// An image is due after this much fuel for each byte of memory. Copying a byte takes about as
+/// long as half a unit of fuel, so that images take at most a twentieth of the time of apply.
+const IMAGE_FUEL_PER_BYTE: u64 = 10;
+/// No image is due before this much fuel, some tens of milliseconds of apply.
+const IMAGE_FUEL_MIN: u64 = 50_000_000;
+/// While a snapshot is written from the image, the next one needs room of its own: it is due this
+/// many times later.
+const PINNED_FACTOR: u64 = 8;
+/// Batches that are tried on a fork after a failure.
+const CAUTIOUS_BATCHES: u32 = 64;
+const IMAGE_STANDS: &str = "an image stands beside the guest between calls";
+
+mod journal;
+#[cfg(test)]
+mod tests;
+
+use journal::{Journal, Part};
+
+/// What a guest is made from.
+#[derive(Clone)]
+pub struct Blueprint {
+    /// The sandbox.
+    pub engine: Engine,
+    /// The code.
+    pub module: Module,
+    /// What the guest may use.
+    pub limits: Limits,
+    /// Where calls are found that the guest has been through.
+    pub history: Arc<dyn History>,
+}
+
+/// A machine's guest with its past.
+pub struct Instance {
+    blueprint: Blueprint,
+    live: Guest,
+    /// None only inside of the functions that replace it.
+    image: Option<Arc<Image>>,
+    /// The guest has taken in parts of an export that the image doesn't show.
+    importing: bool,
+    journal: Journal,
+    fork: Option<Fork>,
+    /// Whether the fork has answered queries.
+    asked: bool,
+    cautious: u32,
+    fuel_used: u64,
+    /// Where the guest is heard: on its own calls, on queries, and on commands that are tried; not
+    /// as it repeats what was tried, and not on a replay.
+    log: Option<GuestLog>,
+}
+
+/// A machine's state at a boundary of calls, for a snapshot; it stays as it is while the machine
+/// goes on.
+#[derive(Clone)]
+pub struct Frozen {
+    blueprint: Blueprint,
+    image: Arc<Image>,
+    fuel_used: u64,
+}
+
+impl Instance {
+    /// A guest in the state before the first command.
+    pub fn start(blueprint: Blueprint) -> Result<Self, Failure> {
+        let Blueprint { engine, module, limits, .. } = &blueprint;
+        let live = Guest::instantiate_with(engine, module, *limits)?;
+        Self::with(blueprint, live, 0)
+    }
+
+    /// A guest in the state of an image.
+    pub fn restore(blueprint: Blueprint, image: Image, fuel_used: u64) -> Result<Self, Failure> {
+        let Blueprint { engine, module, limits, .. } = &blueprint;
+        let live = Guest::restore(engine, module, *limits, image)?;
+        Self::with(blueprint, live, fuel_used)
+    }
+
+    fn with(blueprint: Blueprint, live: Guest, fuel_used: u64) -> Result<Self, Failure> {
+        let image = Some(Arc::new(live.image(None)?));
+        let journal = Journal::new(Arc::clone(&blueprint.history));
+        Ok(Self {
+            blueprint,
+            live,
+            image,
+            importing: false,
+            journal,
+            fork: None,
+            asked: false,
+            cautious: 0,
+            fuel_used,
+            log: None,
+        })
+    }
+
+    /// Lets the guest be heard from now on.
+    pub fn set_log(&mut self, log: GuestLog) {
+        self.live.set_log(log.clone());
+        self.log = Some(log);
+        self.fork = None;
+    }
+
+    /// Gives the guest other limits from the next call on. The journal begins anew: what is in it
+    /// went by the earlier ones.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<(), HostFailure> {
+        self.replace_image()?;
+        self.fork = None;
+        self.live.set_limits(limits);
+        self.blueprint.limits = limits;
+        Ok(())
+    }
+
+    /// Hands the guest the next part of an export that has `schema`; `last` with the last one
+    /// alone. To be called on a guest that has applied nothing, and until the last part is in,
+    /// nothing but this and [`Instance::freeze`]. The inner error is the guest's own: the words
+    /// of its refusal, or how it failed; the instance is spent then and must be dropped.
+    pub fn import(
+        &mut self,
+        schema: u32,
+        chunk: &[u8],
+        last: bool,
+    ) -> Result<Result<(), Outcome>, HostFailure> {
+        if let Err(failure) = self.live.import(schema, chunk, last) {
+            return outcome_of(failure).map(Err);
+        }
+        let fuel = self.blueprint.limits.fuel_per_export_step - self.live.fuel_left();
+        self.fuel_used = self.fuel_used.saturating_add(fuel);
+        self.importing = true;
+        if last {
+            self.replace_image()?;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
+    /// the fuel of one as long as that is enough for all, and have it each where it isn't.
+    pub fn apply(&mut self, context: Context, batch: Batch) -> Result<Vec<Outcome>, HostFailure> {
+        let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, &batch)?) };
+        let outcomes = match tried {
+            None => match self.call(context, &batch, Part::All) {
+                Ok(replies) => outcomes_of(replies),
+                Err(failure) => {
+                    let outcome = outcome_of(failure)?;
+                    self.roll_back()?;
+                    self.apply_apart(context, &batch, outcome)?
+                }
+            },
+            Some(Ok(tried)) => {
+                self.cautious -= 1;
+                outcomes_of(self.repeat(context, &batch, Part::All, &tried)?)
+            }
+            Some(Err(outcome)) => self.apply_apart(context, &batch, outcome)?,
+        };
+        self.image_if_due()?;
+        Ok(outcomes)
+    }
+
+    /// Applies each command of a batch by itself, after all of them together failed by `outcome`.
+    fn apply_apart(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+        outcome: Outcome,
+    ) -> Result<Vec<Outcome>, HostFailure> {
+        self.cautious = CAUTIOUS_BATCHES;
+        if batch.count() == 1 {
+            return Ok(vec![outcome]);
+        }
+        let mut outcomes = Vec::with_capacity(batch.count());
+        for position in 0..batch.count() {
+            let single = batch.only(position);
+            match self.attempt(context, &single)? {
+                Ok(tried) => {
+                    let part = Part::One(position);
+                    outcomes.extend(outcomes_of(self.repeat(context, &single, part, &tried)?));
+                }
+                Err(outcome) => outcomes.push(outcome),
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// What a call would come to.
+    fn attempt(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+    ) -> Result<Result<Tried, Outcome>, HostFailure> {
+        let fork = self.fork()?;
+        match fork.apply(&context, laid_out(batch)) {
+            Ok(replies) => Ok(Ok(Tried { replies, fuel_left: fork.fuel_left() })),
+            Err(failure) => {
+                self.fork = None;
+                outcome_of(failure).map(Err)
+            }
+        }
+    }
+
+    /// Makes a call that has succeeded on a fork.
+    fn repeat(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+        part: Part,
+        tried: &Tried,
+    ) -> Result<Replies, HostFailure> {
+        self.live.set_quiet(true);
+        let repeated = self.call(context, batch, part);
+        self.live.set_quiet(false);
+        match repeated {
+            Ok(replies) if replies == tried.replies && self.live.fuel_left() == tried.fuel_left => {
+                Ok(replies)
+            }
+            Err(Failure::Host(reason)) => Err(HostFailure::Stop(reason)),
+            _ => Err(HostFailure::Stop(format!(
+                "at log index {}, a guest answers otherwise than its fork",
+                context.index
+            ))),
+        }
+    }
+
+    /// Calls the live guest, and notes the call if it succeeds.
+    fn call(&mut self, context: Context, batch: &Batch, part: Part) -> Result<Replies, Failure> {
+        let replies = self.live.apply(&context, laid_out(batch))?;
+        let fuel = self.blueprint.limits.fuel_per_command - self.live.fuel_left();
+        self.fuel_used = self.fuel_used.saturating_add(fuel);
+        self.journal.push(context, batch.clone(), part, fuel);
+        Ok(replies)
+    }
+
+    /// Brings the guest back to before the call that failed.
+    fn roll_back(&mut self) -> Result<(), HostFailure> {
+        let Blueprint { engine, module, limits, .. } = &self.blueprint;
+        self.fork = None;
+        // An image that a snapshot is being written from stays; else its pages become the memory.
+        let image = self.image.take().expect(IMAGE_STANDS);
+        let (image, shared) = match Arc::try_unwrap(image) {
+            Ok(image) => (image, None),
+            Err(shared) => (shared.copy().map_err(host)?, Some(shared)),
+        };
+        let mut live = Guest::restore(engine, module, *limits, image).map_err(host)?;
+        let mut fuel = 0_u64;
+        self.journal.replay(|context, batch| {
+            live.apply(context, laid_out(batch)).map_err(|failure| {
+                let index = context.index;
+                HostFailure::Stop(format!("a replay failed at log index {index}: {failure}"))
+            })?;
+            fuel = fuel.saturating_add(limits.fuel_per_command - live.fuel_left());
+            Ok(())
+        })?;
+        if fuel != self.journal.fuel() {
+            let expected = self.journal.fuel();
+            return Err(HostFailure::Stop(format!("a replay used {fuel} fuel, not {expected}")));
+        }
+        if let Some(log) = &self.log {
+            live.set_log(log.clone());
+        }
+        let failed = std::mem::replace(&mut self.live, live);
+        if shared.is_none() {
+            return self.take_image(failed.into_room());
+        }
+        self.image = shared;
+        Ok(())
+    }
+
+    /// Answers queries on a fork, whose changes are thrown away, with this much fuel for all of
+    /// them, or their limit if that is less. A failure is that of the first query that fails, and
+    /// of all if there is only one.
+    pub fn query(
+        &mut self,
+        context: Context,
+        queries: wasm::Batch<'_>,
+        fuel_max: u64,
+    ) -> Result<Result<Vec<Outcome>, Outcome>, HostFailure> {
+        let fork = self.fork()?;
+        match fork.query(&context, queries, fuel_max) {
+            Ok(replies) => {
+                self.asked = true;
+                Ok(Ok(outcomes_of(replies)))
+            }
+            Err(failure) => {
+                self.fork = None;
+                outcome_of(failure).map(Err)
+            }
+        }
+    }
+
+    /// Does a bounded piece of work ahead of the next queries, if there were any before; false
+    /// when nothing is left to do. It cannot fail: it only saves time.
+    pub fn prepare_queries(&mut self) -> bool {
+        match &mut self.fork {
+            Some(fork) if self.asked => fork.warm(&self.live),
+            _ => false,
+        }
+    }
+
+    /// The state as it is now.
+    pub fn freeze(&mut self) -> Result<Frozen, HostFailure> {
+        if self.importing || !self.journal.is_empty() {
+            self.replace_image()?;
+        }
+        let image = Arc::clone(self.image.as_ref().expect(IMAGE_STANDS));
+        Ok(Frozen { blueprint: self.blueprint.clone(), image, fuel_used: self.fuel_used })
+    }
+
+    /// What the guest may use.
+    pub fn limits(&self) -> &Limits {
+        &self.blueprint.limits
+    }
+
+    /// Fuel of the calls between two images of a memory of so many bytes.
+    pub fn image_fuel(memory_bytes: u64) -> u64 {
+        IMAGE_FUEL_MIN.max(IMAGE_FUEL_PER_BYTE.saturating_mul(memory_bytes))
+    }
+
+    /// Size of the guest's memory, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.live.memory_bytes()
+    }
+
+    fn fork(&mut self) -> Result<&mut Fork, HostFailure> {
+        let fork = match self.following()? {
+            Some(fork) => fork,
+            None => {
+                self.asked = false;
+                let Blueprint { engine, module, .. } = &self.blueprint;
+                let mut fork = self.live.fork(engine, module).map_err(host)?;
+                if let Some(log) = &self.log {
+                    fork.set_log(log.clone());
+                }
+                fork
+            }
+        };
+        Ok(self.fork.insert(fork))
+    }
+
+    /// The fork that there is, if it can show the state as it is now.
+    fn following(&mut self) -> Result<Option<Fork>, HostFailure> {
+        let Some(mut fork) = self.fork.take() else { return Ok(None) };
+        let follows = fork.follow(&self.live).map_err(host)?;
+        Ok(follows.then_some(fork))
+    }
+
+    fn image_if_due(&mut self) -> Result<(), HostFailure> {
+        let bytes = u64::try_from(self.live.memory_bytes()).expect("a length in memory fits");
+        let pinned = self.image.as_ref().is_some_and(|image| Arc::strong_count(image) > 1);
+        let factor = if pinned { PINNED_FACTOR } else { 1 };
+        let due = Self::image_fuel(bytes).saturating_mul(factor);
+        if self.journal.fuel() >= due || self.journal.is_full() {
+            self.replace_image()?;
+        }
+        Ok(())
+    }
+
+    /// Takes an image in the room of the last one, unless a snapshot is written from that.
+    fn replace_image(&mut self) -> Result<(), HostFailure> {
+        let room = self.image.take().and_then(Arc::into_inner);
+        self.take_image(room)
+    }
+
+    fn take_image(&mut self, room: Option<Image>) -> Result<(), HostFailure> {
+        self.image = Some(Arc::new(self.live.image(room).map_err(host)?));
+        self.journal.clear();
+        self.importing = false;
+        Ok(())
+    }
+}
+
+/// A call as it went on a fork.
+struct Tried {
+    replies: Replies,
+    fuel_left: u64,
+}
+
+impl Frozen {
+    /// The exact state.
+    pub fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Fuel of all calls that succeeded.
+    pub fn fuel_used(&self) -> u64 {
+        self.fuel_used
+    }
+
+    /// Has the guest serialize its state on a fork, chunk by chunk, until `sink` wants no more.
+    /// The inner error is the guest's own. To be called on a thread with the stack for guests.
+    pub fn export(
+        &self,
+        sink: &mut dyn FnMut(Vec<u8>) -> bool,
+    ) -> Result<Result<(), Outcome>, HostFailure> {
+        let Blueprint { engine, module, limits, .. } = &self.blueprint;
+        let fork = Fork::of_image(engine, module, *limits, &self.image);
+        let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
+        match fork.map_err(host)?.export(&mut emit) {
+            Ok(_) => Ok(Ok(())),
+            Err(ExportError::Guest(failure)) => outcome_of(failure).map(Err),
+            Err(ExportError::Stopped) => {
+                Err(HostFailure::Stop("nobody takes the export of a guest".to_owned()))
+            }
+        }
+    }
+}
+
+fn laid_out(batch: &Batch) -> wasm::Batch<'_> {
+    wasm::Batch { data: batch.data(), ends: batch.ends() }
+}
+
+/// A failure where the guest has no say: making, copying or forking an instance that ran before.
+fn host(failure: impl std::fmt::Display) -> HostFailure {
+    HostFailure::Stop(failure.to_string())
+}
+
+/// Cuts replies apart without copying them.
+fn outcomes_of(replies: Replies) -> Vec<Outcome> {
+    let data = Bytes::from(replies.data);
+    let mut rejected = replies.rejected.into_iter().peekable();
+    let mut start = 0;
+    let outcome = |(position, end): (u32, u32)| {
+        let end = usize::try_from(end).expect("32 bits fit");
+        let reply = data.slice(start..end);
+        start = end;
+        match rejected.next_if_eq(&position) {
+            Some(_) => Outcome::Rejected(reply),
+            None => Outcome::Accepted(reply),
+        }
+    };
+    (0_u32..).zip(replies.ends).map(outcome).collect()
+}
+
+/// A guest's failure as an outcome; the host's own is an error.
+pub(in crate::machine) fn outcome_of(failure: Failure) -> Result<Outcome, HostFailure> {
+    match failure {
+        Failure::Trapped(reason) => Ok(Outcome::Trapped(reason)),
+        Failure::Malformed(reason) => {
+            Ok(Outcome::Trapped(format!("the guest broke its contract: {reason}")))
+        }
+        Failure::Refused(words) => Ok(Outcome::Rejected(Bytes::from(words))),
+        Failure::OutOfFuel => Ok(Outcome::OutOfFuel),
+        Failure::TooLarge { length, limit } => Ok(Outcome::TooLarge { length, limit }),
+        Failure::Host(reason) => Err(HostFailure::Stop(reason)),
+    }
+}

@@ -1,0 +1,275 @@
+//! The replicated tables beside guest memory. They change only in the apply of an entry and by
+//! nothing but that entry, so they are equal on all nodes at equal indices.
+
+pub(in crate::machine) mod agreement;
+pub(in crate::machine) mod seal;
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::limits::{IMPORT_PART_BYTES_MAX, MACHINES_MAX, MODULE_BYTES_MAX};
+use crate::machine::entry::proposal::{ModuleChunk, ModuleReport, StatePart};
+use crate::machine::tables::agreement::CheckpointRecord;
+use crate::machine::tables::seal::Sealed;
+use crate::types::{
+    LogIndex, MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name,
+};
+use crate::wasm::{InvalidLimit, Limits, LimitsChange};
+
+/// Everything replicated but guest memory and module bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tables {
+    /// Time of the last entry that carried one.
+    pub time_ms: TimeMs,
+    /// Staged modules.
+    pub modules: BTreeMap<ModuleDigest, ModuleRecord>,
+    /// Machines that exist.
+    pub machines: BTreeMap<MachineId, MachineRecord>,
+    /// Client sessions; none can be opened in this version.
+    pub sessions: BTreeMap<u64, ()>,
+    /// Nodes that were removed: their ids never come back.
+    pub retired_nodes: BTreeSet<NodeId>,
+    /// The newest checkpoints, and what nodes said of them.
+    pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
+    /// The engine profile that entries are applied with, once it is in the log.
+    pub engine_profile: Option<String>,
+    /// The engine change under way.
+    pub sealed: Option<Sealed>,
+}
+
+/// A module on its way to, or in, the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleRecord {
+    /// Its length in bytes.
+    pub length: u64,
+    /// How many of its bytes are staged; complete when equal to `length`.
+    pub staged: u64,
+    /// What nodes said of it: `None` for "compiled", else why not.
+    pub reports: BTreeMap<NodeId, Option<String>>,
+}
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    /// Its name.
+    pub name: String,
+    /// Its module.
+    pub module: ModuleDigest,
+    /// What its guest may use.
+    pub limits: Limits,
+    /// While its state comes in.
+    pub restoring: Option<Restoring>,
+}
+
+/// How far the state of a machine has come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restoring {
+    /// Version of the state that comes in.
+    pub schema: u32,
+    /// Count of the parts that are in.
+    pub parts: u64,
+}
+
+/// Why an entry changed nothing. Part of the replicated result: equal on all nodes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The name is taken.
+    #[error("a machine named {0:?} exists already")]
+    NameTaken(String),
+    /// The name has characters or a length that names may not have.
+    #[error("{0}")]
+    InvalidName(String),
+    /// There are as many machines as may be.
+    #[error("there are {0} machines already, which is the limit")]
+    TooManyMachines(usize),
+    /// No such machine.
+    #[error("there is no such machine")]
+    NoSuchMachine,
+    /// The module is not staged.
+    #[error("no module with digest {0} was uploaded")]
+    NoSuchModule(ModuleDigest),
+    /// Voters have not compiled the module, or cannot.
+    #[error("{0}")]
+    ModuleNotReady(String),
+    /// Writes have stopped, since the voters' states differ.
+    #[error("writes have stopped: {0}")]
+    Halted(String),
+    /// Nothing is written while the engine changes.
+    #[error("{0}")]
+    Sealed(String),
+    /// The engine cannot change so.
+    #[error("{0}")]
+    BadSeal(String),
+    /// A piece of a module does not fit the pieces before it.
+    #[error("{0}")]
+    BadChunk(String),
+    /// No machine can have such a limit.
+    #[error("{0}")]
+    InvalidLimits(String),
+    /// The module does not import states of the version asked for.
+    #[error("{0}")]
+    SchemaNotImportable(String),
+    /// The state of the machine is complete.
+    #[error("machine {0:?} is not being restored")]
+    NotRestoring(String),
+    /// A part of an export does not fit the parts before it.
+    #[error("{0}")]
+    BadPart(String),
+}
+
+impl Tables {
+    /// Moves the time on, never back.
+    pub fn advance_time(&mut self, time_ms: TimeMs) -> TimeMs {
+        self.time_ms = self.time_ms.max(time_ms);
+        self.time_ms
+    }
+
+    /// Notes a piece of a module. `Ok(true)` when the piece is new, `Ok(false)` when it was staged
+    /// before (an upload that was begun twice).
+    pub fn stage(&mut self, chunk: &ModuleChunk) -> Result<bool, Refusal> {
+        let bad = |reason: &str| Err(Refusal::BadChunk(reason.to_owned()));
+        let limit = u64::try_from(MODULE_BYTES_MAX).expect("a constant that fits");
+        if chunk.length == 0 || chunk.length > limit {
+            return bad("a module of this length cannot be staged");
+        }
+        let length = u64::try_from(chunk.bytes.len()).expect("a length in memory fits");
+        let fresh = ModuleRecord { length: chunk.length, staged: 0, reports: BTreeMap::new() };
+        let record = self.modules.entry(chunk.digest).or_insert(fresh);
+        if record.length != chunk.length || chunk.offset + length > record.length {
+            return bad("a piece does not fit the length of its module");
+        }
+        if chunk.offset > record.staged {
+            return bad("a piece before this one is missing: upload the module again");
+        }
+        if chunk.offset < record.staged || length == 0 {
+            return Ok(false);
+        }
+        record.staged += length;
+        Ok(true)
+    }
+
+    /// Forgets a module whose staged bytes turned out to be other than its digest.
+    pub fn unstage(&mut self, digest: &ModuleDigest) {
+        self.modules.remove(digest);
+    }
+
+    /// Notes what a node said of a module. A module unknown here was unstaged: nothing to note.
+    pub fn report(&mut self, report: ModuleReport) {
+        if let Some(record) = self.modules.get_mut(&report.digest) {
+            record.reports.insert(report.node, report.failure);
+        }
+    }
+
+    /// Whether a machine may be created under this name on this module, with these limits.
+    pub fn check_create(
+        &self,
+        name: &str,
+        digest: &ModuleDigest,
+        limits: &Limits,
+        membership: &Membership,
+    ) -> Result<(), Refusal> {
+        let invalid = |reason: &str| Refusal::InvalidName(reason.to_owned());
+        check_machine_name(name).map_err(invalid)?;
+        limits.check()?;
+        if self.machines.values().any(|machine| machine.name == name) {
+            return Err(Refusal::NameTaken(name.to_owned()));
+        }
+        if self.machines.len() >= MACHINES_MAX {
+            return Err(Refusal::TooManyMachines(MACHINES_MAX));
+        }
+        match self.modules.get(digest) {
+            Some(record) if record.staged == record.length => record.check_ready(membership),
+            _ => Err(Refusal::NoSuchModule(*digest)),
+        }
+    }
+
+    /// Changes the limits of a machine, and returns what they are now.
+    pub fn set_limits(
+        &mut self,
+        machine: MachineId,
+        change: &LimitsChange,
+    ) -> Result<Limits, Refusal> {
+        let record = self.machines.get_mut(&machine).ok_or(Refusal::NoSuchMachine)?;
+        let limits = record.limits.with(change);
+        limits.check()?;
+        record.limits = limits;
+        Ok(limits)
+    }
+
+    /// Whether the state of the machine is still coming in.
+    pub fn is_restoring(&self, machine: &MachineId) -> bool {
+        self.machines.get(machine).is_some_and(|record| record.restoring.is_some())
+    }
+
+    /// Whether a part is the next one of what comes into its machine, and which schema that is of;
+    /// `None` for a part that is in already.
+    pub fn check_part(&self, part: &StatePart) -> Result<Option<u32>, Refusal> {
+        let record = self.machines.get(&part.machine).ok_or(Refusal::NoSuchMachine)?;
+        let not_restoring = || Refusal::NotRestoring(record.name.clone());
+        let Restoring { schema, parts } = record.restoring.ok_or_else(not_restoring)?;
+        let (number, length) = (part.number, part.bytes.len());
+        if length > IMPORT_PART_BYTES_MAX {
+            let reason = format!("a part has {length} bytes, the limit is {IMPORT_PART_BYTES_MAX}");
+            return Err(Refusal::BadPart(reason));
+        }
+        match number.cmp(&parts) {
+            Ordering::Less => Ok(None),
+            Ordering::Equal => Ok(Some(schema)),
+            Ordering::Greater => {
+                Err(Refusal::BadPart(format!("part {number} came, and part {parts} is the next")))
+            }
+        }
+    }
+
+    /// Notes that the next part is in; the last one completes the machine.
+    pub fn note_part(&mut self, part: &StatePart) {
+        if let Some(record) = self.machines.get_mut(&part.machine) {
+            let more = record.restoring.filter(|_| !part.last);
+            record.restoring = more.map(|Restoring { schema, parts }| {
+                let parts = parts + 1;
+                Restoring { schema, parts }
+            });
+        }
+    }
+
+    /// Notes nodes that left the membership: their ids are spent.
+    pub fn retire_missing(&mut self, before: &Membership, now: &Membership) {
+        let gone = before.members.keys().filter(|node| !now.members.contains_key(node));
+        self.retired_nodes.extend(gone);
+    }
+}
+
+impl From<InvalidLimit> for Refusal {
+    fn from(invalid: InvalidLimit) -> Self {
+        Self::InvalidLimits(invalid.to_string())
+    }
+}
+
+impl ModuleRecord {
+    /// Whether every voter has compiled it; else who has not.
+    pub fn check_ready(&self, membership: &Membership) -> Result<(), Refusal> {
+        let voters = membership.voter_ids();
+        let failures: Vec<String> = voters
+            .iter()
+            .filter_map(|node| match self.reports.get(node) {
+                Some(Some(reason)) => Some(format!("node {node} cannot run it: {reason}")),
+                _ => None,
+            })
+            .collect();
+        if !failures.is_empty() {
+            return Err(Refusal::ModuleNotReady(failures.join("; ")));
+        }
+        let missing: Vec<String> = voters
+            .iter()
+            .filter(|node| !self.reports.contains_key(node))
+            .map(ToString::to_string)
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let text = format!("voters that have not compiled the module yet: {}", missing.join(", "));
+        Err(Refusal::ModuleNotReady(text))
+    }
+}

@@ -1,0 +1,237 @@
+//! What operators ask of the machines: upload modules, create and remove machines, checkpoint.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::limits;
+use crate::machine::entry::proposal::ModuleChunk;
+use crate::machine::{Limits, LimitsChange, Proposal, Refusal, Response};
+use crate::raft::ask::error::Error;
+use crate::raft::ask::replica::Replica;
+use crate::raft::ask::status::{self, MachineStatus};
+use crate::raft::type_config::EntryBytes;
+use crate::types::{LogIndex, MachineId, ModuleDigest, check_machine_name};
+
+/// Time between two looks at what the voters reported.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+impl Replica {
+    /// Checks a module, stages it on every node and waits until every voter has compiled it.
+    pub async fn upload_module(
+        &self,
+        module: Bytes,
+        deadline: Instant,
+    ) -> Result<ModuleDigest, Error> {
+        self.check_leader()?;
+        self.shared.space.check()?;
+        let digest = ModuleDigest(Sha256::digest(&module).into());
+        let view = self.shared.directory.view();
+        if view.modules.get(&digest).is_some_and(|record| record.staged == record.length) {
+            self.wait_ready(digest, deadline).await?;
+            return Ok(digest);
+        }
+        self.check_module(digest, module.clone()).await?;
+        let staged = self.stage_module(digest, &module, deadline).await;
+        if staged.is_err() {
+            self.shared.environment.compiled.forget(&digest);
+        }
+        staged?;
+        self.wait_ready(digest, deadline).await?;
+        Ok(digest)
+    }
+
+    /// Writes a module to the log, piece by piece.
+    async fn stage_module(
+        &self,
+        digest: ModuleDigest,
+        module: &Bytes,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        for (number, piece) in module.chunks(limits::MODULE_CHUNK_BYTES).enumerate() {
+            let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
+            let chunk = ModuleChunk {
+                digest,
+                length: as_u64(module.len()),
+                offset: as_u64(number * limits::MODULE_CHUNK_BYTES),
+                bytes: piece.to_vec(),
+            };
+            self.write(&Proposal::StageModule(chunk), deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Compiles a module here before anything of it reaches the log. What this comes to is kept
+    /// for when it is staged.
+    async fn check_module(&self, digest: ModuleDigest, module: Bytes) -> Result<(), Error> {
+        if module.len() > limits::MODULE_BYTES_MAX {
+            let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
+            let (length, limit) = (as_u64(module.len()), as_u64(limits::MODULE_BYTES_MAX));
+            return Err(Error::TooLarge { what: "the module", length, limit });
+        }
+        let environment = self.shared.environment.clone();
+        let compile =
+            move || environment.compiled.admit(&environment.engine, digest, &module).map(drop);
+        tokio::task::spawn_blocking(compile)
+            .await
+            .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
+            .map_err(Error::ModuleRefused)
+    }
+
+    /// Waits until every voter has compiled a staged module; a voter that cannot is named.
+    async fn wait_ready(&self, digest: ModuleDigest, deadline: Instant) -> Result<(), Error> {
+        let mut looks = tokio::time::interval(LOOK_INTERVAL);
+        loop {
+            looks.tick().await;
+            let membership = self.membership();
+            let view = self.shared.directory.view();
+            let Some(record) = view.modules.get(&digest) else {
+                return Err(Error::ModuleNotReady(Refusal::NoSuchModule(digest).to_string()));
+            };
+            let Err(refusal) = record.check_ready(&membership) else { return Ok(()) };
+            let failed = record.reports.values().any(Option::is_some);
+            if failed || Instant::now() >= deadline {
+                return Err(Error::ModuleNotReady(refusal.to_string()));
+            }
+        }
+    }
+
+    /// Creates a machine on an uploaded module.
+    pub async fn create_machine(
+        &self,
+        name: &str,
+        module: ModuleDigest,
+        limits: Limits,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        self.check_creatable(name, module, deadline).await?;
+        let create = Proposal::CreateMachine { name: name.to_owned(), module, limits };
+        self.write_machine(name, &create, deadline).await
+    }
+
+    /// Looks for what stands against a machine of this name on an uploaded module, before anything
+    /// reaches the log.
+    pub(in crate::raft) async fn check_creatable(
+        &self,
+        name: &str,
+        module: ModuleDigest,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
+        self.check_leader()?;
+        self.shared.space.check()?;
+        self.wait_ready(module, deadline).await
+    }
+
+    /// Writes the entry that creates a machine of this name; the machine.
+    pub(in crate::raft) async fn write_machine(
+        &self,
+        name: &str,
+        create: &Proposal,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        match self.write(create, deadline).await? {
+            (_, Response::MachineCreated(_)) => self.machine(name),
+            (index, other) => panic!("entry {index} creates a machine and answered {other:?}"),
+        }
+    }
+
+    /// The machines as this node has applied them, by name.
+    pub fn machines(&self) -> Vec<MachineStatus> {
+        status::machines(&self.shared)
+    }
+
+    /// One of them.
+    pub fn machine(&self, name: &str) -> Result<MachineStatus, Error> {
+        let machine = self.machines().into_iter().find(|machine| machine.name == name);
+        machine.ok_or_else(|| Error::NoSuchMachine(name.to_owned()))
+    }
+
+    /// Changes what the guest of a machine may use; the machine after it.
+    pub async fn set_limits(
+        &self,
+        name: &str,
+        change: LimitsChange,
+        deadline: Instant,
+    ) -> Result<MachineStatus, Error> {
+        let machine = self.find_current(name, deadline).await?;
+        self.shared.space.check()?;
+        self.write(&Proposal::SetLimits { machine, change }, deadline).await?;
+        self.machine(name)
+    }
+
+    /// Removes a machine and its state; with an `id`, only if it is the one that has it.
+    pub async fn remove_machine(
+        &self,
+        name: &str,
+        id: Option<MachineId>,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let machine = self.find_current(name, deadline).await?;
+        if id.is_some_and(|id| id != machine) {
+            return Err(Error::NoSuchMachine(name.to_owned()));
+        }
+        self.shared.space.check()?;
+        self.write(&Proposal::RemoveMachine { machine }, deadline).await.map(drop)
+    }
+
+    /// Logs a checkpoint and waits until this node's snapshot of it is on disk; its index.
+    pub async fn checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
+        self.check_leader()?;
+        let (index, _) = self.write(&Proposal::Checkpoint, deadline).await?;
+        let mut newest = self.shared.snapshots.watch();
+        let written = newest.wait_for(|newest| newest.is_some_and(|newest| newest >= index));
+        match tokio::time::timeout_at(deadline.into(), written).await {
+            Ok(Ok(_)) => Ok(index),
+            Ok(Err(_)) => Err(Error::ShuttingDown),
+            Err(_) => match self.shared.snapshots.alarm() {
+                Some(reason) => Err(Error::Refused(reason)),
+                None => Err(Error::DeadlineAfterProposal),
+            },
+        }
+    }
+
+    /// Writes an entry of the host's own and waits until it is applied; where, and what it said.
+    pub(in crate::raft) async fn write(
+        &self,
+        proposal: &Proposal,
+        deadline: Instant,
+    ) -> Result<(LogIndex, Response), Error> {
+        let write = self.shared.raft.client_write(EntryBytes(proposal.encode()));
+        let written = tokio::time::timeout_at(deadline.into(), write)
+            .await
+            .map_err(|_| Error::DeadlineAfterProposal)?
+            .map_err(Error::from_raft_write)?;
+        let index = written.log_id.index();
+        match written.data {
+            Response::Refused(refusal) => Err(refusal.into()),
+            Response::ImportFailed(reason) => Err(Error::ImportFailed(reason)),
+            Response::NodeParked(reason) => Err(Error::Stopped(format!("parked: {reason}"))),
+            response => Ok((index, response)),
+        }
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Halted(reason) => Self::Halted(reason),
+            Refusal::Sealed(reason) => Self::Sealed(reason),
+            Refusal::NameTaken(name) => Self::MachineExists(name),
+            Refusal::InvalidName(_) | Refusal::InvalidLimits(_) => {
+                Self::Invalid(refusal.to_string())
+            }
+            Refusal::NotRestoring(_) => Self::NotRestoring(refusal.to_string()),
+            Refusal::NoSuchModule(_) | Refusal::ModuleNotReady(_) => {
+                Self::ModuleNotReady(refusal.to_string())
+            }
+            Refusal::NoSuchMachine
+            | Refusal::TooManyMachines(_)
+            | Refusal::BadChunk(_)
+            | Refusal::SchemaNotImportable(_)
+            | Refusal::BadPart(_)
+            | Refusal::BadSeal(_) => Self::Refused(refusal.to_string()),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! What operators ask of the replica: nodes, modules, machines, restores, another engine.
+
+mod engine_change;
+mod fetch;
+mod machine_admin;
+mod membership;
+mod restores;
+
+pub use fetch::Fetched;

@@ -1,0 +1,217 @@
+//! `Replica`: what the rest of the daemon asks of the replicated state machine. One handle, cheap
+//! to clone; the gRPC services are built on it and know nothing below it.
+//!
+//! Commands and queries are here; what operators ask for is in `membership` and `machine_admin`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver as _;
+use tokio::sync::watch;
+
+use crate::machine::{Directory, Environment};
+use crate::raft::Raft;
+use crate::raft::ask::error::Error;
+use crate::raft::ask::proposer::{Pending, Proposer};
+use crate::raft::ask::reader::{Reader, query_stale};
+use crate::raft::ask::status;
+use crate::raft::ask::status::Status;
+use crate::raft::duties::space::Space;
+use crate::raft::network::{Local, Network};
+use crate::raft::store::snapshots::SharedSnapshots;
+use crate::types::{Command, LogIndex, MachineId, Member, Outcome, SessionSlot};
+
+/// A handle on this node's replica.
+#[derive(Clone)]
+pub struct Replica {
+    pub(in crate::raft) shared: Arc<Shared>,
+}
+
+/// What all handles share.
+pub struct Shared {
+    /// This node, as far as its peers are concerned.
+    pub local: Arc<Local>,
+    /// How this node is reached.
+    pub member: Member,
+    /// openraft.
+    pub raft: Raft,
+    /// The way to the other nodes.
+    pub network: Network,
+    /// The machines as applied.
+    pub directory: Arc<Directory>,
+    /// The sandbox, to check modules before they are staged.
+    pub environment: Environment,
+    /// Where commands are queued.
+    pub proposer: Proposer,
+    /// Where linearizable queries are queued.
+    pub reader: Reader,
+    /// The snapshots on disk.
+    pub snapshots: SharedSnapshots,
+    /// Room on disk.
+    pub space: Arc<Space>,
+    /// True once reads here cannot go back behind what was read before a restart.
+    pub recovered: watch::Receiver<bool>,
+}
+
+/// A committed command: what it came to, and where it stands in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Executed {
+    /// What the command came to, the same on every node.
+    pub outcome: Outcome,
+    /// Index of the entry that held it.
+    pub index: LogIndex,
+}
+
+/// The answer to a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// What the guest answered, or how it failed.
+    pub outcome: Outcome,
+    /// The machine had applied the log up to here.
+    pub applied: LogIndex,
+}
+
+/// How fresh a query's answer must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// Reflects every command acknowledged before the query was received (ReadIndex, Raft
+    /// dissertation, section 6.4). Only the leader answers.
+    Linearizable,
+    /// What this node has applied, however old.
+    Stale,
+}
+
+impl Replica {
+    /// A handle on the parts that the composition root has put together.
+    pub fn new(shared: Shared) -> Self {
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Orders a command, whose length the caller has checked, and waits until it is applied. Calls
+    /// made in order on one task enter the log in that order, up to the first await of the
+    /// returned future.
+    pub async fn execute(
+        &self,
+        machine: &str,
+        session: Option<SessionSlot>,
+        command: Bytes,
+        deadline: Instant,
+    ) -> Result<Executed, Error> {
+        let id = match self.find_running(machine) {
+            Some(id) => id,
+            None => {
+                self.find_current(machine, deadline).await?;
+                self.find_running(machine).ok_or_else(|| Error::Restoring(machine.to_owned()))?
+            }
+        };
+        let command = Command { machine: id, session, bytes: command };
+        let executed = self.propose(command)?.wait_until(deadline).await?;
+        match executed.outcome {
+            Outcome::NoSuchMachine => Err(Error::NoSuchMachine(machine.to_owned())),
+            _ => Ok(executed),
+        }
+    }
+
+    fn propose(&self, command: Command) -> Result<Pending, Error> {
+        self.check_leader()?;
+        self.shared.space.check()?;
+        let view = self.shared.directory.view();
+        if let Some(reason) = &view.halted {
+            return Err(Error::Halted(reason.clone()));
+        }
+        if let Some(sealed) = &view.sealed {
+            return Err(Error::Sealed(sealed.to_string()));
+        }
+        self.shared.proposer.propose(command)
+    }
+
+    /// Asks a machine without changing it.
+    pub async fn query(
+        &self,
+        machine: &str,
+        query: Bytes,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Answered, Error> {
+        let answer = async {
+            match consistency {
+                Consistency::Linearizable => {
+                    self.check_leader()?;
+                    self.shared.reader.query(machine.to_owned(), query, deadline).await
+                }
+                Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
+                Consistency::Stale => {
+                    let directory = Arc::clone(&self.shared.directory);
+                    query_stale(directory, machine, &query, deadline).await
+                }
+            }
+        };
+        // A query changes nothing, so one that was given up has certainly not been applied.
+        tokio::time::timeout_at(deadline.into(), answer)
+            .await
+            .map_err(|_| Error::DeadlineBeforeProposal)?
+    }
+
+    /// What this node knows of itself and the cluster.
+    pub fn status(&self) -> Status {
+        status::of(&self.shared)
+    }
+
+    /// The machine's id as applied here, unless its state is still coming in.
+    fn find_running(&self, machine: &str) -> Option<MachineId> {
+        let view = self.shared.directory.view();
+        let published = view.machines.get(machine)?;
+        published.restoring.is_none().then_some(published.id)
+    }
+
+    /// The machine's id as applied here.
+    pub(in crate::raft) fn find(&self, machine: &str) -> Option<MachineId> {
+        self.shared.directory.view().machines.get(machine).map(|published| published.id)
+    }
+
+    /// The machine's id once this node, if it leads, has applied all that was committed before
+    /// now: a new leader may not have applied the entry that created it yet.
+    pub(in crate::raft) async fn find_current(
+        &self,
+        machine: &str,
+        deadline: Instant,
+    ) -> Result<MachineId, Error> {
+        self.check_leader()?;
+        let confirmed = self.shared.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        tokio::time::timeout_at(deadline.into(), confirmed)
+            .await
+            .map_err(|_| Error::DeadlineBeforeProposal)?
+            .map_err(Error::from_raft_read)?;
+        self.find(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))
+    }
+
+    /// Refuses early what only the leader can do, with its address.
+    pub(in crate::raft) fn check_leader(&self) -> Result<(), Error> {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if let Err(fatal) = &metrics.running_state {
+            return Err(Error::Stopped(fatal.to_string()));
+        }
+        if self.shared.local.cluster().is_none() {
+            return Err(Error::Uninitialized);
+        }
+        // A parked node still knows who leads.
+        let check_parked = || match &self.shared.directory.view().parked {
+            Some(reason) => Err(Error::Parked(reason.clone())),
+            None => Ok(()),
+        };
+        match metrics.current_leader {
+            Some(leader) if leader == self.shared.local.node_id() => {
+                check_parked()?;
+                if status::is_cut_off(&metrics) { Err(Error::NoLeader) } else { Ok(()) }
+            }
+            Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
+                Some(member) => Err(Error::NotLeader { leader: (leader, member.clone()) }),
+                None => Err(Error::NoLeader),
+            },
+            None => check_parked().and(Err(Error::NoLeader)),
+        }
+    }
+}

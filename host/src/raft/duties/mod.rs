@@ -1,0 +1,12 @@
+//! What a node does by itself, beside what it is asked: each file is one background task, or what
+//! several of them share.
+
+pub mod checkpoints;
+pub mod courier;
+pub mod modules;
+pub mod parking;
+pub mod profile;
+pub mod pulse;
+pub mod recovery;
+pub mod reports;
+pub mod space;

@@ -1,0 +1,50 @@
+//! Compiles staged modules off the apply path and reports, through the log, whether this node can
+//! run them.
+
+use tokio::sync::mpsc;
+
+use crate::machine::entry::proposal::ModuleReport;
+use crate::machine::{Environment, Proposal};
+use crate::raft::duties::courier::Courier;
+use crate::types::ModuleDigest;
+
+/// Compiles each staged module once and reports on it.
+pub struct ModuleTask {
+    /// Brings reports into the log.
+    pub courier: Courier,
+    /// The sandbox and what is compiled.
+    pub environment: Environment,
+    /// Modules whose bytes are all there.
+    pub staged: mpsc::UnboundedReceiver<ModuleDigest>,
+}
+
+impl ModuleTask {
+    /// Runs until the apply path is gone.
+    pub async fn run(mut self) {
+        while let Some(digest) = self.staged.recv().await {
+            let failure = self.compile(digest).await;
+            if let Some(reason) = &failure {
+                tracing::error!(%digest, %reason, "a staged module cannot be compiled here");
+            }
+            if !self.is_reported(&digest) {
+                let report = ModuleReport { digest, node: self.courier.node, failure };
+                let entry = Proposal::ModuleReady(report).encode();
+                self.courier.bring(&entry, || self.is_reported(&digest)).await;
+            }
+        }
+    }
+
+    async fn compile(&self, digest: ModuleDigest) -> Option<String> {
+        match self.environment.compile(digest).await {
+            Ok(compiled) => compiled.err(),
+            Err(error) => Some(format!("compiling it panicked: {error}")),
+        }
+    }
+
+    fn is_reported(&self, digest: &ModuleDigest) -> bool {
+        let view = self.environment.directory.view();
+        view.modules
+            .get(digest)
+            .is_none_or(|module| module.reports.contains_key(&self.courier.node))
+    }
+}

@@ -1,0 +1,461 @@
+//! The state machine of openraft over `machine::Machines`.
+//!
+//! The state lives in memory; what makes it durable is the log from the newest snapshot on. At
+//! start the newest snapshot is restored here, and openraft applies the log again from there up
+//! to the committed index that was saved.
+//!
+//! **Invariant:** an entry's effects, `last_applied` and the membership change together, between
+//! two awaits that nobody else can see between. **Invariant:** only a `Checkpoint` entry makes a
+//! snapshot, captured while no other entry can be applied.
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot as RaftSnapshot};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::machine::entry::proposal;
+use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, Source};
+use crate::raft::store::convert::membership_from_raft;
+use crate::raft::store::snapshots::{Capture, Fit, SharedSnapshots, fit, meta_to_raft, restore};
+use crate::raft::type_config::{
+    Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
+};
+use crate::storage::snapshot::Snapshot;
+use crate::storage::{DataDir, Quarantine};
+use crate::types::{LogIndex, Membership};
+
+type SnapshotOf = RaftSnapshot<
+    openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
+    crate::types::NodeId,
+    crate::types::Member,
+    Snapshot,
+>;
+
+/// How far the apply path has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Last applied index.
+    pub applied: Option<LogIndex>,
+    /// Bytes of entries applied since the last checkpoint.
+    pub bytes_since_checkpoint: u64,
+    /// Entries applied since the last checkpoint.
+    pub entries_since_checkpoint: u64,
+    /// The engine has changed since the last checkpoint: restarts need one of the new engine.
+    pub checkpoint_due: bool,
+}
+
+/// The state machine of this node.
+pub struct StateMachine {
+    environment: Environment,
+    machines: Machines,
+    last_applied: Option<RaftLogId>,
+    stored_membership: RaftStoredMembership,
+    membership: Membership,
+    snapshots: SharedSnapshots,
+    data_dir: Arc<DataDir>,
+    progress: watch::Sender<Progress>,
+    writing: Option<JoinHandle<Result<(), HostFailure>>>,
+}
+
+impl StateMachine {
+    /// Restores the newest snapshot, or begins empty. Entries up to `committed_at_start` are
+    /// applied once more.
+    pub async fn open(
+        environment: Environment,
+        snapshots: SharedSnapshots,
+        data_dir: Arc<DataDir>,
+        committed_at_start: Option<LogIndex>,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Self, HostFailure> {
+        let newest = snapshots.dir().newest();
+        let (meta, mut machines) = match standing(&environment, &data_dir, newest.as_ref())? {
+            Standing::Parked(reason) => parked_state(&environment, newest.as_ref(), reason)?,
+            Standing::Applies(source) => newest_state(&environment, &snapshots, source).await?,
+        };
+        machines.replays_up_to(committed_at_start.unwrap_or(0));
+        let mut state_machine = Self {
+            environment,
+            machines,
+            last_applied: None,
+            stored_membership: RaftStoredMembership::default(),
+            membership: Membership::default(),
+            snapshots,
+            data_dir,
+            progress,
+            writing: None,
+        };
+        state_machine.stand_at(&meta);
+        state_machine.compare_states().await?;
+        Ok(state_machine)
+    }
+
+    /// Takes the position of a snapshot whose state is in place.
+    fn stand_at(&mut self, meta: &RaftSnapshotMeta) {
+        self.last_applied = meta.last_log_id;
+        self.stored_membership = meta.last_membership.clone();
+        self.membership = membership_from_raft(meta.last_membership.membership());
+        let applied = meta.last_log_id.map(|id| id.index());
+        if self.machines.node_parked().is_none() {
+            self.machines.judge(&self.membership);
+        }
+        self.machines.go_live(applied.unwrap_or(0));
+        self.progress.send_replace(Progress { applied, ..Progress::default() });
+    }
+
+    async fn apply_entry(&mut self, entry: &Entry) -> Result<Response, HostFailure> {
+        let log_id = entry.log_id;
+        let in_order = self.last_applied.is_none_or(|last| log_id.index() == last.index() + 1);
+        assert!(in_order, "entry {log_id} follows {:?}", self.last_applied);
+        let (response, bytes) = match &entry.payload {
+            EntryPayload::Blank => (Response::Nothing, 0),
+            EntryPayload::Normal(EntryBytes(bytes)) => {
+                (self.apply_bytes(&log_id, bytes).await?, bytes.len())
+            }
+            EntryPayload::Membership(membership) => {
+                self.change_membership(membership_from_raft(membership)).await?;
+                self.stored_membership =
+                    RaftStoredMembership::new(Some(log_id), membership.clone());
+                (Response::Nothing, 0)
+            }
+        };
+        self.last_applied = Some(log_id);
+        self.machines.advance(log_id.index());
+        self.count(log_id.index(), bytes);
+        Ok(response)
+    }
+
+    async fn apply_bytes(
+        &mut self,
+        log_id: &RaftLogId,
+        bytes: &bytes::Bytes,
+    ) -> Result<Response, HostFailure> {
+        if let Some(reason) = self.machines.node_parked() {
+            return Ok(Response::NodeParked(reason.to_owned()));
+        }
+        let index = log_id.index();
+        let proposal = match Proposal::decode(bytes) {
+            Ok(proposal) => proposal,
+            Err(error @ proposal::Error::Unknown { .. }) => {
+                return Ok(self.park(format!("{error}, at log index {index}")));
+            }
+            Err(error) => {
+                let text = format!("the entry at log index {index} cannot be applied: {error}");
+                return Err(HostFailure::Stop(text));
+            }
+        };
+        let captures = matches!(proposal, Proposal::Checkpoint | Proposal::Seal { .. });
+        let is_report = matches!(proposal, Proposal::CheckpointReport(_));
+        let is_profile = matches!(proposal, Proposal::EngineProfile(_));
+        let was_sealed = self.machines.sealed().is_some();
+        let applied = self.machines.apply(index, proposal, &self.membership).await;
+        if captures && !matches!(applied, Ok(Response::Refused(_))) {
+            self.checkpoint(log_id).await?;
+        }
+        if is_report {
+            self.compare_states().await?;
+        }
+        if is_profile {
+            self.compare_profiles();
+            let is_decided = was_sealed && self.machines.sealed().is_none();
+            self.progress.send_modify(|progress| progress.checkpoint_due |= is_decided);
+        }
+        applied
+    }
+
+    async fn change_membership(&mut self, now: Membership) -> Result<(), HostFailure> {
+        let before = std::mem::replace(&mut self.membership, now);
+        if self.machines.node_parked().is_none() {
+            self.machines.change_membership(&before, &self.membership);
+            // Other voters may agree on what was open before.
+            self.compare_states().await?;
+        }
+        Ok(())
+    }
+
+    /// Compares the snapshots here with what the cluster agreed on. Where one differs, this
+    /// node's state is wrong: it is marked, durably, and applies nothing more until it is
+    /// repaired.
+    async fn compare_states(&mut self) -> Result<(), HostFailure> {
+        let snapshots = &self.snapshots;
+        let mut differing = self.machines.agreed().filter_map(|(at, is)| snapshots.compare(at, is));
+        let Some(found) = differing.next() else { return Ok(()) };
+        drop(differing);
+        let reason = quarantined(&found);
+        let data_dir = Arc::clone(&self.data_dir);
+        let marked = tokio::task::spawn_blocking(move || data_dir.set_quarantine(&found)).await;
+        marked.map_err(|error| HostFailure::Stop(error.to_string()))?.map_err(stop)?;
+        self.park(reason);
+        Ok(())
+    }
+
+    /// What this engine makes of an entry may be another state than what the others come to. While
+    /// the cluster is sealed for it there is no such entry.
+    fn compare_profiles(&mut self) {
+        let ours = &self.environment.profile;
+        let is_next = self.machines.sealed().is_some_and(|sealed| sealed.to == *ours);
+        let replicated = self.machines.engine_profile();
+        let theirs = replicated.filter(|theirs| theirs != ours && !is_next);
+        if let Some(reason) = theirs.map(|theirs| other_profile(ours, theirs)) {
+            self.park(reason);
+        }
+    }
+
+    /// From here on this node keeps the log and applies nothing. `ParkingTask` does the rest.
+    fn park(&mut self, reason: String) -> Response {
+        tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
+        self.machines.park_node(reason.clone());
+        Response::NodeParked(reason)
+    }
+
+    /// Captures the state as of this entry; the file is written in the background.
+    async fn checkpoint(&mut self, log_id: &RaftLogId) -> Result<(), HostFailure> {
+        self.finish_writing().await?;
+        self.progress.send_modify(|progress| {
+            progress.bytes_since_checkpoint = 0;
+            progress.entries_since_checkpoint = 0;
+            progress.checkpoint_due = false;
+        });
+        if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {
+            return Ok(());
+        }
+        let frozen = self.machines.freeze().await?;
+        let profile = self.machines.engine_profile();
+        let (membership, sealed) = (&self.stored_membership, self.machines.sealed());
+        let capture = self.snapshots.begin(log_id, membership, profile, sealed, frozen);
+        self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
+        Ok(())
+    }
+
+    /// A snapshot that could not be written stops the node at the next entry: not only at the
+    /// next checkpoint, which may be hours away.
+    async fn check_writing(&mut self) -> Result<(), HostFailure> {
+        match &self.writing {
+            Some(writing) if writing.is_finished() => self.finish_writing().await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for a snapshot that is still being written.
+    async fn finish_writing(&mut self) -> Result<(), HostFailure> {
+        match self.writing.take() {
+            None => Ok(()),
+            Some(writing) => writing.await.map_err(|error| {
+                HostFailure::Stop(format!("writing a snapshot panicked: {error}"))
+            })?,
+        }
+    }
+
+    /// While sealed there is no checkpoint, and so nothing that makes one due.
+    fn count(&self, index: LogIndex, bytes: usize) {
+        self.progress.send_modify(|progress| {
+            progress.applied = Some(index);
+            if self.machines.sealed().is_some() {
+                return;
+            }
+            progress.bytes_since_checkpoint += u64::try_from(bytes).expect("a length fits");
+            progress.entries_since_checkpoint += 1;
+        });
+    }
+}
+
+fn stop(error: crate::storage::Error) -> HostFailure {
+    HostFailure::Stop(error.to_string())
+}
+
+/// Why a quarantined node applies nothing.
+fn quarantined(found: &Quarantine) -> String {
+    let Quarantine { index, agreed, own, .. } = found;
+    format!(
+        "quarantined: at checkpoint {index} its state was {own}, and a majority of the voters \
+         agreed on {agreed}. Repair: stop it and run `lockstep repair`"
+    )
+}
+
+/// What a node may do with the state of a snapshot.
+enum Standing {
+    /// Go on from it.
+    Applies(Source),
+    /// Nothing, and why.
+    Parked(String),
+}
+
+/// Whether the state of a snapshot may be restored here, and from what. What quarantined this node
+/// is cured by a repair alone.
+fn standing(
+    environment: &Environment,
+    data_dir: &DataDir,
+    snapshot: Option<&Snapshot>,
+) -> Result<Standing, HostFailure> {
+    if let Some(found) = data_dir.quarantine().map_err(stop)? {
+        return Ok(Standing::Parked(quarantined(&found)));
+    }
+    let ours = &environment.profile;
+    let fits = snapshot.map(|snapshot| fit(snapshot, ours)).transpose()?;
+    Ok(match fits {
+        None => Standing::Applies(Source::Images),
+        Some(Fit::From(source)) => {
+            if source == Source::Exports {
+                tracing::info!("starting from the exports of the engine before");
+            }
+            Standing::Applies(source)
+        }
+        Some(Fit::OfAnother(theirs)) => Standing::Parked(other_profile(ours, &theirs)),
+    })
+}
+
+/// Why entries that were made for another engine profile are not applied here.
+fn other_profile(ours: &str, theirs: &str) -> String {
+    format!(
+        "the log is applied with engine profile {theirs}, and this build has {ours}. Repair: run \
+         the build of that profile, which takes this node through an engine change if there was \
+         one; or, if the others have {ours}, stop this node and run `lockstep repair`"
+    )
+}
+
+/// A snapshot's place, without its state: a parked node keeps the log from there on.
+fn parked_state(
+    environment: &Environment,
+    snapshot: Option<&Snapshot>,
+    reason: String,
+) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
+    let newest = snapshot.map(meta_to_raft).transpose()?;
+    Ok((newest.unwrap_or_default(), parked(environment, reason)))
+}
+
+/// The machines of a node that applies nothing.
+fn parked(environment: &Environment, reason: String) -> Machines {
+    tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
+    let mut machines = Machines::empty(environment.clone());
+    machines.park_node(reason);
+    machines
+}
+
+/// The newest snapshot's state and place, or the beginning.
+async fn newest_state(
+    environment: &Environment,
+    snapshots: &SharedSnapshots,
+    source: Source,
+) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
+    match snapshots.restore_newest(environment, source).await {
+        Ok(Some((snapshot, machines))) => Ok((meta_to_raft(&snapshot)?, machines)),
+        Ok(None) => Ok((RaftSnapshotMeta::default(), Machines::empty(environment.clone()))),
+        Err(HostFailure::Import(why)) => {
+            parked_state(environment, snapshots.dir().newest().as_ref(), cannot_import(&why))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+/// Why this engine cannot go on from what the one before left.
+fn cannot_import(why: &str) -> String {
+    format!(
+        "{why}. Repair: start the build before on every node again, and run `lockstep cluster seal \
+         --cancel`"
+    )
+}
+
+/// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
+/// all, and the next checkpoint tries again. So is a guest that cannot export its state.
+async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), HostFailure> {
+    let (written, sent) = tokio::join!(capture.written, capture.sent);
+    let written = written
+        .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
+    let error = match (written, sent) {
+        (Ok(snapshot), Ok(Ok(failures))) => {
+            snapshots.set_export_failures(failures);
+            snapshots.adopt(&snapshot);
+            return Ok(());
+        }
+        // Content that was broken off leaves no file, and has the reason.
+        (Err(crate::storage::Error::Refused(_)) | Ok(_), Ok(Err(failure))) => return Err(failure),
+        (Ok(_), Err(_)) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
+        (Err(error), _) => error.into_io(),
+    };
+    if error.kind() == io::ErrorKind::StorageFull {
+        snapshots.refused(format!("no room for a snapshot: {error}"));
+        return Ok(());
+    }
+    tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");
+    Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = Snapshot;
+    type SnapshotBuilder = CurrentSnapshot;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<RaftLogId>, RaftStoredMembership), io::Error> {
+        Ok((self.last_applied, self.stored_membership.clone()))
+    }
+
+    async fn apply<Entries>(&mut self, mut entries: Entries) -> Result<(), io::Error>
+    where
+        Entries:
+            Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            self.check_writing().await.map_err(io::Error::other)?;
+            let response = self.apply_entry(&entry).await.map_err(io::Error::other)?;
+            if let Some(responder) = responder {
+                responder.send(response);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> CurrentSnapshot {
+        CurrentSnapshot(Arc::clone(&self.snapshots))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &RaftSnapshotMeta,
+        snapshot: Snapshot,
+    ) -> Result<(), io::Error> {
+        self.finish_writing().await.map_err(io::Error::other)?;
+        let standing = standing(&self.environment, &self.data_dir, Some(&snapshot));
+        self.machines = match standing.map_err(io::Error::other)? {
+            Standing::Parked(reason) => parked(&self.environment, reason),
+            Standing::Applies(source) => {
+                match restore(self.environment.clone(), &snapshot, source).await {
+                    Err(HostFailure::Import(why)) => parked(&self.environment, cannot_import(&why)),
+                    restored => restored.map_err(io::Error::other)?,
+                }
+            }
+        };
+        self.stand_at(meta);
+        self.snapshots.adopt_agreed(&snapshot);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
+        current(&self.snapshots)
+    }
+}
+
+/// "Builds" a snapshot for openraft by handing out the newest one that the cluster agreed on:
+/// checkpoints make them.
+pub struct CurrentSnapshot(SharedSnapshots);
+
+impl RaftSnapshotBuilder<TypeConfig> for CurrentSnapshot {
+    type SnapshotData = Snapshot;
+
+    async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
+        current(&self.0)?.ok_or_else(|| io::Error::other("no checkpoint has been taken yet"))
+    }
+}
+
+fn current(snapshots: &SharedSnapshots) -> Result<Option<SnapshotOf>, io::Error> {
+    let Some(snapshot) = snapshots.agreed() else { return Ok(None) };
+    let meta = meta_to_raft(&snapshot).map_err(io::Error::other)?;
+    Ok(Some(RaftSnapshot { meta, snapshot }))
+}

@@ -1,0 +1,164 @@
+//! Nodes of another engine profile, on real folders and without peers: the profile is injected.
+
+use std::sync::OnceLock;
+
+use super::*;
+use crate::machine::{CheckpointReport, CompiledModules, Directory, MemoryHistory, MemoryLibrary};
+use crate::raft::store::convert::{log_id_to_raft, membership_to_raft};
+use crate::raft::store::snapshots::Snapshots;
+use crate::storage::snapshot::SnapshotDir;
+use crate::types::{ClusterId, LogId, Member, NodeId};
+use crate::wasm;
+
+/// The state machine of a node that runs a build of this profile on the folder, and what it shows.
+async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Directory>) {
+    let data_dir = DataDir::open(folder, NodeId(1)).unwrap();
+    let snapshots = SnapshotDir::open(&data_dir.snapshots()).unwrap();
+    let (staged, _) = tokio::sync::mpsc::unbounded_channel();
+    let directory = Arc::new(Directory::default());
+    let environment = Environment {
+        cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
+        engine: wasm::tests::ENGINE.clone(),
+        profile: profile.to_owned(),
+        library: Arc::new(MemoryLibrary::default()),
+        history: Arc::new(MemoryHistory::default()),
+        compiled: Arc::new(CompiledModules::default()),
+        staged,
+        directory: Arc::clone(&directory),
+    };
+    let snapshots = Arc::new(Snapshots::new(snapshots, None, None));
+    let (progress, _) = watch::channel(Progress::default());
+    let data_dir = Arc::new(data_dir);
+    let opened = StateMachine::open(environment, snapshots, data_dir, None, progress).await;
+    (opened.unwrap(), directory)
+}
+
+async fn apply(state_machine: &mut StateMachine, index: u64, proposal: &Proposal) -> Response {
+    let payload = EntryPayload::Normal(EntryBytes(proposal.encode()));
+    apply_payload(state_machine, index, payload).await
+}
+
+async fn apply_payload(
+    state_machine: &mut StateMachine,
+    index: u64,
+    payload: EntryPayload<EntryBytes, NodeId, Member>,
+) -> Response {
+    let log_id = log_id_to_raft(LogId { term: 1, node: NodeId(1), index });
+    state_machine.apply_entry(&Entry { log_id, payload }).await.unwrap()
+}
+
+/// A node applies while its profile is the log's, the first one logged; another one parks at the
+/// entry, and at a snapshot of that profile, and says both profiles.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_engine_profile_parks() {
+    let equal = tempfile::tempdir().unwrap();
+    let logged = Proposal::EngineProfile("logged".to_owned());
+    let tick = Proposal::Tick { time_ms: 9 };
+    let (mut node, directory) = open(equal.path(), "logged").await;
+    let later = Proposal::EngineProfile("later".to_owned());
+    for (index, entry) in [&logged, &later, &tick, &Proposal::Checkpoint].into_iter().enumerate() {
+        let index = u64::try_from(index).unwrap();
+        assert_eq!(apply(&mut node, index, entry).await, Response::Nothing);
+    }
+    assert_eq!((directory.time_ms(), directory.view().parked.clone()), (9, None));
+    node.finish_writing().await.unwrap();
+    drop(node);
+
+    let other = tempfile::tempdir().unwrap();
+    let (mut node, directory) = open(other.path(), "other").await;
+    apply(&mut node, 0, &logged).await;
+    assert_parked(&directory);
+    assert!(matches!(apply(&mut node, 1, &tick).await, Response::NodeParked(_)));
+    assert_eq!((directory.time_ms(), directory.applied()), (0, 0));
+
+    let (node, directory) = open(equal.path(), "other").await;
+    assert_parked(&directory);
+    assert_eq!(node.last_applied.map(|id| id.index()), Some(3), "the log goes on from there");
+    drop(node);
+    let (_, directory) = open(equal.path(), "logged").await;
+    assert_eq!((directory.applied(), directory.view().parked.clone()), (3, None));
+}
+
+fn assert_parked(directory: &Directory) {
+    let parked = directory.view().parked.clone().unwrap();
+    assert!(parked.contains("profile logged") && parked.contains("has other"), "{parked}");
+}
+
+fn profile(text: &str) -> Proposal {
+    Proposal::EngineProfile(text.to_owned())
+}
+
+const TICK: Proposal = Proposal::Tick { time_ms: 9 };
+/// Where the log below has its seal, and where that is decided.
+const SEALED_AT: u64 = 2;
+const DECIDED_AT: u64 = 6;
+
+/// Applies, after what the node stands at, a log that is sealed for `new`, up to the report on it.
+async fn apply_sealed_log(node: &mut StateMachine) {
+    let from = node.last_applied.map_or(0, |last| last.index() + 1);
+    if from == 0 {
+        let voters = vec![[NodeId(1)].into()];
+        let members = [(NodeId(1), Member::default())].into();
+        let membership = membership_to_raft(Membership { voters, members }).unwrap();
+        apply_payload(node, 0, EntryPayload::Membership(membership)).await;
+        apply(node, 1, &profile("old")).await;
+        assert_eq!(
+            apply(node, SEALED_AT, &Proposal::Seal { to: "new".to_owned() }).await,
+            Response::Nothing
+        );
+        node.finish_writing().await.unwrap();
+    }
+    for (index, refused) in [(3, TICK), (4, Proposal::Checkpoint)] {
+        let response = apply(node, index, &refused).await;
+        assert!(matches!(response, Response::Refused(_)), "{refused:?}: {response:?}");
+    }
+    node.finish_writing().await.unwrap();
+    assert_eq!(node.snapshots.newest_index(), Some(SEALED_AT), "a refused checkpoint makes none");
+    let digest = node.snapshots.digest(SEALED_AT).unwrap();
+    let report = CheckpointReport { index: SEALED_AT, node: NodeId(1), digest };
+    assert_eq!(apply(node, 5, &Proposal::CheckpointReport(report)).await, Response::Nothing);
+}
+
+fn applies(directory: &Directory) -> Result<u64, String> {
+    directory.view().parked.clone().map_or(Ok(directory.applied()), Err)
+}
+
+/// From a seal on the builds before and after it stand at the same place, a third one doesn't;
+/// what is written after goes to the one that the log decided for, and the other parks there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_seal_is_crossed_by_the_profile_that_the_log_decides_for() {
+    for (decided, passed_over) in [("new", "old"), ("old", "new")] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut node, _) = open(folder.path(), "old").await;
+        apply_sealed_log(&mut node).await;
+        drop(node);
+
+        let (_, directory) = open(folder.path(), "third").await;
+        assert!(applies(&directory).unwrap_err().contains("this build has third"));
+        let (mut node, directory) = open(folder.path(), passed_over).await;
+        assert_eq!(applies(&directory), Ok(SEALED_AT));
+        apply_sealed_log(&mut node).await;
+        apply(&mut node, DECIDED_AT, &profile(decided)).await;
+        assert!(applies(&directory).unwrap_err().contains(decided));
+        let response = apply(&mut node, DECIDED_AT + 1, &TICK).await;
+        assert!(matches!(response, Response::NodeParked(_)), "{response:?}");
+        assert_eq!((directory.time_ms(), directory.applied()), (0, DECIDED_AT));
+        drop(node);
+
+        let (mut node, directory) = open(folder.path(), decided).await;
+        apply_sealed_log(&mut node).await;
+        apply(&mut node, DECIDED_AT, &profile(decided)).await;
+        assert!(node.progress.borrow().checkpoint_due);
+        assert_eq!(apply(&mut node, DECIDED_AT + 1, &TICK).await, Response::Nothing);
+        assert_eq!((directory.time_ms(), applies(&directory)), (9, Ok(DECIDED_AT + 1)));
+        apply(&mut node, DECIDED_AT + 2, &Proposal::Checkpoint).await;
+        assert!(!node.progress.borrow().checkpoint_due);
+        node.finish_writing().await.unwrap();
+        drop(node);
+
+        let (_, directory) = open(folder.path(), passed_over).await;
+        assert!(applies(&directory).unwrap_err().contains(decided));
+        let (_, directory) = open(folder.path(), decided).await;
+        assert_eq!(applies(&directory), Ok(DECIDED_AT + 2));
+    }
+}
