@@ -28,6 +28,9 @@ pub mod limits {
     pub const REPLIES_BYTES_MAX: usize = ENTRY_COMMANDS_MAX * REPLY_BYTES_MAX;
     /// Bytes of commands in one log entry, at most (one command always fits).
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
+    /// Bytes of replies that one call of a guest is made for, as far as replies lately tell. What
+    /// is beyond goes into the next entry or call; it changes no outcome.
+    pub const CALL_REPLY_BYTES_EXPECTED: usize = 16 << 20;
     /// Longest module, in bytes.
     pub const MODULE_BYTES_MAX: usize = 32 << 20;
     /// Core modules in a module. `wit-component` makes two or three.
@@ -65,8 +68,19 @@ pub mod limits {
     pub const MODULE_COMPILE_MS_MAX: u64 = 10_000;
     /// Code of one function, in bytes. The loop of an interpreter has below 200 KiB.
     pub const FUNCTION_BODY_BYTES_MAX: usize = 512 << 10;
+    /// Modules whose bytes are not all there. One more takes the place of the one that was touched
+    /// longest ago. Each is held in memory.
+    pub const MODULES_PARTIAL_MAX: usize = 3;
+    /// Modules that no machine runs. One more takes the place of the one that was touched longest
+    /// ago.
+    pub const MODULES_SPARE_MAX: usize = 16;
     /// Bytes of a module in one `StageModule` entry.
     pub const MODULE_CHUNK_BYTES: usize = 512 << 10;
+    /// Why a node cannot run a module, in bytes; what is beyond is cut.
+    pub const MODULE_FAILURE_BYTES_MAX: usize = 4 << 10;
+    /// Longest entry, encoded, in bytes: commands, their lengths and one command beyond the limit
+    /// of their sum. Every limit on the way of an entry is above it.
+    pub const ENTRY_ENCODED_BYTES_MAX: usize = 4 << 20;
     /// Machines that may exist at once.
     pub const MACHINES_MAX: usize = 64;
     /// Fuel for one apply call, where a machine sets none. A unit is about one instruction: a loop
@@ -115,6 +129,9 @@ pub mod limits {
     pub const GUEST_STACK_BYTES: usize = 8 << 20;
 }
 
+/// With less a connection would have no room for the longest command and its reply.
+const MEMORY_BUDGET_BYTES_MIN: usize = 128 << 20;
+
 /// What can be set for one node. Defaults suit three nodes in one data centre.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -160,6 +177,11 @@ pub struct FileConfig {
     pub log_cache_bytes: usize,
     /// Writes are refused while the data folder has less room than this, in bytes.
     pub disk_reserve_bytes: u64,
+    /// What the node may hold for others beside its guests, in bytes: requests and replies under
+    /// way, and the windows of connections.
+    pub memory_budget_bytes: usize,
+    /// Connections of clients at once. The system's limit on open files may allow fewer.
+    pub client_connections_max: usize,
     /// How long a request without a deadline of its own may take, in milliseconds.
     pub request_timeout_ms: u64,
     /// Another address for a peer than the membership's, by node id: for networks in which this
@@ -181,6 +203,8 @@ impl Default for FileConfig {
             log_segment_bytes: 4 << 20,
             log_cache_bytes: 32 << 20,
             disk_reserve_bytes: 64 << 20,
+            memory_budget_bytes: 1 << 30,
+            client_connections_max: 512,
             request_timeout_ms: 5_000,
             peer_reach: BTreeMap::new(),
         }
@@ -212,6 +236,17 @@ pub enum Error {
 }
 
 impl FileConfig {
+    /// What requests and replies of clients may hold: half of the budget. The rest is for the
+    /// windows of connections, peers, and what queues and caches hold.
+    pub fn client_budget_bytes(&self) -> usize {
+        self.memory_budget_bytes / 2
+    }
+
+    /// What messages of peers that are not whole may hold.
+    pub fn peer_budget_bytes(&self) -> usize {
+        self.memory_budget_bytes / 8
+    }
+
     /// Reads and checks a TOML file.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path)
@@ -239,6 +274,12 @@ impl FileConfig {
         }
         if self.entries_in_flight_max == 0 || self.proposer_queue_commands_max == 0 {
             return value("entries_in_flight_max and proposer_queue_commands_max must be above 0");
+        }
+        if self.memory_budget_bytes < MEMORY_BUDGET_BYTES_MIN {
+            return value("memory_budget_bytes must be 128 MiB (134217728) or more");
+        }
+        if self.client_connections_max == 0 {
+            return value("client_connections_max must be above 0");
         }
         if self.log_segment_bytes < 1 << 20 {
             return value("log_segment_bytes must be 1 MiB (1048576) or more");

@@ -11,9 +11,11 @@
 //! - [`wasm`]: the sandbox; knows wasmtime.
 //! - [`storage`]: everything on disk.
 //! - [`telemetry`]: the log of the process: its level and its form.
+//! - [`budget`]: the bytes that a node holds for others.
 //! - [`types`], [`config`]: the nouns and the limits that all of them share.
 
 pub mod api;
+pub mod budget;
 pub mod cli;
 pub mod config;
 mod group;

@@ -2,24 +2,24 @@
 //! on is a [`Group`]'s.
 
 mod backup;
+mod connections;
 mod repair;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tokio::net::TcpListener;
+use anyhow::bail;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::transport::server::TcpIncoming;
 
-use crate::api::{self, Options, Services};
+use crate::api::{self, Door, Options, Services};
 use crate::config::Config;
 use crate::group::Group;
 use crate::raft::Replica;
 use crate::raft::network::PeerHandler;
 use crate::raft::store::state_machine::StateMachine;
 use crate::wasm::{self, Engine};
+use connections::Doors;
 
 pub use crate::machine::Limits;
 pub use crate::machine::snapshot::backup::{ExportState, SavedMachine};
@@ -41,18 +41,17 @@ impl Node {
     /// damaged files, a port in use, a disk without room, an unusable configuration.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.file.check()?;
-        let clients = bind("clients", config.client_addr).await?;
-        let peers = bind("peers", config.peer_addr).await?;
+        let doors = Doors::open(&config).await?;
         let group = Group::start(&config).await?;
         let (stop, stopped) = watch::channel(false);
         let mut servers = JoinSet::new();
-        servers.spawn(serve_peers(peers, Arc::clone(group.peers()), stopped.clone()));
+        servers.spawn(serve_peers(doors.peers, Arc::clone(group.peers()), stopped.clone()));
         let options = Options {
             forward: config.forward,
             request_timeout: Duration::from_millis(config.file.request_timeout_ms),
         };
         let services = Services::new(group.replica().clone(), options);
-        let serving = api::serve_clients(clients, services, stopping(stopped));
+        let serving = api::serve_clients(doors.clients, services, stopping(stopped));
         servers.spawn(async move { Ok(serving.await?) });
         announce(&config, group.replica());
         Ok(Self { group, stop, servers })
@@ -121,12 +120,6 @@ pub fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
     })
 }
 
-async fn bind(who: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen for {who} on {address}"))
-}
-
 fn announce(config: &Config, replica: &Replica) {
     tracing::info!(
         node = %config.node_id,
@@ -150,17 +143,14 @@ async fn stopping(mut stopped: watch::Receiver<bool>) {
 }
 
 async fn serve_peers(
-    listener: TcpListener,
+    door: Door,
     handler: Arc<PeerHandler<StateMachine>>,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
-    let stop = async {
+    let served = Arc::clone(&handler);
+    let stop = async move {
         stopping(stopped).await;
         handler.stop();
     };
-    api::peer::server()
-        .add_service(api::peer::service(Arc::clone(&handler)))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), stop)
-        .await?;
-    Ok(())
+    Ok(api::peer::serve(door, served, stop).await?)
 }

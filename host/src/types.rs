@@ -215,6 +215,17 @@ pub enum Outcome {
     NoSuchMachine,
 }
 
+impl Outcome {
+    /// Bytes that it holds.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Accepted(reply) | Self::Rejected(reply) => reply.len(),
+            Self::Trapped(reason) => reason.len(),
+            Self::OutOfFuel | Self::TooLarge { .. } | Self::NoSuchMachine => 0,
+        }
+    }
+}
+
 /// Length of a machine name, in bytes.
 pub const MACHINE_NAME_BYTES_MAX: usize = 64;
 
@@ -233,6 +244,46 @@ pub fn check_machine_name(name: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Length of an address, in bytes: a name of the Domain Name System, and a port.
+pub const ADDRESS_BYTES_MAX: usize = 260;
+
+/// Checks where a node can be reached: a host, a colon and a port, in printable ASCII characters
+/// without spaces. The error is a sentence.
+pub fn check_address(address: &str) -> Result<(), &'static str> {
+    if address.len() > ADDRESS_BYTES_MAX {
+        return Err("an address has at most 260 characters");
+    }
+    if !address.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("an address has no spaces and no control characters");
+    }
+    match address.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(())
+        }
+        _ => Err("an address is HOST:PORT"),
+    }
+}
+
+impl NodeId {
+    /// Checks an id that somebody else says: 0 stands for none, and the last id for no end. The
+    /// error is a sentence.
+    pub fn check(self) -> Result<(), &'static str> {
+        match self.0 {
+            0 | u64::MAX => Err("a node id is from 1 to 18446744073709551614"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Member {
+    /// Checks what somebody else says of a node. The error is a sentence.
+    pub fn check(&self) -> Result<(), &'static str> {
+        check_address(&self.peer_addr).and_then(|()| check_address(&self.client_addr))
+    }
+}
+
 /// The beginning of a digest or an engine profile in hexadecimal digits, enough to tell it apart.
 pub fn short(digits: &str) -> &str {
     digits.get(..12).unwrap_or(digits)
@@ -241,6 +292,20 @@ pub fn short(digits: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ids and addresses that others say are bounded before they go anywhere.
+    #[test]
+    fn ids_and_addresses() {
+        for good in ["127.0.0.1:1", "[::1]:7400", "node-1.example:65535"] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
+        }
+        let long = format!("{}:1", "x".repeat(ADDRESS_BYTES_MAX));
+        for bad in ["", ":1", "a", "a:0", "a:65536", "a b:1", "a\n:1", "\u{e9}:1", &long] {
+            assert!(check_address(bad).is_err(), "{bad:?}");
+        }
+        assert!(NodeId(1).check().is_ok() && NodeId(u64::MAX - 1).check().is_ok());
+        assert!(NodeId(0).check().is_err() && NodeId(u64::MAX).check().is_err());
+    }
 
     /// Every voter set must have a majority, and no set at all is none.
     #[test]

@@ -12,6 +12,10 @@ pub const LEADER_ID: &str = "leader_id";
 /// Metadata key of the address at which the leader serves clients.
 pub const LEADER_ADDR: &str = "leader_addr";
 
+/// Metadata key of the time after which to try again, in milliseconds; in a unary call's error it
+/// stands in a `google.rpc.RetryInfo` as well.
+pub const RETRY_AFTER_MS: &str = "retry_after_ms";
+
 /// Another node leads.
 pub const NOT_LEADER: &str = "NOT_LEADER";
 /// No leader is known.

@@ -4,4 +4,4 @@
 
 mod grpc;
 
-pub use grpc::{Options, Services, peer, serve_clients};
+pub use grpc::{Door, Options, Services, peer, serve_clients};

@@ -16,7 +16,7 @@ use crate::types::NodeId;
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Id of this node, from 1, never used for another disk
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..u64::MAX), value_name = "N")]
     node_id: u64,
     /// Folder that holds everything the node keeps
     #[arg(long, value_name = "DIR")]

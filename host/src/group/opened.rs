@@ -60,6 +60,14 @@ impl ModuleLibrary for DiskLibrary {
         let bytes = self.0.get(*digest).map_err(storage::Error::into_io)?;
         bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
+
+    fn list(&self) -> std::io::Result<Vec<ModuleDigest>> {
+        self.0.list().map_err(storage::Error::into_io)
+    }
+
+    fn remove(&self, digest: &ModuleDigest) -> std::io::Result<()> {
+        self.0.remove(*digest).map_err(storage::Error::into_io)
+    }
 }
 
 /// Compiled code on disk, as the machines know it.
@@ -72,5 +80,9 @@ impl CodeCache for DiskCache {
 
     fn get(&self, digest: &ModuleDigest) -> std::io::Result<Option<Vec<u8>>> {
         self.0.get(*digest).map_err(storage::Error::into_io)
+    }
+
+    fn remove(&self, digest: &ModuleDigest) -> std::io::Result<()> {
+        self.0.remove(*digest).map_err(storage::Error::into_io)
     }
 }

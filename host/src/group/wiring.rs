@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use openraft::SnapshotPolicy;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Group;
@@ -13,6 +13,7 @@ use super::opened::{DiskLibrary, Opened};
 use crate::config::{Config, FileConfig};
 use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
+use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::proposer::Proposer;
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::replica::{Replica, Shared};
@@ -71,6 +72,7 @@ impl Wiring {
             library: Arc::new(DiskLibrary(modules)),
             history: Arc::new(LogHistory(log.clone())),
             compiled: Arc::new(compiled),
+            compiling: Arc::new(Semaphore::new(1)),
             staged: staged_sender,
             directory: Arc::new(Directory::default()),
         };
@@ -172,6 +174,7 @@ impl Wiring {
             proposer,
             reader,
             snapshots: self.snapshots,
+            asked_checkpoints: AskedCheckpoints::default(),
             space: self.space,
         });
         let (heartbeat, election) =

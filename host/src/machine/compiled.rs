@@ -59,6 +59,21 @@ impl CompiledModules {
         self.slots.lock().expect("no holder panics").remove(digest);
     }
 
+    /// Drops a module that nothing needs any more, and its code from the cache.
+    pub fn remove(&self, digest: &ModuleDigest) {
+        self.forget(digest);
+        let removed = self.cache.as_ref().map_or(Ok(()), |cache| cache.remove(digest));
+        if let Err(error) = removed {
+            tracing::warn!(%digest, %error, "code that nothing needs stays in the cache");
+        }
+    }
+
+    /// Whether it is known what came of compiling it.
+    pub fn is_known(&self, digest: &ModuleDigest) -> bool {
+        let slots = self.slots.lock().expect("no holder panics");
+        slots.get(digest).is_some_and(|slot| slot.get().is_some())
+    }
+
     fn slot(&self, digest: ModuleDigest) -> Slot {
         let mut slots = self.slots.lock().expect("no holder panics");
         Arc::clone(slots.entry(digest).or_default())
@@ -149,6 +164,11 @@ mod tests {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
             Ok(self.files.lock().unwrap().get(digest).cloned())
+        }
+
+        fn remove(&self, digest: &ModuleDigest) -> io::Result<()> {
+            self.files.lock().unwrap().remove(digest);
+            Ok(())
         }
     }
 

@@ -15,6 +15,10 @@ pub trait ModuleLibrary: Send + Sync {
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> io::Result<()>;
     /// A module's bytes. Blocking.
     fn get(&self, digest: &ModuleDigest) -> io::Result<Bytes>;
+    /// Every module that is kept. Blocking.
+    fn list(&self) -> io::Result<Vec<ModuleDigest>>;
+    /// Keeps a module no longer. Blocking.
+    fn remove(&self, digest: &ModuleDigest) -> io::Result<()>;
 }
 
 /// Keeps compiled code by digest, to save the time of compiling it again. Obligations: none but
@@ -25,6 +29,8 @@ pub trait CodeCache: Send + Sync {
     fn put(&self, digest: &ModuleDigest, code: &[u8]) -> io::Result<()>;
     /// The code of a module; `None` when there is none. Blocking.
     fn get(&self, digest: &ModuleDigest) -> io::Result<Option<Vec<u8>>>;
+    /// Removes the code of a module, if there is any. Blocking.
+    fn remove(&self, digest: &ModuleDigest) -> io::Result<()>;
 }
 
 /// A library without a disk, for tests.
@@ -43,5 +49,14 @@ impl ModuleLibrary for MemoryLibrary {
     fn get(&self, digest: &ModuleDigest) -> io::Result<Bytes> {
         let modules = self.modules.lock().expect("no holder panics");
         modules.get(digest).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn list(&self) -> io::Result<Vec<ModuleDigest>> {
+        Ok(self.modules.lock().expect("no holder panics").keys().copied().collect())
+    }
+
+    fn remove(&self, digest: &ModuleDigest) -> io::Result<()> {
+        self.modules.lock().expect("no holder panics").remove(digest);
+        Ok(())
     }
 }

@@ -9,8 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
-use tokio::task::JoinError;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
@@ -18,7 +17,7 @@ use super::library::ModuleLibrary;
 use super::tables::{MachineRecord, Refusal, Restoring, Tables};
 use super::{HostFailure, Response};
 use crate::machine::entry::batch::Batch;
-use crate::machine::entry::proposal::{ModuleChunk, Proposal};
+use crate::machine::entry::proposal::Proposal;
 use crate::machine::guest::history::History;
 use crate::machine::guest::instance::{Blueprint, outcome_of};
 use crate::machine::guest::restoring::check_schema;
@@ -27,7 +26,7 @@ use crate::machine::tables::agreement::CheckpointRecord;
 use crate::types::{
     ClusterId, LogIndex, MachineId, Membership, ModuleDigest, Outcome, StateDigest,
 };
-use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest, Module};
+use crate::wasm::{Context, Engine, Failure, Limits, LimitsChange, Manifest};
 
 /// What the apply path needs from this node.
 #[derive(Clone)]
@@ -44,19 +43,12 @@ pub struct Environment {
     pub history: Arc<dyn History>,
     /// Modules compiled so far.
     pub compiled: Arc<CompiledModules>,
+    /// One module is compiled at a time, whoever wants it.
+    pub compiling: Arc<Semaphore>,
     /// Told of each module whose bytes are all there, so that it is compiled off this path.
     pub staged: mpsc::UnboundedSender<ModuleDigest>,
     /// Where the machines can be seen from outside.
     pub directory: Arc<Directory>,
-}
-
-impl Environment {
-    /// Compiles a staged module, or finds it compiled. The inner error says why it can't be run
-    /// here, the outer one that the compiler panicked.
-    pub async fn compile(&self, digest: ModuleDigest) -> Result<Result<Module, String>, JoinError> {
-        let Self { engine, library, compiled, .. } = self.clone();
-        tokio::task::spawn_blocking(move || compiled.get(&engine, &*library, digest)).await
-    }
 }
 
 /// A running machine: its guest, and what the guest says of itself.
@@ -71,7 +63,10 @@ pub(super) struct Running {
 pub struct Machines {
     pub(super) environment: Environment,
     pub(super) tables: Tables,
-    pub(super) staging: BTreeMap<ModuleDigest, Vec<u8>>,
+    /// The pieces of modules that are not whole.
+    pub(super) staging: BTreeMap<ModuleDigest, Vec<Bytes>>,
+    /// The library may keep modules that the tables do not have.
+    pub(super) unswept: bool,
     pub(super) running: BTreeMap<MachineId, Running>,
     live: bool,
     replayed_up_to: LogIndex,
@@ -88,6 +83,7 @@ impl Machines {
             environment,
             tables: Tables::default(),
             staging: BTreeMap::new(),
+            unswept: true,
             running: BTreeMap::new(),
             live: false,
             replayed_up_to: 0,
@@ -131,7 +127,7 @@ impl Machines {
                 self.tables.advance_time(time_ms);
                 Response::Nothing
             }
-            Proposal::StageModule(chunk) => self.stage(&chunk).await?.into(),
+            Proposal::StageModule(chunk) => self.stage(index, chunk).await?.into(),
             Proposal::ModuleReady(report) => {
                 self.tables.report(report);
                 self.publish();
@@ -147,9 +143,11 @@ impl Machines {
                 self.create(MachineId(index), record, membership).await?
             }
             Proposal::ImportState(part) => self.import(index, part).await?,
-            Proposal::RemoveMachine { machine } => self.remove(machine).into(),
+            Proposal::RemoveMachine { machine } => self.remove(index, machine).into(),
             // The caller captures the state once this has returned.
             Proposal::Checkpoint => {
+                self.tables.drop_spare_modules();
+                self.forget_dropped();
                 self.tables.note_checkpoint(index);
                 self.judge(membership);
                 Response::Nothing
@@ -239,46 +237,6 @@ impl Machines {
         Ok(outcomes)
     }
 
-    /// Keeps a piece of a module; the last one is checked against the digest and made durable.
-    async fn stage(&mut self, chunk: &ModuleChunk) -> Result<Result<(), Refusal>, HostFailure> {
-        match self.tables.stage(chunk) {
-            Ok(true) => {}
-            Ok(false) => return Ok(Ok(())),
-            Err(refusal) => return Ok(Err(refusal)),
-        }
-        let staging = self.staging.entry(chunk.digest).or_default();
-        staging.extend_from_slice(&chunk.bytes);
-        if u64::try_from(staging.len()) != Ok(chunk.length) {
-            self.publish();
-            return Ok(Ok(()));
-        }
-        let bytes = self.staging.remove(&chunk.digest).expect("it was just there");
-        let result = self.keep_module(chunk.digest, bytes).await;
-        self.publish();
-        result
-    }
-
-    pub(super) async fn keep_module(
-        &mut self,
-        digest: ModuleDigest,
-        bytes: Vec<u8>,
-    ) -> Result<Result<(), Refusal>, HostFailure> {
-        if <[u8; 32]>::from(Sha256::digest(&bytes)) != digest.0 {
-            self.tables.unstage(&digest);
-            let reason = "the bytes of the module do not have its digest: upload it again";
-            return Ok(Err(Refusal::BadChunk(reason.to_owned())));
-        }
-        let library = Arc::clone(&self.environment.library);
-        let bytes = Bytes::from(bytes);
-        tokio::task::spawn_blocking(move || library.put(&digest, &bytes))
-            .await
-            .map_err(HostFailure::panicked)?
-            .map_err(|error| HostFailure::Stop(format!("cannot keep module {digest}: {error}")))?;
-        // The receiver is gone only when the node is stopping.
-        let _ = self.environment.staged.send(digest);
-        Ok(Ok(()))
-    }
-
     /// Creates a machine; one whose state is to come in is hidden until it is complete.
     async fn create(
         &mut self,
@@ -361,8 +319,8 @@ impl Machines {
         Ok((Blueprint { engine, module: compiled, limits, history }, manifest))
     }
 
-    fn remove(&mut self, machine: MachineId) -> Result<(), Refusal> {
-        self.tables.machines.remove(&machine).ok_or(Refusal::NoSuchMachine)?;
+    fn remove(&mut self, index: LogIndex, machine: MachineId) -> Result<(), Refusal> {
+        self.tables.remove_machine(index, machine)?;
         self.running.remove(&machine);
         self.publish();
         Ok(())

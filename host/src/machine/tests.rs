@@ -8,13 +8,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::*;
 use crate::config::limits;
 use crate::machine::entry::proposal::{ModuleChunk, ModuleReport};
 use crate::machine::snapshot::content::Piece;
-use crate::types::{ClusterId, Command, Member, Membership, ModuleDigest, NodeId};
+use crate::types::{ClusterId, Command, LogIndex, Member, Membership, ModuleDigest, NodeId};
 use crate::wasm::{self, Context};
 
 /// A node's machines, and the index of the entry that was applied last.
@@ -34,6 +34,7 @@ fn environment() -> Environment {
         library: Arc::new(MemoryLibrary::default()),
         history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
+        compiling: Arc::new(Semaphore::new(1)),
         staged,
         directory: Arc::new(Directory::default()),
     }
@@ -385,11 +386,8 @@ async fn queries_change_nothing() {
     let guest = node.machines.running[&hostile].guest.clone();
     let context = Context { index: 1, time_ms: 1, seed: 0 };
     let ask = async |texts: &[&str]| {
-        let mut queries = Queries::default();
-        for text in texts {
-            queries.push(text.as_bytes(), far());
-        }
-        let answers = guest.query(context, queries).await.unwrap();
+        let queries: Vec<_> = texts.iter().map(|text| (*text, far())).collect();
+        let answers = ask_guest(&guest, context, &queries).await;
         answers.into_iter().map(|answer| answer.expect("nothing is late")).collect::<Vec<_>>()
     };
     for _ in 0..3 {
@@ -402,6 +400,42 @@ async fn queries_change_nothing() {
     }
     assert_eq!(node.pieces().await, before);
     assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=1 ")]);
+}
+
+struct Caller(oneshot::Sender<Told>);
+
+impl Asker for Caller {
+    fn is_gone(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn refuse(self: Box<Self>) {}
+
+    fn tell(self: Box<Self>, told: Told, _: LogIndex) {
+        let _ = self.0.send(told);
+    }
+}
+
+/// Asks a guest queries, and waits for all answers.
+async fn ask_guest(
+    guest: &GuestHandle,
+    context: Context,
+    queries: &[(&str, Instant)],
+) -> Vec<Option<Outcome>> {
+    let (mut asked, mut told) = (Vec::new(), Vec::new());
+    for (text, deadline) in queries {
+        let (sender, receiver) = oneshot::channel();
+        let (bytes, asker) = (text.as_bytes().to_vec().into(), Box::new(Caller(sender)));
+        asked.push(Query { bytes, deadline: *deadline, asker });
+        told.push(receiver);
+    }
+    guest.query(context, asked);
+    let told = futures::future::join_all(told).await;
+    told.into_iter().map(|told| told.unwrap().unwrap()).collect()
 }
 
 /// A deadline that no test reaches.
@@ -422,11 +456,7 @@ async fn late_queries_are_not_answered() {
     let guest = node.machines.running[&hostile].guest.clone();
     let context = Context { index: 1, time_ms: 1, seed: 0 };
     let (now, soon) = (Instant::now(), Instant::now() + Duration::from_millis(100));
-    let ask = async |queries: &[(&str, Instant)]| {
-        let mut asked = Queries::default();
-        queries.iter().for_each(|(text, deadline)| asked.push(text.as_bytes(), *deadline));
-        guest.query(context, asked).await.unwrap()
-    };
+    let ask = async |queries: &[(&str, Instant)]| ask_guest(&guest, context, queries).await;
     let answered = |text| Some(accepted(text));
     assert_eq!(ask(&[("a", now), ("b", far()), ("c", now)]).await, [None, answered("b"), None]);
     assert_eq!(ask(&[("a", now)]).await, [None]);
@@ -442,14 +472,13 @@ async fn commands_go_before_queries() {
     let hostile = node.create("hostile", "hostile").await;
     let guest = node.machines.running[&hostile].guest.clone();
     let context = Context { index: 1, time_ms: 1, seed: 0 };
-    let mut spinning = Queries::default();
-    (0..10).for_each(|_| spinning.push(b"spin", far()));
-    let queries = guest.query(context, spinning);
+    let spinning = vec![("spin", far()); 10];
+    let queries = ask_guest(&guest, context, &spinning);
     tokio::pin!(queries);
     tokio::select! {
         biased;
         answers = &mut queries => panic!("they are answered first: {answers:?}"),
         outcomes = node.execute(hostile, &["a"]) => assert_eq!(outcomes, [accepted("a")]),
     }
-    assert_eq!(queries.await.unwrap(), vec![Some(Outcome::OutOfFuel); 10]);
+    assert_eq!(queries.await, vec![Some(Outcome::OutOfFuel); 10]);
 }

@@ -77,6 +77,15 @@ impl CodeStore {
         Ok(Some(code))
     }
 
+    /// Removes the code of a module; does nothing when there is none.
+    pub fn remove(&self, digest: ModuleDigest) -> Result<(), Error> {
+        let path = self.path(digest);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, error)),
+            _ => Ok(()),
+        }
+    }
+
     fn path(&self, digest: ModuleDigest) -> PathBuf {
         self.folder.join(format!("{}-{digest}{EXTENSION}", self.profile))
     }

@@ -10,7 +10,7 @@ use super::limits::{Limits, Room};
 use super::memory::{Image, Memory, Shadow};
 
 /// Where and when a call stands; see `context` in `wit/guest.wit`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Context {
     /// Index of the log entry.
     pub index: u64,

@@ -12,12 +12,13 @@ const CRATES: &[(&str, &[&str])] = &[
 
 /// The modules of the daemon, and the siblings each may name. `node` sees all of them.
 const MODULES: &[(&str, &[&str])] = &[
-    ("api", &["config", "raft", "telemetry", "types"]),
+    ("api", &["budget", "config", "raft", "telemetry", "types"]),
+    ("budget", &[]),
     ("cli", &["config", "node", "telemetry", "types"]),
     ("config", &["types"]),
     ("group", &["config", "machine", "raft", "storage", "telemetry", "types", "wasm"]),
     ("machine", &["config", "telemetry", "types", "wasm"]),
-    ("raft", &["config", "machine", "storage", "telemetry", "types"]),
+    ("raft", &["budget", "config", "machine", "storage", "telemetry", "types"]),
     ("storage", &["config", "telemetry", "types"]),
     ("telemetry", &[]),
     ("types", &[]),

@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::edge::{
-    Origin, check_digest, check_limits, check_machine_name, check_part, check_profile, invalid,
-    too_large,
+    Origin, check_address, check_digest, check_limits, check_machine_name, check_part,
+    check_profile, invalid, too_large,
 };
 use super::error::Error;
 use super::join::{self, Joining};
@@ -39,7 +39,11 @@ impl Admin for Services {
         request: Request<Streaming<v1::UploadModuleRequest>>,
     ) -> Reply<v1::UploadModuleReply> {
         let origin = Origin::of_admin(request.metadata());
-        let module = receive_module(request.into_inner()).await?;
+        let _turn = self.uploads.take(origin.deadline).await?;
+        let received = receive_module(request.into_inner());
+        let received = tokio::time::timeout_at(origin.deadline.into(), received).await;
+        let late = |_| Error::from(raft::Error::DeadlineBeforeProposal);
+        let module = received.map_err(late)??;
         let result = self.replica.upload_module(module.clone(), origin.deadline).await;
         let result = result.map(|digest| Bytes::copy_from_slice(&digest.0));
         let forward = async |leader: LeaderClient| leader.upload_module(module).await;
@@ -162,6 +166,7 @@ impl Admin for Services {
     ) -> Reply<v1::ClusterAddReply> {
         let origin = Origin::of_admin(request.metadata());
         let v1::ClusterAddRequest { client_addr, learner } = request.into_inner();
+        check_address(&client_addr)?;
         let result = match join::check_leads(&self.replica.status()) {
             Ok(()) => self.add_node(&client_addr, learner, origin).await?,
             Err(error) => Err(error),
@@ -245,9 +250,10 @@ impl Admin for Services {
 
     async fn fetch_snapshot(
         &self,
-        _: Request<v1::FetchSnapshotRequest>,
+        request: Request<v1::FetchSnapshotRequest>,
     ) -> Reply<Self::FetchSnapshotStream> {
         use fetch_snapshot_reply::{Chunk, Part};
+        let turn = self.fetches.take(Origin::of_admin(request.metadata()).deadline).await?;
         let fetched = self.replica.agreed_snapshot().map_err(Error::from)?;
         let header = Part::Header(convert::fetched(&fetched));
         let chunks = fetched.chunks().map(|chunk| match chunk {
@@ -258,6 +264,8 @@ impl Admin for Services {
             Ok(part) => Ok(v1::FetchSnapshotReply { part: Some(part) }),
             Err(error) => Err(Status::from(Error::from(error))),
         });
+        // The turn ends with the stream.
+        let parts = parts.inspect(move |_| _ = &turn);
         Ok(Response::new(Box::pin(parts)))
     }
 }

@@ -12,6 +12,7 @@ use super::Services;
 use super::edge::{self, Origin};
 use super::error::{Error, guest_reply};
 use super::pipeline::Pipeline;
+use crate::budget::Account;
 use crate::raft;
 
 #[tonic::async_trait]
@@ -24,7 +25,8 @@ impl Client for Services {
         request: Request<v1::ExecuteRequest>,
     ) -> Result<Response<v1::ExecuteReply>, Status> {
         let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
-        let reply = self.execute_one(request.into_inner(), origin).await?;
+        let account = edge::account(&request);
+        let reply = self.execute_one(request.into_inner(), origin, &account).await?;
         Ok(Response::new(reply))
     }
 
@@ -35,17 +37,21 @@ impl Client for Services {
         let services = self.clone();
         let timeout = self.options.request_timeout;
         let origin = Origin::of_command(request.metadata(), timeout);
+        let account = edge::account(&request);
+        let full = account.clone();
         let mut stopping = self.stopping.subscribe();
         let stop = async move {
             // An error means that the services are gone, which is a stop too.
             let _ = stopping.wait_for(|stopping| *stopping).await;
         };
-        let replies = Pipeline::new(request.into_inner(), stop, move |item| {
+        let has_room = move || !full.is_full();
+        let replies = Pipeline::new(request.into_inner(), stop, has_room, move |item| {
             let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
             let origin = origin.within(timeout_ms, timeout);
             let bytes = request.as_ref().map_or(0, |request| request.command.len());
-            let services = services.clone();
-            let running = async move { (bytes, services.execute_item(id, request, origin).await) };
+            let (services, account) = (services.clone(), account.clone());
+            let running =
+                async move { (bytes, services.execute_item(id, request, origin, &account).await) };
             // tokio makes a task that does much wait now and then, at any await: for one of these
             // commands to wait before it is in the log would put it behind later ones.
             (bytes, tokio::task::unconstrained(running))
@@ -58,7 +64,8 @@ impl Client for Services {
         request: Request<v1::QueryRequest>,
     ) -> Result<Response<v1::QueryReply>, Status> {
         let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
-        let reply = self.query_one(request.into_inner(), origin).await?;
+        let account = edge::account(&request);
+        let reply = self.query_one(request.into_inner(), origin, &account).await?;
         Ok(Response::new(reply))
     }
 }
@@ -70,16 +77,22 @@ impl Services {
         &self,
         request: v1::ExecuteRequest,
         origin: Origin,
+        account: &Account,
     ) -> Result<v1::ExecuteReply, Error> {
         edge::check_execute(&request)?;
         let v1::ExecuteRequest { machine, command, .. } = request;
-        let result = self.replica.execute(&machine, None, command.clone(), origin.deadline).await;
+        let command = edge::on_its_own(command);
+        let held = edge::begin(account, &command)?;
+        let deadline = origin.deadline;
+        let result = self.replica.execute(&machine, None, command.clone(), deadline, held).await;
         let raft::Executed { outcome, index } = match result {
             Ok(executed) => executed,
             Err(error) => match self.forward_address(&error, &origin) {
                 Some(leader) => {
                     let timeout = origin.remaining();
+                    let _held = edge::begin(account, &command)?;
                     let executed = self.forward.execute(leader, &machine, command, timeout).await?;
+                    account.learn(executed.reply.len());
                     return Ok(v1::ExecuteReply {
                         reply: executed.reply,
                         rejected: executed.rejected,
@@ -98,9 +111,10 @@ impl Services {
         id: u64,
         request: Option<v1::ExecuteRequest>,
         origin: Origin,
+        account: &Account,
     ) -> v1::ExecuteStreamReply {
         let result = match request {
-            Some(request) => self.execute_one(request, origin).await,
+            Some(request) => self.execute_one(request, origin, account).await,
             None => Err(edge::invalid("the message has an id and no request")),
         };
         let result = match result {
@@ -114,15 +128,23 @@ impl Services {
         &self,
         request: v1::QueryRequest,
         origin: Origin,
+        account: &Account,
     ) -> Result<v1::QueryReply, Error> {
         let consistency = edge::check_query(&request)?;
         let v1::QueryRequest { machine, query, .. } = request;
-        let result =
-            self.replica.query(&machine, query.clone(), consistency, origin.deadline).await;
+        let query = edge::on_its_own(query);
+        let held = edge::begin(account, &query)?;
+        let (asked, deadline) = (query.clone(), origin.deadline);
+        let result = self.replica.query(&machine, asked, consistency, deadline, held).await;
         let raft::Answered { outcome, applied } = match result {
             Ok(answered) => answered,
             Err(error) => match self.forward_address(&error, &origin) {
-                Some(leader) => return self.forward_query(leader, &machine, query, origin).await,
+                Some(leader) => {
+                    let _held = edge::begin(account, &query)?;
+                    let answered = self.forward_query(leader, &machine, query, origin).await?;
+                    account.learn(answered.reply.len());
+                    return Ok(answered);
+                }
                 None => return Err(error.into()),
             },
         };

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockstep_client::FORWARDED_HEADER;
 use lockstep_proto::v1;
+use tonic::Request;
 use tonic::metadata::MetadataMap;
 
 use super::convert;
 use super::error::{Error, sessions_unsupported};
+use crate::budget::{Account, Held};
 use crate::config::limits;
 use crate::raft;
 use crate::types;
@@ -23,6 +25,11 @@ pub(super) const ADMIN_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// The replica's deadline is a tenth earlier than the client's, at most by this, so that what is
 /// certain about the command reaches the client before it gives up.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(20);
+
+/// Shorter commands and queries are copied out of what was read.
+const SHARED_BYTES_MIN: usize = 256 << 10;
+/// Characters of a name that a refusal repeats.
+const ECHOED_CHARS_MAX: usize = 80;
 
 // The client library refuses what every node would refuse.
 const _: () = assert!(lockstep_client::COMMAND_BYTES_MAX == limits::COMMAND_BYTES_MAX);
@@ -96,6 +103,23 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     }
 }
 
+/// The account of the connection by which a request came.
+pub(super) fn account<T>(request: &Request<T>) -> Account {
+    let account = request.extensions().get::<Account>();
+    account.expect("every connection has an account").clone()
+}
+
+/// Room for a command or query and its reply.
+pub(super) fn begin(account: &Account, bytes: &Bytes) -> Result<Held, Error> {
+    account.begin(bytes.len()).map_err(|_| raft::Error::Overloaded.into())
+}
+
+/// Bytes that keep no neighbours in memory: a message is a part of the buffer it was read into,
+/// which stays as long as any part of it. Long ones are most of theirs.
+pub(super) fn on_its_own(bytes: Bytes) -> Bytes {
+    if bytes.len() < SHARED_BYTES_MIN { Bytes::copy_from_slice(&bytes) } else { bytes }
+}
+
 /// Checks a command.
 pub(super) fn check_execute(request: &v1::ExecuteRequest) -> Result<(), Error> {
     if request.session.is_some() {
@@ -128,7 +152,22 @@ fn check_bytes(what: &'static str, bytes: &Bytes) -> Result<(), Error> {
 
 /// The name of a machine, as `types::check_machine_name` has it.
 pub(super) fn check_machine_name(name: &str) -> Result<(), Error> {
-    types::check_machine_name(name).map_err(|reason| invalid(format!("{name:?}: {reason}")))
+    types::check_machine_name(name).map_err(|reason| invalid(format!("{:?}: {reason}", echo(name))))
+}
+
+/// As much of what a client sent as an error repeats.
+pub(super) fn echo(text: &str) -> String {
+    match text.char_indices().nth(ECHOED_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Where an operator says that a node is: as `types::check_address` has it, with or without the
+/// scheme.
+pub(super) fn check_address(address: &str) -> Result<(), Error> {
+    let plain = address.strip_prefix("http://").unwrap_or(address);
+    types::check_address(plain).map_err(|reason| invalid(format!("{:?}: {reason}", echo(address))))
 }
 
 /// An engine profile: a SHA-256 in lower-case hexadecimal.
@@ -178,6 +217,8 @@ pub(super) fn too_large(what: &'static str, length: u64, limit: u64) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
 
     /// grpc-timeout is read as the gRPC specification has it, and ignored when malformed.
@@ -222,6 +263,9 @@ mod tests {
         for bad in ["", "-a", ".", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(65)] {
             assert!(check_machine_name(bad).is_err(), "{bad}");
         }
+        let long = check_machine_name(&"\u{e9}".repeat(1 << 20)).unwrap_err();
+        assert!(Status::from(long).message().len() < 300, "what is echoed is cut");
+        assert!(check_address("http://127.0.0.1:1").is_ok() && check_address("a b:1").is_err());
         assert!(check_profile(&"0af9".repeat(16)).is_ok());
         for bad in ["", "0af9", &"0AF9".repeat(16), &"0ag9".repeat(16), &"0af9".repeat(17)] {
             assert!(check_profile(bad).is_err(), "{bad}");

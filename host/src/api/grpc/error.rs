@@ -4,14 +4,18 @@
 //! fields go into a `Failure`. The message is short; what only an operator should see is logged.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use lockstep_client::{Outcome as Certain, reason};
 use lockstep_proto::v1;
 use tonic::{Code, Status};
-use tonic_types::{ErrorInfo, StatusExt as _};
+use tonic_types::{ErrorInfo, RetryInfo, StatusExt as _};
 
 use crate::raft;
 use crate::types::Outcome;
+
+/// When who was refused for want of room may try again.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// An error as clients see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,10 @@ impl Error {
                 metadata.insert(reason::LEADER_ID.to_owned(), id.to_string());
             }
         }
+        if self.reason == reason::OVERLOADED {
+            let ms = RETRY_AFTER.as_millis().to_string();
+            metadata.insert(reason::RETRY_AFTER_MS.to_owned(), ms);
+        }
         metadata
     }
 
@@ -51,12 +59,17 @@ impl Error {
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
+        let is_overloaded = error.reason == reason::OVERLOADED;
         let info = ErrorInfo {
             metadata: error.metadata().into_iter().collect(),
             reason: error.reason,
             domain: reason::DOMAIN.to_owned(),
         };
-        Self::with_error_details_vec(error.code, error.message, [info.into()])
+        let mut details = vec![info.into()];
+        if is_overloaded {
+            details.push(RetryInfo::new(Some(RETRY_AFTER)).into());
+        }
+        Self::with_error_details_vec(error.code, error.message, details)
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use lockstep_proto::v1;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
+use super::edge::echo;
 use super::error::Error as ApiError;
 use super::forward::connect;
 use crate::raft::Error;
@@ -46,6 +47,7 @@ pub(super) fn check_leads(own: &Status) -> Result<(), Error> {
 pub(super) async fn ask(client_addr: &str) -> Result<v1::StatusReply, ApiError> {
     let client = connect(client_addr)?.with_timeout(ASK_TIMEOUT);
     client.status().await.map_err(|error| {
+        let error = echo(&error.to_string());
         Error::Refused(format!(
             "the node at {client_addr} does not answer: {error}. Start it with `lockstep serve`, \
              and name the address given to it as --client-addr"
@@ -62,6 +64,9 @@ pub(super) fn examine(
 ) -> Result<Joining, Error> {
     let id = NodeId(theirs.node_id);
     let refuse = |text: String| Err(Error::Refused(text));
+    if let Err(reason) = id.check() {
+        return refuse(format!("the node at {client_addr} says that it is node {id}: {reason}"));
+    }
     let Some(incarnation) = Incarnation::from_slice(&theirs.incarnation) else {
         return refuse(format!("the node at {client_addr} does not say which disk it has"));
     };
@@ -86,7 +91,8 @@ pub(super) fn examine(
         return refuse(format!(
             "node {id} at {client_addr} would not compute the same state: its engine profile is \
              {}, this cluster's is {}. Run the same version of lockstep on the same architecture",
-            theirs.engine_profile, own.engine_profile
+            echo(&theirs.engine_profile),
+            own.engine_profile
         ));
     }
     let member = Member {
@@ -94,6 +100,14 @@ pub(super) fn examine(
         client_addr: reachable(&theirs.client_addr, client_addr),
         incarnation: incarnation.0,
     };
+    if let Err(reason) = member.check() {
+        let addresses = [&member.peer_addr, &member.client_addr].map(|text| echo(text));
+        let [peers, clients] = addresses;
+        return refuse(format!(
+            "node {id} at {client_addr} says that it is at {peers:?} for peers and at {clients:?} \
+             for clients: {reason}"
+        ));
+    }
     if let Some(other) = own.nodes.iter().find(|node| node.member.peer_addr == member.peer_addr) {
         return refuse(format!(
             "the peer address {} of node {id} is in the membership as node {}'s. If that node is \

@@ -6,14 +6,17 @@
 
 mod admin;
 mod client;
+mod connection;
 mod convert;
 mod edge;
 mod error;
 mod forward;
 mod health;
 mod join;
+mod metered;
 pub mod peer;
 mod pipeline;
+mod turns;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -22,21 +25,32 @@ use std::time::Duration;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_server::AdminServer;
 use lockstep_proto::v1::client_server::ClientServer;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::HealthServer;
 
+use crate::config::limits;
 use crate::raft::{Error, Replica};
+pub use connection::Door;
 use forward::Forward;
+use metered::{Carries, Meter};
+use turns::Turns;
 
-/// Flow-control windows, in bytes: far above bandwidth times delay of a data centre, so that
-/// [`pipeline`] and the proposer's queue are what holds a client back.
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Flow-control windows, in bytes: above bandwidth times delay of a data centre. A client can make
+/// a node hold this much for every connection, whatever its account says.
+const WINDOW_BYTES: u32 = 1 << 20;
 /// Calls that one connection may have under way.
-const CALLS_PER_CONNECTION_MAX: u32 = 4096;
+const CALLS_PER_CONNECTION_MAX: u32 = 1024;
+/// Longest message that carries a command, a query or a piece of something, in bytes.
+const PAYLOAD_MESSAGE_BYTES_MAX: usize = limits::COMMAND_BYTES_MAX + (100 << 10);
+/// Longest message of any other kind, in bytes.
+const PLAIN_MESSAGE_BYTES_MAX: usize = 16 << 10;
+/// Modules that may be uploaded at once, each held whole.
+const UPLOADS_MAX: usize = 2;
+/// Uploads that may wait for one of those to be through; nothing of them is read meanwhile.
+const UPLOADS_WAITING_MAX: usize = 16;
+/// Snapshots that may be fetched at once, and that may wait for one of those to be through.
+const FETCHES_MAX: usize = 4;
 /// A client that is gone without a reset is noticed after interval plus timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,13 +73,18 @@ pub struct Services {
     options: Options,
     forward: Arc<Forward>,
     stopping: watch::Sender<bool>,
+    uploads: Turns,
+    fetches: Turns,
 }
 
 impl Services {
     /// Services over a replica.
     pub fn new(replica: Replica, options: Options) -> Self {
         let forward = Arc::new(Forward::default());
-        Self { replica, options, forward, stopping: watch::Sender::new(false) }
+        let uploads = Turns::new(UPLOADS_MAX, UPLOADS_WAITING_MAX);
+        let fetches = Turns::new(FETCHES_MAX, FETCHES_MAX);
+        let stopping = watch::Sender::new(false);
+        Self { replica, options, forward, stopping, uploads, fetches }
     }
 
     /// The leader's client address, if `error` says that another node leads and this request may
@@ -82,13 +101,13 @@ impl Services {
     }
 }
 
-/// Serves clients and operators on `listener` until `shutdown`, then lets what is under way end
-/// within two seconds.
+/// Serves clients and operators who come in by `door` until `shutdown`, then lets what is under way
+/// end within two seconds.
 ///
 /// # Errors
-/// When the listener fails.
+/// When the server fails.
 pub async fn serve_clients(
-    listener: TcpListener,
+    door: Door,
     services: Services,
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
@@ -104,8 +123,9 @@ pub async fn serve_clients(
         tokio::time::sleep(DRAIN_MAX).await;
     };
     let server = Server::builder()
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .layer(Meter(carries))
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
@@ -113,14 +133,25 @@ pub async fn serve_clients(
         .add_service(AdminServer::new(services.clone()))
         .add_service(HealthServer::new(health::Health::new(services.clone())))
         .add_service(reflection())
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            shutdown,
-        );
+        .serve_with_incoming_shutdown(door.incoming(), shutdown);
     tokio::select! {
         result = server => result,
         () = drained => Ok(()),
     }
+}
+
+/// What each method takes in.
+fn carries(path: &str) -> Carries {
+    let (plain, payload) = (PLAIN_MESSAGE_BYTES_MAX, PAYLOAD_MESSAGE_BYTES_MAX);
+    let (first, later) = match path {
+        "/lockstep.v1.Client/ExecuteStream" => (payload, Some(payload)),
+        "/lockstep.v1.Admin/UploadModule" => (plain, Some(payload)),
+        _ if path.starts_with("/lockstep.v1.Client/") => (payload, None),
+        "/lockstep.v1.Admin/ImportState" => (payload, None),
+        _ if path.starts_with("/grpc.reflection.") => (plain, Some(plain)),
+        _ => (plain, None),
+    };
+    Carries { first, later }
 }
 
 fn reflection() -> tonic_reflection::server::v1::ServerReflectionServer<

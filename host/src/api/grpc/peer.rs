@@ -10,29 +10,52 @@ use lockstep_proto::peer::peer_server::{Peer, PeerServer};
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::connection::Door;
+use super::metered::{Carries, Meter};
 use crate::raft::network::{
-    KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine, PeerHandler, Rejected,
-    WINDOW_BYTES,
+    FIRST_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine,
+    PeerHandler, Rejected, WINDOW_BYTES,
 };
 
 /// The service on one handler.
 pub struct PeerService<SM: Machine>(Arc<PeerHandler<SM>>);
 
-/// The service for `handler`, with the limits that messages between nodes need.
-pub fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService<SM>> {
+fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService<SM>> {
     PeerServer::new(PeerService(handler))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// A server with the connection settings that traffic between nodes needs.
-pub fn server() -> Server {
+/// Serves peers who come in by `door` until `shutdown`, with the limits and connection settings
+/// that traffic between nodes needs.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve<SM: Machine>(
+    door: Door,
+    handler: Arc<PeerHandler<SM>>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), tonic::transport::Error> {
     Server::builder()
-        .tcp_nodelay(true)
+        .layer(Meter(carries))
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(service(handler))
+        .serve_with_incoming_shutdown(door.incoming(), shutdown)
+        .await
+}
+
+/// What each method takes in: little, until the caller has said who it is.
+fn carries(path: &str) -> Carries {
+    let later = match path {
+        "/lockstep.peer.v1.Peer/Append" | "/lockstep.peer.v1.Peer/InstallSnapshot" => {
+            Some(MESSAGE_BYTES_MAX)
+        }
+        _ => None,
+    };
+    Carries { first: FIRST_MESSAGE_BYTES_MAX, later }
 }
 
 /// The client of `raft::network` relies on these: FAILED_PRECONDITION is a refusal to show to the

@@ -26,6 +26,8 @@ pub(super) struct Pipeline<S, B, F> {
     /// that is the order in which commands enter the log.
     running: FuturesUnordered<F>,
     running_bytes: usize,
+    /// Whether the client's other streams and calls leave room.
+    has_room: Box<dyn Fn() -> bool + Send>,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
@@ -35,11 +37,12 @@ where
     B: FnMut(Q) -> (usize, F),
     F: Future<Output = (usize, R)>,
 {
-    /// Runs what `begin` makes of each request. After `stop` it reads no more, and ends once what
-    /// is under way has been answered.
+    /// Runs what `begin` makes of each request, while it `has_room`: with nothing under way, one is
+    /// let in. After `stop` it reads no more, and ends once what is under way has been answered.
     pub(super) fn new(
         requests: S,
         stop: impl Future<Output = ()> + Send + 'static,
+        has_room: impl Fn() -> bool + Send + 'static,
         begin: B,
     ) -> Self {
         Self {
@@ -47,12 +50,15 @@ where
             begin,
             running: FuturesUnordered::new(),
             running_bytes: 0,
+            has_room: Box::new(has_room),
             stop: Box::pin(stop),
         }
     }
 
     fn has_room(&self) -> bool {
-        self.running.len() < IN_FLIGHT_MAX && self.running_bytes < IN_FLIGHT_BYTES_MAX
+        let is_below =
+            self.running.len() < IN_FLIGHT_MAX && self.running_bytes < IN_FLIGHT_BYTES_MAX;
+        self.running.is_empty() || (is_below && (self.has_room)())
     }
 
     /// Starts as many requests as there are and as there is room for.
@@ -116,14 +122,19 @@ mod tests {
             (0..3).map(|_| oneshot::channel::<()>()).map(|(s, r)| (Some(s), Some(r))).unzip();
         let mut waits = waits;
         let requests = futures::stream::iter((0..3).map(Request::Ok));
-        let mut replies = Pipeline::new(requests, futures::future::pending(), move |request| {
-            let wait: Option<oneshot::Receiver<()>> = waits[request].take();
-            let running = async move {
-                let _ = wait.expect("each request comes once").await;
-                (1, request)
-            };
-            (1, running.boxed())
-        });
+        let mut replies = Pipeline::new(
+            requests,
+            futures::future::pending(),
+            || true,
+            move |request| {
+                let wait: Option<oneshot::Receiver<()>> = waits[request].take();
+                let running = async move {
+                    let _ = wait.expect("each request comes once").await;
+                    (1, request)
+                };
+                (1, running.boxed())
+            },
+        );
         for request in [2, 0, 1] {
             gates[request].take().unwrap().send(()).unwrap();
             assert_eq!(replies.next().await, Some(request));
@@ -137,15 +148,20 @@ mod tests {
         let started = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let requests = futures::stream::iter((0..5000).map(Request::Ok));
         let log = std::sync::Arc::clone(&started);
-        let replies = Pipeline::new(requests, futures::future::pending(), move |request| {
-            let log = std::sync::Arc::clone(&log);
-            let running = async move {
-                log.lock().unwrap().push(request);
-                tokio::task::yield_now().await;
-                (1, request)
-            };
-            (1, running.boxed())
-        });
+        let replies = Pipeline::new(
+            requests,
+            futures::future::pending(),
+            || true,
+            move |request| {
+                let log = std::sync::Arc::clone(&log);
+                let running = async move {
+                    log.lock().unwrap().push(request);
+                    tokio::task::yield_now().await;
+                    (1, request)
+                };
+                (1, running.boxed())
+            },
+        );
         assert_eq!(replies.count().await, 5000);
         assert_eq!(*started.lock().unwrap(), (0..5000).collect::<Vec<_>>());
     }
@@ -163,15 +179,42 @@ mod tests {
         let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let count = std::sync::Arc::clone(&begun);
         let bytes = IN_FLIGHT_BYTES_MAX / 2;
-        let mut replies = Pipeline::new(received, futures::future::pending(), move |request| {
-            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let opened = opened.clone();
-            (bytes, async move { (bytes, (opened.await, request)) }.boxed())
-        });
+        let mut replies = Pipeline::new(
+            received,
+            futures::future::pending(),
+            || true,
+            move |request| {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let opened = opened.clone();
+                (bytes, async move { (bytes, (opened.await, request)) }.boxed())
+            },
+        );
         assert!(replies.next().now_or_never().is_none());
         assert_eq!(begun.load(std::sync::atomic::Ordering::Relaxed), 2);
         gate.send(()).unwrap();
         assert_eq!(replies.count().await, 10);
+    }
+
+    /// A client that is over its share has one command under way, and more once it has room.
+    #[tokio::test]
+    async fn without_room_one_at_a_time() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+        let (room, begun) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (has_room, count) = (Arc::clone(&room), Arc::clone(&begun));
+        let requests = futures::stream::iter((0..10).map(Request::Ok));
+        let has_room = move || has_room.load(Relaxed);
+        let pending = futures::future::pending();
+        let mut replies = Pipeline::new(requests, pending, has_room, move |request| {
+            count.fetch_add(1, Relaxed);
+            (1, std::future::ready((1, request)))
+        });
+        for number in 0..3 {
+            assert_eq!(replies.next().await, Some(number));
+            assert_eq!(begun.load(Relaxed), number + 1);
+        }
+        room.store(true, Relaxed);
+        assert_eq!(replies.count().await, 7);
     }
 
     /// After a stop nothing more is read, and what is under way is still answered.
@@ -182,10 +225,15 @@ mod tests {
         let opened = opened.shared();
         let (requests, received) = mpsc::unbounded();
         requests.unbounded_send(Request::Ok(1)).unwrap();
-        let mut replies = Pipeline::new(received, stopped.map(|_| ()), move |request| {
-            let opened = opened.clone();
-            (1, async move { (1, (opened.await.is_ok(), request)) }.boxed())
-        });
+        let mut replies = Pipeline::new(
+            received,
+            stopped.map(|_| ()),
+            || true,
+            move |request| {
+                let opened = opened.clone();
+                (1, async move { (1, (opened.await.is_ok(), request)) }.boxed())
+            },
+        );
         assert!(replies.next().now_or_never().is_none());
         stop.send(()).unwrap();
         assert!(replies.next().now_or_never().is_none());

@@ -40,6 +40,8 @@ const IMAGE_FUEL_MIN: u64 = 50_000_000;
 const PINNED_FACTOR: u64 = 8;
 /// Batches that are tried on a fork after a failure.
 const CAUTIOUS_BATCHES: u32 = 64;
+/// Replies of a call that has no more bytes share them.
+const SHARED_BYTES_MAX: usize = 2 << 10;
 const IMAGE_STANDS: &str = "an image stands beside the guest between calls";
 
 mod journal;
@@ -439,14 +441,19 @@ fn host(failure: impl std::fmt::Display) -> HostFailure {
     HostFailure::Stop(failure.to_string())
 }
 
-/// Cuts replies apart without copying them.
+/// The replies, one by one. A short one that somebody keeps does not keep the others.
 fn outcomes_of(replies: Replies) -> Vec<Outcome> {
     let data = Bytes::from(replies.data);
     let mut rejected = replies.rejected.into_iter().peekable();
     let mut start = 0;
     let outcome = |(position, end): (u32, u32)| {
         let end = usize::try_from(end).expect("32 bits fit");
-        let reply = data.slice(start..end);
+        let is_most = data.len() <= SHARED_BYTES_MAX || 2 * (end - start) >= data.len();
+        let reply = if is_most {
+            data.slice(start..end)
+        } else {
+            Bytes::copy_from_slice(&data[start..end])
+        };
         start = end;
         match rejected.next_if_eq(&position) {
             Some(_) => Outcome::Rejected(reply),

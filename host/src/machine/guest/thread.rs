@@ -5,7 +5,6 @@
 //! fails they are asked one by one, and what is to be applied goes in between. So a command never
 //! waits for more than one call of queries, which has the fuel of one query (`window`).
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -17,15 +16,15 @@ use tokio::sync::oneshot;
 use crate::machine::HostFailure;
 use crate::machine::entry::batch::Batch;
 use crate::machine::guest::instance::{Blueprint, Frozen, Instance};
-use crate::machine::guest::window::{Answers, Queries, Window};
+use crate::machine::guest::window::{Query, Window};
 use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
 
-pub(in crate::machine) type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
+type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
 
 enum Request {
     Apply(Context, Batch, Done<Vec<Outcome>>),
-    Query(Context, Queries, Done<Answers>),
+    Query(Context, Vec<Query>),
     Freeze(Done<Frozen>),
     SetLimits(Limits, Done<()>),
     Import(ImportPart, Done<Result<(), Outcome>>),
@@ -44,6 +43,9 @@ pub struct ImportPart {
 
 /// A handle on a guest's thread. The thread ends when the last handle is dropped, and after a
 /// failure of the host.
+///
+/// What waits for it is bounded by who asks: entries are applied one after the other, and queries
+/// hold a place of their node's each.
 #[derive(Clone, Debug)]
 pub struct GuestHandle {
     requests: mpsc::Sender<Request>,
@@ -86,9 +88,8 @@ impl GuestHandle {
             .spawn(move || match make() {
                 Ok(mut instance) => {
                     instance.set_log(heard);
-                    let windows = VecDeque::new();
-                    let memory_bytes = gauge;
-                    let thread = Thread { instance, windows, idle: false, memory_bytes };
+                    let (window, memory_bytes) = (Window::default(), gauge);
+                    let thread = Thread { instance, window, idle: false, memory_bytes };
                     thread.show_memory();
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
@@ -110,10 +111,10 @@ impl GuestHandle {
         self.call(|done| Request::Apply(context, batch, done)).await
     }
 
-    /// Asks the guest, without changing it: an outcome for each query that was answered before its
-    /// deadline.
-    pub async fn query(&self, context: Context, queries: Queries) -> Result<Answers, HostFailure> {
-        self.call(|done| Request::Query(context, queries, done)).await
+    /// Asks the guest, without changing it. Who asks is told; or dropped, when the guest is gone.
+    pub fn query(&self, context: Context, queries: Vec<Query>) {
+        // A thread that is gone drops what it is sent, too.
+        let _ = self.requests.send(Request::Query(context, queries));
     }
 
     /// The state as of the last call.
@@ -164,7 +165,7 @@ const GONE: &str = "a guest thread ended unexpectedly";
 /// What runs on the thread.
 struct Thread {
     instance: Instance,
-    windows: VecDeque<Window>,
+    window: Window,
     /// Nothing is left to do but to wait for a request.
     idle: bool,
     memory_bytes: Arc<AtomicU64>,
@@ -182,7 +183,7 @@ impl Thread {
             self.idle = false;
             let served = match request {
                 Ok(request) => self.serve(request),
-                Err(mpsc::TryRecvError::Empty) if self.windows.is_empty() => {
+                Err(mpsc::TryRecvError::Empty) if self.window.is_empty() => {
                     // Uses the time while nothing is asked.
                     self.idle = !self.instance.prepare_queries();
                     Ok(())
@@ -206,8 +207,8 @@ impl Thread {
                 self.show_memory();
                 answer(done, applied)
             }
-            Request::Query(context, queries, done) => {
-                self.windows.push_back(Window::new(context, queries, done));
+            Request::Query(context, queries) => {
+                self.window.push(context, queries);
                 Ok(())
             }
             Request::Freeze(done) => answer(done, self.instance.freeze()),
@@ -223,22 +224,19 @@ impl Thread {
 
     /// Makes one call for the queries that have waited longest.
     fn ask(&mut self) -> Result<(), ()> {
-        let Some(mut window) = self.windows.pop_front() else { return Ok(()) };
-        let now = Instant::now();
-        if let Some(asked) = window.next(now) {
-            let fuel_max = asked.fuel_max(now);
-            let cut_short = fuel_max < self.instance.limits().fuel_per_query;
-            match self.instance.query(window.context, asked.batch(), fuel_max) {
-                Ok(result) => window.settle(asked.ends.len(), result, cut_short),
-                Err(failure) => return answer(window.close().0, Err(failure)),
+        let Some(asked) = self.window.next(Instant::now()) else { return Ok(()) };
+        let fuel_max = asked.fuel_max();
+        let cut_short = fuel_max < self.instance.limits().fuel_per_query;
+        match self.instance.query(asked.context, asked.batch(), fuel_max) {
+            Ok(result) => {
+                self.window.settle(asked, result, cut_short);
+                Ok(())
+            }
+            Err(failure) => {
+                asked.fail(&failure);
+                Err(())
             }
         }
-        if window.is_open() {
-            self.windows.push_back(window);
-            return Ok(());
-        }
-        let (done, answers) = window.close();
-        answer(done, Ok(answers))
     }
 
     fn show_memory(&self) {

@@ -1,51 +1,90 @@
 //! Queries that wait for a guest: asked together, one by one once that has failed, and not at all
-//! when their callers no longer wait.
+//! when their callers no longer wait. Each is answered as soon as its answer is there.
 //!
 //! A query runs on a fork, and nothing that it does is seen. So a clock may decide here what is
 //! asked and for how long; it decides nothing about commands.
+//!
+//! **Invariant:** every query that is pushed is told one answer, or its asker is dropped with the
+//! guest.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use crate::machine::guest::thread::Done;
-use crate::types::Outcome;
+use bytes::Bytes;
+
+use crate::config::limits;
+use crate::machine::HostFailure;
+use crate::machine::guest::expected::Expected;
+use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context};
 
 /// More fuel than a guest can use in a nanosecond: 1 to 2.5 were measured. Bounding a query by its
 /// deadline at this rate ends none before it.
 const FUEL_PER_NS: u64 = 4;
 
-/// Queries of one call, laid out as commands are.
-#[derive(Clone, Debug, Default)]
-pub struct Queries {
-    /// All queries, back to back.
-    pub data: Vec<u8>,
-    /// Where each ends in `data`.
-    pub ends: Vec<u32>,
-    /// Until when each is worth asking.
-    pub deadlines: Vec<Instant>,
+/// What came of a query: nothing when its deadline passed before it was answered.
+pub type Told = Result<Option<Outcome>, HostFailure>;
+
+/// Whoever asks a query. Bounded in number and bytes by whoever makes them.
+pub trait Asker: Send {
+    /// Nobody waits for the answer any more.
+    fn is_gone(&self) -> bool;
+
+    /// There is room for one more reply to whoever asks.
+    fn has_room(&self) -> bool;
+
+    /// There was none: it is not asked.
+    fn refuse(self: Box<Self>);
+
+    /// Takes the answer of a guest that had applied the log up to `applied`.
+    fn tell(self: Box<Self>, told: Told, applied: LogIndex);
 }
 
-/// What came of queries, in their order: none for one whose deadline has passed.
-pub type Answers = Vec<Option<Outcome>>;
+/// A query, and who asks it.
+pub struct Query {
+    /// What the guest will see.
+    pub bytes: Bytes,
+    /// Until when it is worth asking.
+    pub deadline: Instant,
+    /// Who is told.
+    pub asker: Box<dyn Asker>,
+}
 
-/// Queries that came together, and what is known of their answers.
+struct Waiting {
+    query: Query,
+    /// It was asked with others, and one of them failed.
+    alone: bool,
+}
+
+/// The queries that wait for one guest.
+#[derive(Default)]
 pub(in crate::machine) struct Window {
-    pub(in crate::machine) context: Context,
-    queries: Queries,
-    /// Positions of those that are neither answered nor late, rising.
-    waiting: Vec<usize>,
-    /// They are asked one by one.
-    apart: bool,
-    answers: Answers,
-    done: Done<Answers>,
+    context: Context,
+    waiting: VecDeque<Waiting>,
+    expected: Expected,
 }
 
-impl Queries {
-    /// Adds a query.
-    pub fn push(&mut self, query: &[u8], deadline: Instant) {
-        self.data.extend_from_slice(query);
-        self.ends.push(u32::try_from(self.data.len()).expect("rounds are bounded"));
-        self.deadlines.push(deadline);
+/// Queries of one call, laid out as commands are.
+pub(in crate::machine) struct Asked {
+    pub(in crate::machine) context: Context,
+    queries: Vec<Query>,
+    data: Vec<u8>,
+    ends: Vec<u32>,
+    fuel_max: u64,
+}
+
+impl Asked {
+    fn new(context: Context, queries: Vec<Query>, now: Instant) -> Self {
+        let (mut data, mut ends) = (Vec::new(), Vec::with_capacity(queries.len()));
+        for query in &queries {
+            data.extend_from_slice(&query.bytes);
+            ends.push(u32::try_from(data.len()).expect("calls are bounded"));
+        }
+        let last = queries.iter().map(|query| query.deadline).max();
+        let left = last.map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
+        let fuel_max = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
+        let fuel_max = fuel_max.saturating_mul(FUEL_PER_NS);
+        Self { context, queries, data, ends, fuel_max }
     }
 
     /// As a guest is called with them.
@@ -53,70 +92,158 @@ impl Queries {
         wasm::Batch { data: &self.data, ends: &self.ends }
     }
 
-    fn one(&self, position: usize) -> &[u8] {
-        let at = |end: u32| usize::try_from(end).expect("32 bits fit");
-        let start = if position == 0 { 0 } else { at(self.ends[position - 1]) };
-        &self.data[start..at(self.ends[position])]
+    /// Fuel that none of them can have used before the last of their deadlines.
+    pub(in crate::machine) fn fuel_max(&self) -> u64 {
+        self.fuel_max
     }
 
-    /// Fuel that none of them can have used before the last of their deadlines.
-    pub(in crate::machine) fn fuel_max(&self, now: Instant) -> u64 {
-        let last = self.deadlines.iter().max();
-        let left = last.map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
-        u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).saturating_mul(FUEL_PER_NS)
+    /// The host failed.
+    pub(in crate::machine) fn fail(self, failure: &HostFailure) {
+        for query in self.queries {
+            query.asker.tell(Err(failure.clone()), self.context.index);
+        }
     }
 }
 
 impl Window {
-    pub(in crate::machine) fn new(context: Context, queries: Queries, done: Done<Answers>) -> Self {
-        let count = queries.ends.len();
-        let (waiting, answers) = ((0..count).collect(), vec![None; count]);
-        Self { context, queries, waiting, apart: false, answers, done }
+    /// Queries, to be asked in a state that shows the log up to that of `context` at least.
+    pub(in crate::machine) fn push(&mut self, context: Context, queries: Vec<Query>) {
+        if context.index >= self.context.index {
+            self.context = context;
+        }
+        let waiting = queries.into_iter().map(|query| Waiting { query, alone: false });
+        self.waiting.extend(waiting);
+    }
+
+    pub(in crate::machine) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
     }
 
     /// What to ask now: nothing when nobody waits any more.
-    pub(in crate::machine) fn next(&mut self, now: Instant) -> Option<Queries> {
-        if self.done.is_closed() {
-            self.waiting.clear();
+    pub(in crate::machine) fn next(&mut self, now: Instant) -> Option<Asked> {
+        let (mut queries, mut bytes): (Vec<Query>, _) = (Vec::new(), 0);
+        while let Some(Waiting { query, alone }) = self.waiting.pop_front() {
+            if query.asker.is_gone() {
+                continue;
+            }
+            if !query.asker.has_room() {
+                query.asker.refuse();
+                continue;
+            }
+            if query.deadline <= now {
+                query.asker.tell(Ok(None), self.context.index);
+                continue;
+            }
+            bytes += query.bytes.len();
+            let is_full = queries.len() >= self.expected.count_max()
+                || bytes > limits::ENTRY_BYTES_MAX
+                || alone;
+            if is_full && !queries.is_empty() {
+                self.waiting.push_front(Waiting { query, alone });
+                break;
+            }
+            queries.push(query);
+            if alone {
+                break;
+            }
         }
-        self.waiting.retain(|&position| self.queries.deadlines[position] > now);
-        let count = if self.apart { 1 } else { self.waiting.len() };
-        let mut asked = Queries::default();
-        for &position in self.waiting.iter().take(count) {
-            asked.push(self.queries.one(position), self.queries.deadlines[position]);
-        }
-        (!asked.ends.is_empty()).then_some(asked)
+        (!queries.is_empty()).then(|| Asked::new(self.context, queries, now))
     }
 
-    /// Takes what so many queries came to that were asked together. `cut_short` says that they had
-    /// less fuel than their machine gives.
+    /// Takes what came of a call. `cut_short` says that it had less fuel than its machine gives.
     pub(in crate::machine) fn settle(
         &mut self,
-        asked: usize,
+        asked: Asked,
         result: Result<Vec<Outcome>, Outcome>,
         cut_short: bool,
     ) {
-        let answers: Answers = match result {
-            Ok(outcomes) => outcomes.into_iter().map(Some).collect(),
-            Err(_) if asked > 1 => {
-                self.apart = true;
-                return;
+        let applied = asked.context.index;
+        let outcomes = match result {
+            Ok(outcomes) => outcomes,
+            Err(_) if asked.queries.len() > 1 => {
+                let apart = asked.queries.into_iter().map(|query| Waiting { query, alone: true });
+                return self.waiting.extend(apart);
             }
-            Err(Outcome::OutOfFuel) if cut_short => vec![None],
-            Err(outcome) => vec![Some(outcome)],
+            Err(outcome) => vec![outcome],
         };
-        for (position, answer) in self.waiting.drain(..asked).zip(answers) {
-            self.answers[position] = answer;
+        assert_eq!(outcomes.len(), asked.queries.len(), "one outcome a query");
+        self.expected.learn(outcomes.iter().map(Outcome::length).max().unwrap_or(0));
+        for (query, outcome) in asked.queries.into_iter().zip(outcomes) {
+            let is_late = cut_short && outcome == Outcome::OutOfFuel;
+            query.asker.tell(Ok((!is_late).then_some(outcome)), applied);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Caller {
+        gone: bool,
+        full: bool,
+        told: Arc<Mutex<Option<Told>>>,
+    }
+
+    impl Asker for Caller {
+        fn is_gone(&self) -> bool {
+            self.gone
+        }
+
+        fn has_room(&self) -> bool {
+            !self.full
+        }
+
+        fn refuse(self: Box<Self>) {}
+
+        fn tell(self: Box<Self>, told: Told, _: LogIndex) {
+            *self.told.lock().unwrap() = Some(told);
         }
     }
 
-    /// Whether something is left to be asked.
-    pub(in crate::machine) fn is_open(&self) -> bool {
-        !self.waiting.is_empty()
+    fn context() -> Context {
+        Context { index: 1, time_ms: 1, seed: 0 }
     }
 
-    /// Whoever waits, and the answers.
-    pub(in crate::machine) fn close(self) -> (Done<Answers>, Answers) {
-        (self.done, self.answers)
+    fn query(caller: &Caller, length: usize) -> Query {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        Query { bytes: vec![0; length].into(), deadline, asker: Box::new(caller.clone()) }
+    }
+
+    /// Who is gone or has no room is not asked for; one call has bounded bytes, and as few queries
+    /// as long replies call for; each answer is told when it is there.
+    #[test]
+    fn calls_are_bounded() {
+        let (gone, here) = (Caller { gone: true, ..Caller::default() }, Caller::default());
+        let mut window = Window::default();
+        let full = Caller { full: true, ..Caller::default() };
+        window.push(context(), vec![query(&gone, 1), query(&here, 1), query(&full, 1)]);
+        let asked = window.next(Instant::now()).unwrap();
+        assert_eq!(asked.ends, [1]);
+        let long = vec![0; limits::REPLY_BYTES_MAX].into();
+        window.settle(asked, Ok(vec![Outcome::Accepted(long)]), false);
+        assert!(here.told.lock().unwrap().is_some());
+        window.push(context(), (0..1000).map(|_| query(&here, 1)).collect());
+        let count = window.next(Instant::now()).unwrap().ends.len();
+        assert_eq!(count, limits::CALL_REPLY_BYTES_EXPECTED / limits::REPLY_BYTES_MAX);
+        let mut window = Window::default();
+        window.push(context(), (0..10).map(|_| query(&here, limits::COMMAND_BYTES_MAX)).collect());
+        assert_eq!(window.next(Instant::now()).unwrap().ends.len(), 2);
+    }
+
+    /// After a failure of many each is asked alone, behind those that came meanwhile.
+    #[test]
+    fn a_failure_is_found_alone() {
+        let caller = Caller::default();
+        let mut window = Window::default();
+        window.push(context(), vec![query(&caller, 1), query(&caller, 2)]);
+        let asked = window.next(Instant::now()).unwrap();
+        window.push(context(), vec![query(&caller, 3)]);
+        window.settle(asked, Err(Outcome::OutOfFuel), false);
+        let lengths = std::iter::from_fn(|| window.next(Instant::now()).map(|asked| asked.ends));
+        assert_eq!(lengths.collect::<Vec<_>>(), [[3], [1], [2]]);
     }
 }

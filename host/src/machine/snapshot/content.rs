@@ -10,6 +10,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -101,7 +102,7 @@ pub struct FrozenState {
 struct FrozenModule {
     head: ModuleHead,
     /// What is staged of it, while that is not all.
-    staged: Option<Vec<u8>>,
+    staged: Option<Vec<Bytes>>,
 }
 
 struct FrozenGuest {
@@ -193,7 +194,7 @@ impl Machines {
         match staged.cmp(&head.length) {
             Ordering::Greater => Err(malformed("a module is longer than its head says")),
             Ordering::Less => {
-                self.staging.insert(head.digest, bytes);
+                self.staging.insert(head.digest, vec![bytes.into()]);
                 Ok(())
             }
             Ordering::Equal => match self.keep_module(head.digest, bytes).await? {
@@ -330,7 +331,7 @@ impl FrozenState {
         for module in self.modules {
             let digest = module.head.digest;
             let bytes = match module.staged {
-                Some(staged) => staged,
+                Some(staged) => staged.concat(),
                 None => self.library.get(&digest).map(Vec::from).map_err(|error| {
                     HostFailure::Stop(format!("cannot read module {digest}: {error}"))
                 })?,

@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::limits::{IMPORT_PART_BYTES_MAX, MACHINES_MAX, MODULE_BYTES_MAX};
+use crate::config::limits::{
+    IMPORT_PART_BYTES_MAX, MACHINES_MAX, MODULE_BYTES_MAX, MODULES_PARTIAL_MAX, MODULES_SPARE_MAX,
+};
 use crate::machine::entry::proposal::{ModuleChunk, ModuleReport, StatePart};
 use crate::machine::tables::agreement::CheckpointRecord;
 use crate::machine::tables::seal::Sealed;
@@ -48,6 +50,14 @@ pub struct ModuleRecord {
     pub staged: u64,
     /// What nodes said of it: `None` for "compiled", else why not.
     pub reports: BTreeMap<NodeId, Option<String>>,
+    /// Index of the entry that last brought a piece of it or removed a machine that ran it.
+    pub touched: LogIndex,
+}
+
+impl ModuleRecord {
+    fn is_partial(&self) -> bool {
+        self.staged < self.length
+    }
 }
 
 /// A machine.
@@ -128,14 +138,21 @@ impl Tables {
 
     /// Notes a piece of a module. `Ok(true)` when the piece is new, `Ok(false)` when it was staged
     /// before (an upload that was begun twice).
-    pub fn stage(&mut self, chunk: &ModuleChunk) -> Result<bool, Refusal> {
+    pub fn stage(&mut self, index: LogIndex, chunk: &ModuleChunk) -> Result<bool, Refusal> {
         let bad = |reason: &str| Err(Refusal::BadChunk(reason.to_owned()));
         let limit = u64::try_from(MODULE_BYTES_MAX).expect("a constant that fits");
         if chunk.length == 0 || chunk.length > limit {
             return bad("a module of this length cannot be staged");
         }
         let length = u64::try_from(chunk.bytes.len()).expect("a length in memory fits");
-        let fresh = ModuleRecord { length: chunk.length, staged: 0, reports: BTreeMap::new() };
+        if !self.modules.contains_key(&chunk.digest) {
+            if chunk.offset > 0 {
+                return bad("the pieces before this one are gone: upload the module again");
+            }
+            self.make_room_for_module();
+        }
+        let reports = BTreeMap::new();
+        let fresh = ModuleRecord { length: chunk.length, staged: 0, reports, touched: index };
         let record = self.modules.entry(chunk.digest).or_insert(fresh);
         if record.length != chunk.length || chunk.offset + length > record.length {
             return bad("a piece does not fit the length of its module");
@@ -147,7 +164,45 @@ impl Tables {
             return Ok(false);
         }
         record.staged += length;
+        record.touched = index;
         Ok(true)
+    }
+
+    /// Makes room for one more module that no machine runs yet.
+    fn make_room_for_module(&mut self) {
+        for (is_partial, max) in [(true, MODULES_PARTIAL_MAX), (false, MODULES_SPARE_MAX)] {
+            let mut spare = self.spare_modules();
+            spare.retain(|(_, digest)| self.modules[digest].is_partial() == is_partial);
+            let over = (spare.len() + 1).saturating_sub(max);
+            for (_, digest) in spare.into_iter().take(over) {
+                self.modules.remove(&digest);
+            }
+        }
+    }
+
+    /// Modules that no machine runs, those first that were touched longest ago.
+    fn spare_modules(&self) -> BTreeSet<(LogIndex, ModuleDigest)> {
+        let needed: BTreeSet<_> = self.machines.values().map(|machine| machine.module).collect();
+        let spare = self.modules.iter().filter(|(digest, _)| !needed.contains(digest));
+        spare.map(|(digest, record)| (record.touched, *digest)).collect()
+    }
+
+    /// Drops the modules that no machine runs and that nobody touched since the checkpoint before
+    /// the one that is about to be noted.
+    pub fn drop_spare_modules(&mut self) {
+        let Some((since, _)) = self.checkpoints.last_key_value() else { return };
+        for (_, digest) in self.spare_modules().range(..(*since, ModuleDigest([0; 32]))) {
+            self.modules.remove(digest);
+        }
+    }
+
+    /// Removes a machine.
+    pub fn remove_machine(&mut self, index: LogIndex, machine: MachineId) -> Result<(), Refusal> {
+        let record = self.machines.remove(&machine).ok_or(Refusal::NoSuchMachine)?;
+        if let Some(module) = self.modules.get_mut(&record.module) {
+            module.touched = index;
+        }
+        Ok(())
     }
 
     /// Forgets a module whose staged bytes turned out to be other than its digest.
@@ -271,5 +326,77 @@ impl ModuleRecord {
         }
         let text = format!("voters that have not compiled the module yet: {}", missing.join(", "));
         Err(Refusal::ModuleNotReady(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(number: u8) -> ModuleDigest {
+        ModuleDigest([number; 32])
+    }
+
+    /// A piece of a module of two bytes.
+    fn piece(tables: &mut Tables, index: LogIndex, number: u8, offset: u64) {
+        let chunk = ModuleChunk { digest: digest(number), length: 2, offset, bytes: vec![0] };
+        assert_eq!(tables.stage(index, &chunk), Ok(true), "module {number} at {offset}");
+    }
+
+    fn has(tables: &Tables) -> Vec<u8> {
+        tables.modules.keys().map(|digest| digest.0[0]).collect()
+    }
+
+    /// A machine keeps its module; of the others, and of partial ones, there are never more than
+    /// so many, and the last touched stay.
+    #[test]
+    fn modules_are_bounded() {
+        let mut tables = Tables::default();
+        piece(&mut tables, 1, 1, 0);
+        piece(&mut tables, 2, 1, 1);
+        let limits = Limits::default();
+        let record = MachineRecord { name: "m".into(), module: digest(1), limits, restoring: None };
+        tables.machines.insert(MachineId(3), record);
+        for number in 2..30 {
+            piece(&mut tables, 10 * u64::from(number), number, 0);
+            piece(&mut tables, 10 * u64::from(number) + 1, number, 1);
+        }
+        let newest: Vec<u8> = (30 - u8::try_from(MODULES_SPARE_MAX).unwrap()..30).collect();
+        assert_eq!(has(&tables), [vec![1], newest].concat());
+        for number in 100..110 {
+            piece(&mut tables, 1000 + u64::from(number), number, 0);
+        }
+        let partial = tables.modules.values().filter(|record| record.is_partial()).count();
+        assert_eq!(partial, MODULES_PARTIAL_MAX);
+        let late = ModuleChunk { digest: digest(100), length: 2, offset: 1, bytes: vec![0] };
+        assert!(matches!(tables.stage(2000, &late), Err(Refusal::BadChunk(_))));
+        assert!(!tables.modules.contains_key(&digest(100)), "it has lost its place");
+    }
+
+    /// What no machine runs goes at the second checkpoint after it was last touched; that a machine
+    /// that ran it is removed touches it.
+    #[test]
+    fn spare_modules_go() {
+        let mut tables = Tables::default();
+        let checkpoint = |tables: &mut Tables, index| {
+            tables.drop_spare_modules();
+            tables.note_checkpoint(index);
+        };
+        for number in [1, 2, 3] {
+            piece(&mut tables, 1, number, 0);
+        }
+        piece(&mut tables, 2, 2, 1);
+        let limits = Limits::default();
+        let record = MachineRecord { name: "m".into(), module: digest(2), limits, restoring: None };
+        tables.machines.insert(MachineId(3), record);
+        checkpoint(&mut tables, 10);
+        piece(&mut tables, 11, 3, 1);
+        checkpoint(&mut tables, 20);
+        assert_eq!(has(&tables), [2, 3], "the partial one goes");
+        tables.remove_machine(25, MachineId(3)).unwrap();
+        checkpoint(&mut tables, 30);
+        assert_eq!(has(&tables), [2]);
+        checkpoint(&mut tables, 40);
+        assert_eq!(has(&tables), Vec::<u8>::new());
     }
 }

@@ -1,5 +1,6 @@
 //! What operators ask of the machines: upload modules, create and remove machines, checkpoint.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -70,11 +71,8 @@ impl Replica {
             let (length, limit) = (as_u64(module.len()), as_u64(limits::MODULE_BYTES_MAX));
             return Err(Error::TooLarge { what: "the module", length, limit });
         }
-        let environment = self.shared.environment.clone();
-        let compile =
-            move || environment.compiled.admit(&environment.engine, digest, &module).map(drop);
-        tokio::task::spawn_blocking(compile)
-            .await
+        let admitted = self.shared.environment.admit(digest, module).await;
+        admitted
             .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
             .map_err(Error::ModuleRefused)
     }
@@ -176,9 +174,25 @@ impl Replica {
         self.write(&Proposal::RemoveMachine { machine }, deadline).await.map(drop)
     }
 
-    /// Logs a checkpoint and waits until this node's snapshot of it is on disk; its index.
+    /// Takes a checkpoint that holds all that was acknowledged before this call; its index. Callers
+    /// who wait while one is under way share the next. It survives its caller.
     pub async fn checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
         self.check_leader()?;
+        let known = self.shared.asked_checkpoints.begun();
+        let replica = self.clone();
+        let taken = tokio::spawn(async move {
+            let turn = replica.shared.asked_checkpoints.turn(deadline).await?;
+            if let Some(index) = turn.begun_after(known) {
+                return Ok(index);
+            }
+            let taken = replica.take_checkpoint(deadline);
+            turn.take(taken).await
+        });
+        taken.await.map_err(|error| Error::Stopped(error.to_string()))?
+    }
+
+    /// Logs a checkpoint and waits until this node's snapshot of it is on disk; its index.
+    async fn take_checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
         let (index, _) = self.write(&Proposal::Checkpoint, deadline).await?;
         let mut newest = self.shared.snapshots.watch();
         let written = newest.wait_for(|newest| newest.is_some_and(|newest| newest >= index));
@@ -198,7 +212,10 @@ impl Replica {
         proposal: &Proposal,
         deadline: Instant,
     ) -> Result<(LogIndex, Response), Error> {
-        let write = self.shared.raft.client_write(EntryBytes(proposal.encode()));
+        let entry = EntryBytes(proposal.encode());
+        let length = entry.0.len();
+        assert!(length <= limits::ENTRY_ENCODED_BYTES_MAX, "an entry has {length} bytes");
+        let write = self.shared.raft.client_write(entry);
         let written = tokio::time::timeout_at(deadline.into(), write)
             .await
             .map_err(|_| Error::DeadlineAfterProposal)?
@@ -210,6 +227,50 @@ impl Replica {
             Response::NodeParked(reason) => Err(Error::Stopped(format!("parked: {reason}"))),
             response => Ok((index, response)),
         }
+    }
+}
+
+/// The checkpoints that were asked for: one under way, and one that all others wait for.
+#[derive(Debug, Default)]
+pub struct AskedCheckpoints {
+    begun: AtomicU64,
+    /// The last one that was taken: its number, and its index.
+    last: tokio::sync::Mutex<Option<(u64, LogIndex)>>,
+}
+
+struct CheckpointTurn<'a> {
+    asked: &'a AskedCheckpoints,
+    last: tokio::sync::MutexGuard<'a, Option<(u64, LogIndex)>>,
+}
+
+impl AskedCheckpoints {
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    async fn turn(&self, deadline: Instant) -> Result<CheckpointTurn<'_>, Error> {
+        let last = tokio::time::timeout_at(deadline.into(), self.last.lock()).await;
+        let last = last.map_err(|_| Error::DeadlineBeforeProposal)?;
+        Ok(CheckpointTurn { asked: self, last })
+    }
+}
+
+impl CheckpointTurn<'_> {
+    /// The last checkpoint, if it was begun after so many.
+    fn begun_after(&self, known: u64) -> Option<LogIndex> {
+        self.last.filter(|(number, _)| *number > known).map(|(_, index)| index)
+    }
+
+    async fn take(
+        mut self,
+        checkpoint: impl Future<Output = Result<LogIndex, Error>>,
+    ) -> Result<LogIndex, Error> {
+        let number = self.asked.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let taken = checkpoint.await;
+        if let Ok(index) = taken {
+            *self.last = Some((number, index));
+        }
+        taken
     }
 }
 
@@ -233,5 +294,34 @@ impl From<Refusal> for Error {
             | Refusal::BadPart(_)
             | Refusal::BadSeal(_) => Self::Refused(refusal.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of many callers the first takes a checkpoint, and all who came meanwhile share one more.
+    #[tokio::test]
+    async fn callers_share_a_checkpoint() {
+        let asked = AskedCheckpoints::default();
+        let far = Instant::now() + Duration::from_secs(60);
+        let taken = AtomicU64::new(0);
+        let ask = async || {
+            let known = asked.begun();
+            let turn = asked.turn(far).await.unwrap();
+            if let Some(index) = turn.begun_after(known) {
+                return index;
+            }
+            let take = async {
+                tokio::task::yield_now().await;
+                Ok(taken.fetch_add(1, Ordering::Relaxed) + 1)
+            };
+            turn.take(take).await.unwrap()
+        };
+        let indexes = futures::future::join_all((0..30).map(|_| ask())).await;
+        assert_eq!(indexes[0], 1);
+        assert!(indexes[1..].iter().all(|index| *index == 2), "{indexes:?}");
+        assert_eq!(ask().await, 3);
     }
 }

@@ -82,6 +82,8 @@ impl Replica {
     /// Refuses a node id that is, or was, another disk's, and an address that is taken.
     fn check_new(&self, node: NodeId, member: &Member) -> Result<(), Error> {
         let refused = |reason: String| Err(Error::Refused(reason));
+        // Whoever asked has said so in better words; what is logged must fit every message.
+        node.check().and_then(|()| member.check()).map_err(|r| Error::Refused(r.to_owned()))?;
         if self.shared.directory.view().retired_nodes.contains(&node) {
             return refused(format!(
                 "node id {node} was used and removed before, and ids are never used twice: empty \

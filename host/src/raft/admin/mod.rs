@@ -2,7 +2,7 @@
 
 mod engine_change;
 mod fetch;
-mod machine_admin;
+pub mod machine_admin;
 mod membership;
 mod restores;
 

@@ -37,7 +37,7 @@ pub enum Error {
     #[error("this node is in no cluster yet: run `lockstep cluster init`, or add it to one")]
     Uninitialized,
     /// Too much waits already; back off and try again.
-    #[error("too many commands are waiting: try again later")]
+    #[error("too much is under way: try again later")]
     Overloaded,
     /// The disk is nearly full; reads go on.
     #[error("the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve")]

@@ -3,6 +3,9 @@
 //! One task owns the batching; requests reach it through a bounded queue and get their outcome
 //! through a channel of their own. Commands keep the order in which they were queued.
 //!
+//! A reply counts on its caller's account from when it is there until it is taken; a command whose
+//! account is over its share by the time of its entry is refused instead of proposed.
+//!
 //! **Invariant:** a command whose error says NOT_APPLIED was never handed to openraft, or openraft
 //! said that it was never appended.
 
@@ -17,16 +20,17 @@ use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::budget::Held;
 use crate::config::{FileConfig, limits};
-use crate::machine::{Batch, Directory, Proposal, Response};
+use crate::machine::{Batch, Directory, Expected, Proposal, Response};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Executed;
 use crate::raft::ask::returning::{Answered, Returning};
 use crate::raft::type_config::{EntryBytes, TypeConfig};
-use crate::types::{Command, MachineId, TimeMs};
+use crate::types::{self, Command, MachineId, TimeMs};
 
-type Outcome = Result<Executed, Error>;
+type Outcome = Result<(Executed, Held), Error>;
 
 /// Appends that may wait for this node's disk while entries are proposed: a quarter of what the
 /// log's writer queues before it blocks whoever appends.
@@ -35,9 +39,15 @@ const UNSYNCED_APPENDS_MAX: usize = 256;
 /// A command and who waits for it.
 struct Waiting {
     command: Command,
-    outcome: oneshot::Sender<Outcome>,
+    caller: Caller,
     /// Set by whoever comes first: the batching, or the caller whose deadline passed.
     claimed: Arc<AtomicBool>,
+}
+
+/// Where the outcome goes, and what is held for it.
+struct Caller {
+    outcome: oneshot::Sender<Outcome>,
+    held: Held,
 }
 
 /// A queued command's outcome, to be awaited.
@@ -65,6 +75,8 @@ pub struct ProposerTask {
     entries_in_flight_max: usize,
     unsynced: watch::Receiver<usize>,
     returning: Returning,
+    /// What replies have had lately.
+    expected: Expected,
     last_time_ms: TimeMs,
 }
 
@@ -93,6 +105,7 @@ impl Proposer {
             entries_in_flight_max: config.entries_in_flight_max,
             unsynced,
             returning: Returning::default(),
+            expected: Expected::default(),
             last_time_ms: 0,
         };
         (proposer, task)
@@ -100,7 +113,7 @@ impl Proposer {
 
     /// Queues a command. Never waits: a full queue is an error. The order of calls is the order of
     /// the commands in the log.
-    pub fn propose(&self, command: Command) -> Result<Pending, Error> {
+    pub fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
         let length = command.bytes.len();
         if self.queued_bytes.load(Ordering::Relaxed) + length > self.queued_bytes_max {
             return Err(Error::Overloaded);
@@ -108,7 +121,8 @@ impl Proposer {
         let (sender, outcome) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
         self.queued_bytes.fetch_add(length, Ordering::Relaxed);
-        let waiting = Waiting { command, outcome: sender, claimed: Arc::clone(&claimed) };
+        let caller = Caller { outcome: sender, held };
+        let waiting = Waiting { command, caller, claimed: Arc::clone(&claimed) };
         self.queue.try_send(waiting).map_err(|error| {
             self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
             match error {
@@ -122,9 +136,9 @@ impl Proposer {
 
 impl Pending {
     /// Waits for the outcome. A command still queued when the deadline passes is never proposed.
-    pub async fn wait_until(mut self, deadline: Instant) -> Outcome {
+    pub async fn wait_until(mut self, deadline: Instant) -> Result<Executed, Error> {
         match tokio::time::timeout_at(deadline.into(), &mut self.outcome).await {
-            Ok(Ok(outcome)) => outcome,
+            Ok(Ok(outcome)) => outcome.map(|(executed, _)| executed),
             Ok(Err(_)) => Err(Error::Stopped("the node stopped before it answered".to_owned())),
             Err(_) if self.claimed.swap(true, Ordering::AcqRel) => {
                 Err(Error::DeadlineAfterProposal)
@@ -145,6 +159,8 @@ impl ProposerTask {
             let room = in_flight.len() < self.entries_in_flight_max && disk_keeps_up;
             tokio::select! {
                 Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
+                    let answered: Answered = answered;
+                    self.expected.learn(answered.longest_reply);
                     self.returning.expect(&answered, self.queue.len());
                 }
                 Ok(()) = self.unsynced.changed(), if !disk_keeps_up => {}
@@ -153,7 +169,8 @@ impl ProposerTask {
                     // Answers to one entry bring many commands at once: let those that are here
                     // already be queued, so that they share the next entry.
                     tokio::task::yield_now().await;
-                    let mut gathered = Gathered::default();
+                    let commands_max = self.expected.count_max();
+                    let mut gathered = Gathered { commands_max, ..Gathered::default() };
                     self.take(first, &mut gathered);
                     if in_flight.is_empty() {
                         self.await_returning(&mut gathered).await;
@@ -174,10 +191,14 @@ impl ProposerTask {
     fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
         let length = waiting.command.bytes.len();
         self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
-        if !waiting.claimed.swap(true, Ordering::AcqRel) {
-            gathered.bytes += length;
-            gathered.commands.push(waiting);
+        if waiting.claimed.swap(true, Ordering::AcqRel) {
+            return;
         }
+        if waiting.caller.held.is_over() {
+            return waiting.caller.fail(Error::Overloaded);
+        }
+        gathered.bytes += length;
+        gathered.commands.push(waiting);
     }
 
     /// Takes what is queued, up to the limits of an entry.
@@ -211,11 +232,13 @@ impl ProposerTask {
     /// Hands one entry to openraft; the future completes when all its commands are answered.
     async fn submit(&mut self, waiting: Vec<Waiting>) -> impl Future<Output = Answered> + use<> {
         let (commands, start) = (waiting.len(), Instant::now());
-        let (batches, outcomes) = into_batches(waiting);
+        let (batches, callers) = into_batches(waiting);
         let floor = self.last_time_ms.max(self.directory.time_ms());
         let time_ms = (self.clock)().max(floor);
         self.last_time_ms = time_ms;
         let entry = EntryBytes(Proposal::Commands { time_ms, batches }.encode());
+        let length = entry.0.len();
+        assert!(length <= limits::ENTRY_ENCODED_BYTES_MAX, "an entry has {length} bytes");
         let (responder, answer) = ProgressResponder::complete_only();
         let submitted = self.raft.client_write_ff(entry, Some(responder)).await;
         async move {
@@ -225,15 +248,15 @@ impl ProposerTask {
                     .map_err(|_| Error::Stopped("the node stopped before it answered".to_owned())),
                 Err(fatal) => Err(Error::Stopped(fatal.to_string())),
             };
-            distribute(answer.and_then(into_response), outcomes);
-            Answered { commands, took: start.elapsed() }
+            let longest_reply = distribute(answer.and_then(into_response), callers);
+            Answered { commands, took: start.elapsed(), longest_reply }
         }
     }
 }
 
 impl Gathered {
     fn is_full(&self) -> bool {
-        self.commands.len() >= limits::ENTRY_COMMANDS_MAX || self.bytes >= limits::ENTRY_BYTES_MAX
+        self.commands.len() >= self.commands_max || self.bytes >= limits::ENTRY_BYTES_MAX
     }
 }
 
@@ -242,22 +265,22 @@ impl Gathered {
 struct Gathered {
     commands: Vec<Waiting>,
     bytes: usize,
+    commands_max: usize,
 }
 
 /// Groups commands by machine, one batch each, and puts those who wait in the same order.
-fn into_batches(waiting: Vec<Waiting>) -> (Vec<Batch>, Vec<oneshot::Sender<Outcome>>) {
-    let mut machines: BTreeMap<MachineId, (Vec<Command>, Vec<oneshot::Sender<Outcome>>)> =
-        BTreeMap::new();
-    for Waiting { command, outcome, .. } in waiting {
-        let (commands, outcomes) = machines.entry(command.machine).or_default();
+fn into_batches(waiting: Vec<Waiting>) -> (Vec<Batch>, Vec<Caller>) {
+    let mut machines: BTreeMap<MachineId, (Vec<Command>, Vec<Caller>)> = BTreeMap::new();
+    for Waiting { command, caller, .. } in waiting {
+        let (commands, callers) = machines.entry(command.machine).or_default();
         commands.push(command);
-        outcomes.push(outcome);
+        callers.push(caller);
     }
     let mut batches = Vec::with_capacity(machines.len());
     let mut all = Vec::new();
-    for (machine, (commands, outcomes)) in machines {
+    for (machine, (commands, callers)) in machines {
         batches.push(Batch::new(machine, &commands));
-        all.extend(outcomes);
+        all.extend(callers);
     }
     (batches, all)
 }
@@ -267,26 +290,39 @@ fn into_response(answer: ClientWriteResult<TypeConfig>) -> Result<(u64, Response
     answer.map(|written| (written.log_id.index(), written.data)).map_err(Error::from_write)
 }
 
-/// Gives each of those who wait the outcome of their own command. One that waits no longer has
-/// dropped its receiver, which is all there is to ignore.
-fn distribute(answer: Result<(u64, Response), Error>, outcomes: Vec<oneshot::Sender<Outcome>>) {
+/// Gives each of those who wait the outcome of their own command; the length of the longest reply.
+fn distribute(answer: Result<(u64, Response), Error>, callers: Vec<Caller>) -> usize {
     let (index, replies) = match answer {
         Ok((index, Response::Commands(replies))) => (index, replies),
         Ok((_, Response::NodeParked(reason))) => {
-            return fail(&Error::Stopped(format!("parked: {reason}")), outcomes);
+            return fail(&Error::Stopped(format!("parked: {reason}")), callers);
         }
-        Ok((_, Response::Refused(refusal))) => return fail(&refusal.into(), outcomes),
+        Ok((_, Response::Refused(refusal))) => return fail(&refusal.into(), callers),
         Ok((index, other)) => panic!("commands of entry {index} were answered by {other:?}"),
-        Err(error) => return fail(&error, outcomes),
+        Err(error) => return fail(&error, callers),
     };
-    assert_eq!(replies.len(), outcomes.len(), "one outcome a command, at entry {index}");
-    for (outcome, reply) in outcomes.into_iter().zip(replies) {
-        let _ = outcome.send(Ok(Executed { outcome: reply, index }));
+    assert_eq!(replies.len(), callers.len(), "one outcome a command, at entry {index}");
+    let longest = replies.iter().map(types::Outcome::length).max().unwrap_or(0);
+    for (caller, outcome) in callers.into_iter().zip(replies) {
+        caller.tell(Executed { outcome, index });
     }
+    longest
 }
 
-fn fail(error: &Error, outcomes: Vec<oneshot::Sender<Outcome>>) {
-    for outcome in outcomes {
-        let _ = outcome.send(Err(error.clone()));
+fn fail(error: &Error, callers: Vec<Caller>) -> usize {
+    callers.into_iter().for_each(|caller| caller.fail(error.clone()));
+    0
+}
+
+/// One that waits no longer has dropped its receiver, which is all there is to ignore.
+impl Caller {
+    fn tell(self, executed: Executed) {
+        let Self { outcome, mut held } = self;
+        held.becomes_reply(executed.outcome.length());
+        let _ = outcome.send(Ok((executed, held)));
+    }
+
+    fn fail(self, error: Error) {
+        let _ = self.outcome.send(Err(error));
     }
 }

@@ -2,7 +2,10 @@
 //! then one call of each guest for all its queries.
 //!
 //! While a round is under way, later queries gather for the next one: a query may only use a
-//! round that began after the query came.
+//! round that began after the query came. The guest's thread tells each caller its own answer.
+//!
+//! **Invariant:** a query, linearizable or stale, has a place from when it comes until it is
+//! answered, so that no more wait, wherever that is, than there are places.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,22 +13,22 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::budget::Held;
 use crate::config::limits;
-use crate::machine::{Context, Directory, GuestHandle, Proposal, Queries, View};
+use crate::machine::{Asker, Context, Directory, GuestHandle, Proposal, Query, Told, View};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Answered;
 use crate::raft::duties::space::Space;
 use crate::raft::type_config::EntryBytes;
-use crate::types::TimeMs;
+use crate::types::{LogIndex, TimeMs};
 
-type Answer = Result<Answered, Error>;
+type Answer = Result<(Answered, Held), Error>;
 
-/// Queries that may wait for a round.
-const QUEUE_MAX: usize = 65_536;
+/// Queries that may be under way.
+const PLACES: usize = 65_536;
 /// How far the replicated time may lag before a query of a guest that uses time has the leader
 /// log a `Tick`, in milliseconds. It bounds ticks to ten a second.
 const TICK_LAG_MS: TimeMs = 100;
@@ -35,13 +38,21 @@ struct Waiting {
     machine: String,
     query: Bytes,
     deadline: Instant,
-    answer: oneshot::Sender<Answer>,
+    caller: Caller,
 }
 
-/// Where linearizable queries are queued.
+/// Who waits for an answer, and what is held for it meanwhile.
+struct Caller {
+    answer: oneshot::Sender<Answer>,
+    held: Held,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Where queries come in.
 #[derive(Clone, Debug)]
 pub struct Reader {
     queue: mpsc::Sender<Waiting>,
+    places: Arc<Semaphore>,
 }
 
 /// The task that makes rounds of queued queries.
@@ -61,41 +72,73 @@ impl Reader {
         space: Arc<Space>,
         clock: fn() -> TimeMs,
     ) -> (Self, ReaderTask) {
-        let (sender, queue) = mpsc::channel(QUEUE_MAX);
-        (Self { queue: sender }, ReaderTask { raft, directory, space, clock, queue })
+        let (sender, queue) = mpsc::channel(PLACES);
+        let reader = Self { queue: sender, places: Arc::new(Semaphore::new(PLACES)) };
+        (reader, ReaderTask { raft, directory, space, clock, queue })
     }
 
     /// Asks a machine for an answer that reflects everything acknowledged before this call. One
     /// whose deadline has passed is not begun, and one that runs past it is ended.
-    pub async fn query(&self, machine: String, query: Bytes, deadline: Instant) -> Answer {
-        let (answer, receiver) = oneshot::channel();
-        self.queue.try_send(Waiting { machine, query, deadline, answer }).map_err(|error| {
-            match error {
-                mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
-            }
+    pub async fn query(
+        &self,
+        machine: &str,
+        query: Bytes,
+        deadline: Instant,
+        held: Held,
+    ) -> Result<Answered, Error> {
+        let (caller, answer) = self.caller(held)?;
+        let waiting = Waiting { machine: machine.to_owned(), query, deadline, caller };
+        self.queue.try_send(waiting).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
         })?;
-        receiver.await.map_err(|_| Error::ShuttingDown)?
+        answered(answer).await
     }
+
+    /// Asks a machine at whatever this node has applied.
+    pub async fn query_stale(
+        &self,
+        directory: &Directory,
+        machine: &str,
+        query: Bytes,
+        deadline: Instant,
+        held: Held,
+    ) -> Result<Answered, Error> {
+        let guest = guest_of(&directory.view(), machine)?;
+        let (caller, answer) = self.caller(held)?;
+        let query = Query { bytes: query, deadline, asker: Box::new(caller) };
+        guest.query(context(directory), vec![query]);
+        answered(answer).await
+    }
+
+    fn caller(&self, held: Held) -> Result<(Caller, oneshot::Receiver<Answer>), Error> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        let _place = place.map_err(|_| Error::Overloaded)?;
+        let (answer, receiver) = oneshot::channel();
+        Ok((Caller { answer, held, _place }, receiver))
+    }
+}
+
+/// What is held for an answer is given back as soon as the answer is taken.
+async fn answered(answer: oneshot::Receiver<Answer>) -> Result<Answered, Error> {
+    answer.await.map_err(|_| Error::ShuttingDown)?.map(|(answered, _)| answered)
+}
+
+fn context(directory: &Directory) -> Context {
+    Context { index: directory.applied(), time_ms: directory.time_ms(), seed: 0 }
 }
 
 impl ReaderTask {
     /// Runs until every `Reader` is gone.
     pub async fn run(mut self) {
-        let mut answering = JoinSet::new();
         let mut waiting = Vec::new();
         while self.queue.recv_many(&mut waiting, limits::ENTRY_COMMANDS_MAX).await > 0 {
-            while answering.try_join_next().is_some() {}
+            waiting.retain(|waiting| !waiting.caller.is_gone());
             match self.round(&waiting).await {
-                Ok(()) => {
-                    for batch in self.group(std::mem::take(&mut waiting)) {
-                        answering.spawn(batch.answer(Arc::clone(&self.directory)));
-                    }
-                }
-                Err(error) => fail(&error, waiting.drain(..).map(|waiting| waiting.answer)),
+                Ok(()) => self.hand_on(std::mem::take(&mut waiting)),
+                Err(error) => fail(&error, waiting.drain(..)),
             }
         }
-        while answering.join_next().await.is_some() {}
     }
 
     /// Returns once this node was the leader after the round began and has applied what had been
@@ -130,37 +173,23 @@ impl ReaderTask {
         ticked.map(drop).map_err(Error::from_raft_write)
     }
 
-    fn group(&self, waiting: Vec<Waiting>) -> Vec<QueryBatch> {
+    /// Hands the queries to the guests.
+    fn hand_on(&self, waiting: Vec<Waiting>) {
         let view = self.directory.view();
-        let mut batches: BTreeMap<String, QueryBatch> = BTreeMap::new();
-        // Who gave up meanwhile is not asked for.
-        let waiting = waiting.into_iter().filter(|waiting| !waiting.answer.is_closed());
-        for Waiting { machine, query, deadline, answer } in waiting {
+        let mut guests: BTreeMap<String, (GuestHandle, Vec<Query>)> = BTreeMap::new();
+        for Waiting { machine, query, deadline, caller } in waiting {
             match guest_of(&view, &machine) {
                 Ok(guest) => {
-                    let batch = batches.entry(machine).or_insert_with(|| QueryBatch::new(guest));
-                    batch.push(&query, deadline, answer);
+                    let (_, queries) = guests.entry(machine).or_insert((guest, Vec::new()));
+                    queries.push(Query { bytes: query, deadline, asker: Box::new(caller) });
                 }
-                Err(error) => fail(&error, std::iter::once(answer)),
+                Err(error) => caller.fail(error),
             }
         }
-        batches.into_values().collect()
+        for (guest, queries) in guests.into_values() {
+            guest.query(context(&self.directory), queries);
+        }
     }
-}
-
-/// Asks a machine at whatever this node has applied.
-pub async fn query_stale(
-    directory: Arc<Directory>,
-    machine: &str,
-    query: &Bytes,
-    deadline: Instant,
-) -> Answer {
-    let guest = guest_of(&directory.view(), machine)?;
-    let (sender, receiver) = oneshot::channel();
-    let mut batch = QueryBatch::new(guest);
-    batch.push(query, deadline, sender);
-    batch.answer(directory).await;
-    receiver.await.map_err(|_| Error::ShuttingDown)?
 }
 
 /// The guest that answers for a machine, or why none does.
@@ -176,42 +205,40 @@ fn guest_of(view: &View, machine: &str) -> Result<GuestHandle, Error> {
     })
 }
 
-/// Queries of one guest call, and who waits for their answers.
-struct QueryBatch {
-    guest: GuestHandle,
-    queries: Queries,
-    answers: Vec<oneshot::Sender<Answer>>,
+fn fail(error: &Error, waiting: impl Iterator<Item = Waiting>) {
+    waiting.for_each(|waiting| waiting.caller.fail(error.clone()));
 }
 
-impl QueryBatch {
-    fn new(guest: GuestHandle) -> Self {
-        Self { guest, queries: Queries::default(), answers: Vec::new() }
+impl Caller {
+    fn fail(self, error: Error) {
+        let _ = self.answer.send(Err(error));
+    }
+}
+
+impl Asker for Caller {
+    fn is_gone(&self) -> bool {
+        self.answer.is_closed()
     }
 
-    fn push(&mut self, query: &[u8], deadline: Instant, answer: oneshot::Sender<Answer>) {
-        self.queries.push(query, deadline);
-        self.answers.push(answer);
+    fn has_room(&self) -> bool {
+        !self.held.is_over()
     }
 
-    /// Asks the guest and answers everybody.
-    async fn answer(self, directory: Arc<Directory>) {
-        let applied = directory.applied();
-        let context = Context { index: applied, time_ms: directory.time_ms(), seed: 0 };
-        match self.guest.query(context, self.queries).await {
-            Ok(outcomes) => {
-                for (answer, outcome) in self.answers.into_iter().zip(outcomes) {
-                    let answered = outcome.map(|outcome| Answered { outcome, applied });
-                    // What was not applied was not begun, or its changes are thrown away.
-                    let _ = answer.send(answered.ok_or(Error::DeadlineBeforeProposal));
-                }
+    fn refuse(self: Box<Self>) {
+        self.fail(Error::Overloaded);
+    }
+
+    fn tell(self: Box<Self>, told: Told, applied: LogIndex) {
+        let Self { answer, mut held, _place } = *self;
+        let answered = match told {
+            Ok(Some(outcome)) => {
+                held.becomes_reply(outcome.length());
+                Ok((Answered { outcome, applied }, held))
             }
-            Err(failure) => fail(&Error::Stopped(failure.to_string()), self.answers),
-        }
-    }
-}
-
-fn fail(error: &Error, answers: impl IntoIterator<Item = oneshot::Sender<Answer>>) {
-    for answer in answers {
-        let _ = answer.send(Err(error.clone()));
+            // What was not applied was not begun, or its changes are thrown away.
+            Ok(None) => Err(Error::DeadlineBeforeProposal),
+            Err(failure) => Err(Error::Stopped(failure.to_string())),
+        };
+        let _ = answer.send(answered);
     }
 }

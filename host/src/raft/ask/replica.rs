@@ -11,11 +11,13 @@ use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::watch;
 
+use crate::budget::Held;
 use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
+use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::proposer::{Pending, Proposer};
-use crate::raft::ask::reader::{Reader, query_stale};
+use crate::raft::ask::reader::Reader;
 use crate::raft::ask::status;
 use crate::raft::ask::status::Status;
 use crate::raft::duties::space::Space;
@@ -49,6 +51,8 @@ pub struct Shared {
     pub reader: Reader,
     /// The snapshots on disk.
     pub snapshots: SharedSnapshots,
+    /// The checkpoints that operators ask for.
+    pub asked_checkpoints: AskedCheckpoints,
     /// Room on disk.
     pub space: Arc<Space>,
     /// True once reads here cannot go back behind what was read before a restart.
@@ -91,13 +95,14 @@ impl Replica {
 
     /// Orders a command, whose length the caller has checked, and waits until it is applied. Calls
     /// made in order on one task enter the log in that order, up to the first await of the
-    /// returned future.
+    /// returned future. `held` is what its caller holds for it and its reply.
     pub async fn execute(
         &self,
         machine: &str,
         session: Option<SessionSlot>,
         command: Bytes,
         deadline: Instant,
+        held: Held,
     ) -> Result<Executed, Error> {
         let id = match self.find_running(machine) {
             Some(id) => id,
@@ -107,14 +112,14 @@ impl Replica {
             }
         };
         let command = Command { machine: id, session, bytes: command };
-        let executed = self.propose(command)?.wait_until(deadline).await?;
+        let executed = self.propose(command, held)?.wait_until(deadline).await?;
         match executed.outcome {
             Outcome::NoSuchMachine => Err(Error::NoSuchMachine(machine.to_owned())),
             _ => Ok(executed),
         }
     }
 
-    fn propose(&self, command: Command) -> Result<Pending, Error> {
+    fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
         self.check_leader()?;
         self.shared.space.check()?;
         let view = self.shared.directory.view();
@@ -124,7 +129,7 @@ impl Replica {
         if let Some(sealed) = &view.sealed {
             return Err(Error::Sealed(sealed.to_string()));
         }
-        self.shared.proposer.propose(command)
+        self.shared.proposer.propose(command, held)
     }
 
     /// Asks a machine without changing it.
@@ -134,17 +139,19 @@ impl Replica {
         query: Bytes,
         consistency: Consistency,
         deadline: Instant,
+        held: Held,
     ) -> Result<Answered, Error> {
+        let reader = &self.shared.reader;
         let answer = async {
             match consistency {
                 Consistency::Linearizable => {
                     self.check_leader()?;
-                    self.shared.reader.query(machine.to_owned(), query, deadline).await
+                    reader.query(machine, query, deadline, held).await
                 }
                 Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
                 Consistency::Stale => {
-                    let directory = Arc::clone(&self.shared.directory);
-                    query_stale(directory, machine, &query, deadline).await
+                    let directory = &self.shared.directory;
+                    reader.query_stale(directory, machine, query, deadline, held).await
                 }
             }
         };

@@ -28,6 +28,8 @@ pub(in crate::raft) struct Answered {
     pub(in crate::raft) commands: usize,
     /// From its proposal to the answers.
     pub(in crate::raft) took: Duration,
+    /// Length of its longest reply, in bytes.
+    pub(in crate::raft) longest_reply: usize,
 }
 
 /// What to wait for before the next entry is closed.
@@ -82,7 +84,7 @@ mod tests {
     use super::*;
 
     fn answered(commands: usize) -> Answered {
-        Answered { commands, took: Duration::from_secs(1) }
+        Answered { commands, took: Duration::from_secs(1), longest_reply: 5 }
     }
 
     /// It waits for those answered and those queued, less a few stragglers, once for each entry.

@@ -3,6 +3,7 @@
 
 use tokio::sync::mpsc;
 
+use crate::config::limits;
 use crate::machine::entry::proposal::ModuleReport;
 use crate::machine::{Environment, Proposal};
 use crate::raft::duties::courier::Courier;
@@ -22,7 +23,10 @@ impl ModuleTask {
     /// Runs until the apply path is gone.
     pub async fn run(mut self) {
         while let Some(digest) = self.staged.recv().await {
-            let failure = self.compile(digest).await;
+            let mut failure = self.compile(digest).await;
+            if let Some(reason) = &mut failure {
+                cut(reason, limits::MODULE_FAILURE_BYTES_MAX);
+            }
             if let Some(reason) = &failure {
                 tracing::error!(%digest, %reason, "a staged module cannot be compiled here");
             }
@@ -46,5 +50,26 @@ impl ModuleTask {
         view.modules
             .get(digest)
             .is_none_or(|module| module.reports.contains_key(&self.courier.node))
+    }
+}
+
+/// Cuts a text to so many bytes, between two characters.
+fn cut(text: &mut String, bytes_max: usize) {
+    let end = (0..=bytes_max.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A text is cut between two characters, and a short one not at all.
+    #[test]
+    fn texts_are_cut() {
+        for (text, expected) in [("abcd", "abc"), ("ab\u{e9}", "ab"), ("ab", "ab"), ("", "")] {
+            let mut text = text.to_owned();
+            cut(&mut text, 3);
+            assert_eq!(text, expected);
+        }
     }
 }

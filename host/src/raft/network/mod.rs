@@ -30,11 +30,16 @@ pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};
 
 /// Longest message between nodes, in bytes. Requests are cut to size by whoever reads the log;
 /// this only has to be above the longest single entry.
-pub const MESSAGE_BYTES_MAX: usize = 128 << 20;
+pub const MESSAGE_BYTES_MAX: usize = 8 << 20;
+
+/// Longest message from a caller that has not said hello before it, in bytes: above the longest
+/// hello, vote, proposal and description of a snapshot.
+pub const FIRST_MESSAGE_BYTES_MAX: usize = 128 << 10;
 
 /// HTTP/2 flow control window of a connection between nodes, in bytes: more than a fast link
-/// holds in flight, so that appends and snapshots never wait for window updates.
-pub const WINDOW_BYTES: u32 = 16 << 20;
+/// holds in flight, so that appends and snapshots never wait for window updates. Whoever connects
+/// can make a node hold this much before it has said hello.
+pub const WINDOW_BYTES: u32 = 4 << 20;
 
 /// An idle connection is probed this often, so that a peer that vanished is noticed.
 pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);

@@ -225,6 +225,7 @@ impl StateMachine {
         if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {
             return Ok(());
         }
+        self.machines.sweep_modules().await;
         let frozen = self.machines.freeze().await?;
         let profile = self.machines.engine_profile();
         let (membership, sealed) = (&self.stored_membership, self.machines.sealed());
@@ -382,8 +383,25 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
         snapshots.refused(format!("no room for a snapshot: {error}"));
         return Ok(());
     }
+    if is_out_of_files(&error) {
+        snapshots.refused(format!("no file for a snapshot can be opened: {error}"));
+        return Ok(());
+    }
     tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");
     Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
+}
+
+/// Whether the process, or the system, has no descriptor left.
+fn is_out_of_files(error: &io::Error) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if code.is_some_and(|code| code == libc::EMFILE || code == libc::ENFILE) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

@@ -8,6 +8,7 @@ use openraft::raft::VoteRequest;
 use openraft::{RaftNetworkFactory as _, ReadPolicy};
 
 use super::node::{CLUSTER, DEADLINE, Node, Proxy, member};
+use crate::config::limits;
 use crate::raft::network::{PROPOSAL_BYTES_MAX, Rejected};
 use crate::raft::store::convert::vote_to_raft;
 use crate::raft::type_config::EntryBytes;
@@ -30,13 +31,14 @@ async fn write(node: &Node, length: usize) -> u64 {
     node.raft.client_write(entry).await.unwrap().log_id.index()
 }
 
-/// Entries arrive whole and in order, also ones that are larger than any default limit of gRPC.
+/// Entries arrive whole and in order, also the longest that there can be.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn entries_of_any_size_are_replicated() {
+async fn entries_of_every_size_are_replicated() {
     let leader = Node::start(1, Some(CLUSTER)).await;
     let learner = Node::start(2, None).await;
     add_learner(&leader, &learner, learner.address).await;
-    let lengths = [0, 1, 1 << 20, 8 << 20, 3, 40 << 20, 5];
+    let longest = limits::ENTRY_ENCODED_BYTES_MAX;
+    let lengths = [0, 1, 1 << 20, longest, 3, longest - 1, 5];
     let mut last = 0;
     for length in lengths {
         last = write(&leader, length).await;

@@ -9,10 +9,10 @@ use openraft::{Config, Raft, SnapshotPolicy};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
 
 use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
+use crate::budget::Budget;
 use crate::raft::duties::space::Space;
 use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::type_config::TypeConfig;
@@ -98,10 +98,8 @@ impl Node {
         let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = api::peer::service(handler.clone());
-        let server = api::peer::server()
-            .add_service(service)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+        let door = api::Door::new(listener, Budget::new(128 << 20), 64, "peers");
+        let server = api::peer::serve(door, handler.clone(), std::future::pending());
         let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
         Self {
             raft,

@@ -160,7 +160,8 @@ async fn wrong_chunks_are_refused() {
         (vec![at(0), good.clone()], "goes on at byte 262144, not at 0"),
         (vec![at(reached), chunk(&[])], "an empty chunk"),
         (vec![at(reached), at(reached)], "a chunk was expected"),
-        (vec![good], "a header was expected"),
+        (vec![chunk(&[1])], "a header was expected"),
+        (vec![good], "the message has 262158 bytes, the limit is 131072"),
         (vec![], "an empty stream"),
         (vec![at(reached), chunk(&vec![0; file.len()])], "bytes arrived for a snapshot of"),
     ];

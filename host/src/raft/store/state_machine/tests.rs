@@ -23,6 +23,7 @@ async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Dir
         library: Arc::new(MemoryLibrary::default()),
         history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
+        compiling: Arc::new(tokio::sync::Semaphore::new(1)),
         staged,
         directory: Arc::clone(&directory),
     };

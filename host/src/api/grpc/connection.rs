@@ -1,0 +1,191 @@
+//! Connections: how many there may be, and when one is ended.
+//!
+//! A connection ends when nothing was read from it for a while (one that lives answers the pings
+//! of HTTP/2), or when its account was closed for what it holds.
+//!
+//! **Invariant:** there are never more than there is room for; who never asked for anything gives
+//! way to who comes. **Invariant:** a failing `accept` ends nothing: it is tried again.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::Stream;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::transport::server::Connected;
+
+use crate::budget::{Account, Budget};
+
+/// A connection from which nothing came for so long is ended. The pings of HTTP/2 come more often.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// Wait before `accept` is tried again after it failed, as it does without a free descriptor.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long a connection may wait for the place of one that gives way.
+const PLACE_WAIT: Duration = Duration::from_secs(1);
+
+/// Where connections come in.
+pub struct Door {
+    listener: TcpListener,
+    budget: Budget,
+    places: Arc<Semaphore>,
+    who: &'static str,
+}
+
+impl Door {
+    /// A door for at most `connections_max`, whose bytes count towards `budget`. `who` says in the
+    /// log who comes in here.
+    pub fn new(
+        listener: TcpListener,
+        budget: Budget,
+        connections_max: usize,
+        who: &'static str,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(connections_max));
+        Self { listener, budget, places, who }
+    }
+
+    /// The connections, as they come.
+    pub(super) fn incoming(self) -> impl Stream<Item = Result<Connection, Infallible>> {
+        futures::stream::unfold(self, |door| async move {
+            let connection = door.next().await;
+            Some((Ok(connection), door))
+        })
+    }
+
+    async fn next(&self) -> Connection {
+        loop {
+            match self.listener.accept().await {
+                Ok((tcp, _)) => {
+                    // Without it small replies wait; with an error the connection is gone anyway.
+                    let _ = tcp.set_nodelay(true);
+                    if let Some(place) = self.place().await {
+                        return Connection::new(tcp, self.budget.open(), place);
+                    }
+                    tracing::debug!(who = self.who, "no room for one more connection");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, who = self.who, "a connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(place);
+        }
+        if !self.budget.close_silent() {
+            return None;
+        }
+        let place = Arc::clone(&self.places).acquire_owned();
+        tokio::time::timeout(PLACE_WAIT, place).await.ok()?.ok()
+    }
+}
+
+/// One connection.
+pub(super) struct Connection {
+    tcp: TcpStream,
+    account: Account,
+    closed: Pin<Box<WaitForCancellationFutureOwned>>,
+    heard: Instant,
+    silence: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    fn new(tcp: TcpStream, account: Account, place: OwnedSemaphorePermit) -> Self {
+        let heard = Instant::now();
+        Self {
+            tcp,
+            closed: Box::pin(account.closed().cancelled_owned()),
+            account,
+            heard,
+            silence: Box::pin(tokio::time::sleep_until(heard + SILENCE_MAX)),
+            _place: place,
+        }
+    }
+
+    /// Why it must end, if it must.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if self.closed.as_mut().poll(context).is_ready() {
+            return Poll::Ready(io::ErrorKind::ConnectionAborted.into());
+        }
+        loop {
+            ready!(self.silence.as_mut().poll(context));
+            let until = self.heard + SILENCE_MAX;
+            if Instant::now() >= until {
+                return Poll::Ready(io::ErrorKind::TimedOut.into());
+            }
+            self.silence.as_mut().reset(until);
+        }
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Account;
+
+    fn connect_info(&self) -> Account {
+        self.account.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        match Pin::new(&mut this.tcp).poll_read(context, buffer) {
+            Poll::Ready(read) => {
+                if buffer.filled().len() > before {
+                    this.heard = Instant::now();
+                }
+                if this.account.closed().is_cancelled() {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+                }
+                Poll::Ready(read)
+            }
+            Poll::Pending => this.poll_end(context).map(Err),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}

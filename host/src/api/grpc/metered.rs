@@ -1,0 +1,334 @@
+//! Counts the bytes of every call, in and out, and bounds how they come in.
+//!
+//! What has come of a message that is not whole counts as the whole: the decoder makes room for
+//! it at once. A message must be whole within a time, and may have no more bytes than its method
+//! carries. What goes out counts until it is written to the socket.
+//!
+//! **Invariant:** whatever ends a call here ends it with an error that carries an `ErrorInfo`.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf as _, Bytes};
+use http::{Request, Response};
+use http_body::Frame;
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::error::Error;
+use crate::budget::{Account, Held};
+use crate::raft;
+
+/// A message must be whole so long after its first byte; one that a unary call waits for, so long
+/// after the call began.
+const RECEIVE_MAX: Duration = Duration::from_secs(10);
+/// What a call takes beside its messages, in bytes, rounded up: its headers, tasks and buffers.
+const CALL_BYTES: usize = 8 << 10;
+/// Bytes before a message (gRPC over HTTP/2, "Length-Prefixed-Message").
+const PREFIX_BYTES: usize = 5;
+/// Shorter frames are not worth counting: HTTP/2 bounds how many wait.
+const FRAME_BYTES_MIN: usize = 1 << 10;
+
+/// What a method takes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Carries {
+    /// Longest first message, in bytes.
+    pub(super) first: usize,
+    /// Longest later message; nothing follows the first of a unary call.
+    pub(super) later: Option<usize>,
+}
+
+/// Says what the method at a path takes in.
+pub(super) type Rules = fn(&str) -> Carries;
+
+/// Puts [`Metered`] around a service.
+#[derive(Clone, Copy)]
+pub(super) struct Meter(pub(super) Rules);
+
+impl<S> Layer<S> for Meter {
+    type Service = Metered<S>;
+
+    fn layer(&self, inner: S) -> Metered<S> {
+        Metered { inner, rules: self.0 }
+    }
+}
+
+/// A service whose calls are counted.
+#[derive(Clone)]
+pub(super) struct Metered<S> {
+    inner: S,
+    rules: Rules,
+}
+
+impl<S> Service<Request<Body>> for Metered<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let account = request.extensions().get::<Account>();
+        let account = account.expect("every connection has an account").clone();
+        let Ok(call) = account.hold(CALL_BYTES) else {
+            let refused = Status::from(Error::from(raft::Error::Overloaded)).into_http();
+            return Box::pin(std::future::ready(Ok(refused)));
+        };
+        let carries = (self.rules)(request.uri().path());
+        let received = account.clone();
+        let request = request.map(|body| Body::new(Received::new(body, received, carries)));
+        let response = self.inner.call(request);
+        Box::pin(async move {
+            let response = response.await?;
+            Ok(response.map(|body| Body::new(Sent { body, account, _call: call })))
+        })
+    }
+}
+
+/// The body of a request.
+struct Received {
+    body: Body,
+    account: Account,
+    messages: Messages,
+    /// What is held for the message that is not whole.
+    partial: Option<Held>,
+    /// Since when something is waited for that must come.
+    since: Option<Instant>,
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Received {
+    fn new(body: Body, account: Account, carries: Carries) -> Self {
+        let messages = Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 };
+        let since = carries.later.is_none().then(Instant::now);
+        Self { body, account, messages, partial: None, since, late: None }
+    }
+
+    /// Counts what has come. All whole messages before have been taken, or this one would not have
+    /// been asked for.
+    fn count(&mut self, bytes: &Bytes) -> Result<(), Error> {
+        let before = self.messages.partial();
+        self.messages.advance(bytes.clone())?;
+        let partial = self.messages.partial();
+        if partial != before {
+            self.partial = None;
+            if let Some(bytes) = partial {
+                let held = self.account.hold(bytes);
+                self.partial = Some(held.map_err(|_| raft::Error::Overloaded)?);
+            }
+        }
+        self.late = None;
+        self.since = partial.map(|_| self.since.unwrap_or_else(Instant::now));
+        Ok(())
+    }
+
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(since) = self.since else { return Poll::Pending };
+        let sleep = || Box::pin(tokio::time::sleep_until(since + RECEIVE_MAX));
+        self.late.get_or_insert_with(sleep).as_mut().poll(context)
+    }
+}
+
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let frame = match Pin::new(&mut this.body).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                ready!(this.poll_late(context));
+                let late = Error::from(raft::Error::DeadlineBeforeProposal);
+                return Poll::Ready(Some(Err(late.into())));
+            }
+        };
+        if let Some(Ok(frame)) = &frame
+            && let Some(bytes) = frame.data_ref()
+            && let Err(error) = this.count(bytes)
+        {
+            return Poll::Ready(Some(Err(error.into())));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Where one message ends and the next begins.
+struct Messages {
+    carries: Carries,
+    /// Messages that began.
+    seen: u64,
+    /// What has come of the next prefix.
+    prefix: Vec<u8>,
+    /// Bytes of the message that have not come.
+    missing: usize,
+    length: usize,
+}
+
+impl Messages {
+    fn advance(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+        while bytes.has_remaining() {
+            let body = self.missing.min(bytes.len());
+            bytes.advance(body);
+            self.missing -= body;
+            if self.missing > 0 {
+                return Ok(());
+            }
+            let prefix = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
+            self.prefix.extend_from_slice(&bytes.split_to(prefix));
+            if let [_, length @ ..] = &self.prefix[..]
+                && let Ok(length) = <[u8; 4]>::try_from(length)
+            {
+                self.begin(u32::from_be_bytes(length))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, length: u32) -> Result<(), Error> {
+        let limit = match (self.seen, self.carries.later) {
+            (0, _) => self.carries.first,
+            (_, later) => later.unwrap_or(0),
+        };
+        self.length = usize::try_from(length).unwrap_or(usize::MAX);
+        if self.length > limit {
+            let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+            let length = length.into();
+            return Err(raft::Error::TooLarge { what: "the message", length, limit }.into());
+        }
+        self.seen += 1;
+        self.missing = self.length;
+        self.prefix.clear();
+        Ok(())
+    }
+
+    /// Bytes to make room for while a message is not whole.
+    fn partial(&self) -> Option<usize> {
+        match (self.missing, self.prefix.len()) {
+            (0, 0) => None,
+            (0, prefix) => Some(prefix),
+            _ => Some(PREFIX_BYTES + self.length),
+        }
+    }
+}
+
+/// The body of a response.
+struct Sent {
+    body: Body,
+    account: Account,
+    _call: Held,
+}
+
+/// A frame on its way to the socket.
+struct Counted {
+    bytes: Bytes,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl http_body::Body for Sent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        let account = &self.account;
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_data(|bytes| {
+                    if bytes.len() < FRAME_BYTES_MIN {
+                        return bytes;
+                    }
+                    let _held = account.keep(bytes.len());
+                    Bytes::from_owner(Counted { bytes, _held })
+                })
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(first: usize, later: Option<usize>) -> Messages {
+        let carries = Carries { first, later };
+        Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 }
+    }
+
+    fn message(length: u8) -> Vec<u8> {
+        [vec![0, 0, 0, 0, length], vec![7; length.into()]].concat()
+    }
+
+    /// However the bytes are cut, what is not whole counts as the whole, and nothing else does.
+    #[test]
+    fn partial_messages_count_whole() {
+        let all = [message(3), message(0), message(9)].concat();
+        for step in 1..all.len() {
+            let mut messages = messages(9, Some(9));
+            for (number, piece) in all.chunks(step).enumerate() {
+                messages.advance(Bytes::copy_from_slice(piece)).unwrap();
+                let at = (number * step + piece.len()).min(all.len());
+                let expected = match at {
+                    8 | 13 | 27 => None,
+                    1..8 if at < 5 => Some(at),
+                    1..8 => Some(8),
+                    9..13 => Some(at - 8),
+                    _ if at - 13 < 5 => Some(at - 13),
+                    _ => Some(14),
+                };
+                assert_eq!(messages.partial(), expected, "at {at} in steps of {step}");
+            }
+        }
+    }
+
+    /// A message over the limit of its place is refused as soon as its length is known.
+    #[test]
+    fn limits_are_of_the_place() {
+        let first = |length| messages(4, Some(8)).advance(message(length).into()).is_ok();
+        assert!(first(4) && !first(5));
+        let second = |length: u8, later| {
+            let both = [message(1), message(length)].concat();
+            messages(4, later).advance(both.into()).is_ok()
+        };
+        assert!(second(8, Some(8)) && !second(9, Some(8)) && !second(1, None));
+    }
+}
