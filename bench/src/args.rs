@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// Starts clusters as processes on this machine and measures them.
 ///
@@ -12,6 +12,8 @@ use clap::{Parser, ValueEnum};
 #[derive(Debug, Parser)]
 #[command(name = "lockstep-bench", version)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) task: Option<Task>,
     /// Measure this system too, interleaved with Lockstep.
     #[arg(long, value_enum, value_name = "SYSTEM")]
     pub(crate) vs: Option<Rival>,
@@ -47,17 +49,41 @@ pub(crate) struct Args {
     #[arg(long, value_name = "COUNT")]
     pub(crate) keys: Option<u64>,
     /// Also write every sample to this file.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// Where data folders and downloads go; must be on a real disk.
-    #[arg(long, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench")]
     pub(crate) dir: PathBuf,
     /// The daemon to measure.
-    #[arg(long, env = "LOCKSTEP_BIN", default_value = "target/release/lockstep")]
+    #[arg(long, global = true, env = "LOCKSTEP_BIN", default_value = "target/release/lockstep")]
     pub(crate) lockstep: PathBuf,
     /// The guest that Lockstep runs.
-    #[arg(long, default_value = "target/guests/guest-kv.wasm")]
+    #[arg(long, global = true, default_value = "target/guests/guest-kv.wasm")]
     pub(crate) guest: PathBuf,
+}
+
+/// What is measured instead of the tables.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// How long nobody can write after a leader is killed or frozen, beside etcd.
+    Failover(FailoverArgs),
+}
+
+/// What `failover` can be asked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct FailoverArgs {
+    /// Leaders that are killed, of each system.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) kills: u32,
+    /// Leaders that are frozen, of each system.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) pauses: u32,
+    /// Also count the elections in so many minutes of 256 clients that write as fast as they can.
+    #[arg(long, default_value_t = 0.0)]
+    pub(crate) quiet_minutes: f64,
+    /// Measure Lockstep alone.
+    #[arg(long)]
+    pub(crate) alone: bool,
 }
 
 /// Systems that Lockstep can be compared with.
@@ -136,6 +162,13 @@ impl Args {
             bail!("--seconds must be above 0 and --warmup not below, both at most 3600");
         }
         Ok(())
+    }
+}
+
+impl FailoverArgs {
+    /// The systems that take turns.
+    pub(crate) fn systems(&self) -> Vec<System> {
+        if self.alone { vec![System::Lockstep] } else { vec![System::Lockstep, System::Etcd] }
     }
 }
 

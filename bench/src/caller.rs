@@ -59,7 +59,8 @@ pub(crate) async fn callers(
     Ok(callers)
 }
 
-async fn share_channel(
+/// Makes `count` callers on one connection.
+pub(crate) async fn share_channel(
     contender: Contender,
     channel: Channel,
     count: usize,

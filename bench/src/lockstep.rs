@@ -97,10 +97,18 @@ async fn wait_for(
     }
 }
 
-/// Place of the node that says it leads.
+/// Place of the node that says it leads, in the highest term: one that was frozen may still say so.
 pub(crate) async fn leader(addresses: &[SocketAddr]) -> Result<Option<usize>> {
     let statuses = statuses(addresses).await?;
-    Ok(statuses.iter().position(|status| status.role() == Role::Leader))
+    let leaders = statuses.iter().enumerate();
+    let leaders = leaders.filter(|(_, status)| status.role() == Role::Leader);
+    Ok(leaders.max_by_key(|(_, status)| status.term).map(|(place, _)| place))
+}
+
+/// The highest term that a node has seen.
+pub(crate) async fn term(addresses: &[SocketAddr]) -> Result<u64> {
+    let statuses = statuses(addresses).await?;
+    statuses.iter().map(|status| status.term).max().context("a cluster has a node")
 }
 
 async fn statuses(addresses: &[SocketAddr]) -> Result<Vec<StatusReply>> {

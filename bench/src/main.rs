@@ -10,6 +10,7 @@ mod caller;
 mod cell;
 mod cluster;
 mod etcd;
+mod failover;
 mod load;
 mod lockstep;
 mod machine;
@@ -23,7 +24,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::Args;
+use crate::args::{Args, Task};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -50,9 +51,10 @@ async fn run_until_stopped(args: &Args) -> Result<()> {
 async fn run(args: &Args) -> Result<()> {
     args.check()?;
     println!("{}", machine::describe(&args.dir)?);
-    let results = match args.keys {
-        Some(keys) => bulk::run(args, keys).await?,
-        None => cell::run(args).await?,
+    let results = match (&args.task, args.keys) {
+        (Some(Task::Failover(failover)), _) => failover::run(args, failover).await?,
+        (None, Some(keys)) => bulk::run(args, keys).await?,
+        (None, None) => cell::run(args).await?,
     };
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&results)?;

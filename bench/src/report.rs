@@ -105,7 +105,7 @@ fn median_of(samples: &[&Sample], figure: impl Fn(&Sample) -> f64) -> f64 {
 }
 
 /// The middle value; of an even number of values, the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 {

@@ -13,10 +13,11 @@ use lockstep_proto::v1::StatusReply;
 use lockstep_proto::v1::status_reply::Role;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::clock::Clock;
 use crate::disk::{Cut, Disk};
 use crate::faults::Faults;
 use crate::folder::Folder;
-use crate::link::Link;
+use crate::link::{Flow, Link};
 use crate::node::{Node, summary};
 use crate::wait::until;
 use crate::{kv, ports, program, seed};
@@ -31,9 +32,12 @@ pub const SOON: Duration = Duration::from_secs(30);
 #[derive(Clone, Default)]
 pub struct Plan {
     nodes: u64,
+    spares: u64,
     config: String,
     linked: bool,
     faulty: bool,
+    clocks: bool,
+    seed: Option<u64>,
     disk_bytes: Option<u64>,
     flags: Vec<String>,
 }
@@ -62,6 +66,24 @@ impl Plan {
         self
     }
 
+    /// With wall clocks that can be set wrong ([`Node::clock`]).
+    pub fn clocks(mut self) -> Self {
+        self.clocks = true;
+        self
+    }
+
+    /// With so many more nodes that are prepared, and not started.
+    pub fn spares(mut self, nodes: u64) -> Self {
+        self.spares = nodes;
+        self
+    }
+
+    /// With this seed, whatever the environment says.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// With a disk of its own for every node, of so many bytes. Ask
     /// [`available`](crate::disk::available) before.
     pub fn disks(mut self, bytes: u64) -> Self {
@@ -78,10 +100,11 @@ impl Plan {
     /// Starts the nodes; none of them is in a cluster.
     pub async fn start_bare(self) -> Cluster {
         let mut cluster = Cluster::new(self).await;
-        for _ in 0..cluster.plan.nodes {
+        let (nodes, spares) = (cluster.plan.nodes, cluster.plan.spares);
+        for _ in 0..nodes + spares {
             cluster.prepare_another().await;
         }
-        cluster.start_all().await;
+        cluster.start_those(|id| id <= nodes).await;
         cluster
     }
 
@@ -118,7 +141,7 @@ pub struct Cluster {
 impl Cluster {
     async fn new(plan: Plan) -> Self {
         let turn = TURNS.acquire().await.expect("it is never closed");
-        let seed = seed::choose();
+        let seed = plan.seed.unwrap_or_else(seed::choose);
         Self {
             nodes: Vec::new(),
             random: Rng::with_seed(seed),
@@ -129,6 +152,11 @@ impl Cluster {
             directory: Some(Folder::new()),
             _turn: turn,
         }
+    }
+
+    /// The seed of its random choices.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// The folder of the test.
@@ -142,6 +170,7 @@ impl Cluster {
         let mut node = Node::new(id, self.directory(), ports::address(), ports::address());
         node.flags.clone_from(&self.plan.flags);
         node.faults = self.plan.faulty.then(|| Faults::prepare(self.directory(), id));
+        node.clock = self.plan.clocks.then(|| Clock::prepare(self.directory(), id));
         if let Some(bytes) = self.plan.disk_bytes {
             let disk = Disk::create(self.directory(), &format!("disk-{id}"), bytes);
             let disk = disk.unwrap_or_else(|reason| panic!("{reason}"));
@@ -257,8 +286,21 @@ impl Cluster {
 
     /// Cuts or heals every link that `chosen` picks by its ends.
     pub fn set_cut(&self, cut: bool, chosen: impl Fn(u64, u64) -> bool) {
+        let flow = if cut { Flow::Cut } else { Flow::Open };
         let links = self.links.iter().filter(|link| chosen(link.from, link.to));
-        links.for_each(|link| link.set_cut(cut));
+        links.for_each(|link| link.set(flow));
+    }
+
+    /// Cuts the way of everything that one node sends to another; what that one sends arrives, on
+    /// connections that are open.
+    pub fn cut_one_way(&self, from: u64, to: u64) {
+        for link in &self.links {
+            if (link.from, link.to) == (from, to) {
+                link.set(Flow::AnswersOnly);
+            } else if (link.from, link.to) == (to, from) {
+                link.set(Flow::CallsOnly);
+            }
+        }
     }
 
     /// Cuts one node off from all others, both ways.
@@ -374,12 +416,18 @@ impl Cluster {
 
     /// Starts every node that does not run, all at once, and waits until all of them answer.
     pub async fn start_all(&mut self) {
-        for node in &mut self.nodes {
+        self.start_those(|_| true).await;
+    }
+
+    /// The same for the nodes that `chosen` picks by their ids.
+    pub async fn start_those(&mut self, chosen: impl Fn(u64) -> bool) {
+        let chosen = |node: &&mut Node| chosen(node.id);
+        for node in self.nodes.iter_mut().filter(chosen) {
             if !node.runs() {
                 node.spawn();
             }
         }
-        for node in &mut self.nodes {
+        for node in self.nodes.iter_mut().filter(chosen) {
             node.answers().await;
         }
     }

@@ -1,15 +1,17 @@
 //! A disk of a node's own, whose power can be cut: an ext4 file system in an image, mounted through
-//! a loop device, which needs root. Where that cannot be had, a test says "not run".
+//! a loop device, which needs root. Where that cannot be had, a test says "not run", and
+//! fails in CI.
 //!
 //! What is cut off is the file system: the kernel refuses everything from then on, as it does for a
 //! disk that is gone, and what lay in its memory alone is lost. What was synced lies in the image,
 //! in the memory of the system below, which is not cut off: for what a node may believe after a
 //! sync that is the same, since it cannot tell a disk from an image.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+
+use lockstep_not_run::not_run;
 
 use crate::folder::Folder;
 
@@ -101,15 +103,16 @@ impl Drop for Disk {
     }
 }
 
-/// True where disks can be made; else says, past the capture of the test harness, that the test is
-/// not run, and why: nobody shall take it for passed.
+/// True where disks can be made; else says that the test is not run, and why.
+///
+/// # Panics
+/// In CI, where they must be.
 pub fn available() -> bool {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     let trial = || Disk::create(Folder::new().path(), "trial", 16 << 20).err();
     let reason = REASON.get_or_init(trial);
     if let Some(reason) = reason {
-        let test = std::thread::current().name().unwrap_or("main").to_owned();
-        let _ = writeln!(std::io::stderr(), "not run: {test}: no disk of its own: {reason}");
+        not_run(&format!("no disk of its own: {reason}"));
     }
     reason.is_none()
 }

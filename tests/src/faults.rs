@@ -2,7 +2,8 @@
 //! fails or delays its writes and syncs by a rule that a test can set at any time (`faults.c`).
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use crate::preload;
 
 /// The rule of one node, and the library that obeys it.
 #[derive(Clone, Debug)]
@@ -15,24 +16,20 @@ impl Faults {
     /// Builds the library into `directory`, unless it is there, for the node `id`.
     ///
     /// # Panics
-    /// When the C compiler fails, which links everything else here, too.
+    /// When the C compiler fails.
     pub fn prepare(directory: &Path, id: u64) -> Self {
-        let library = directory.join("libfaults.so");
-        if !library.exists() {
-            let source = directory.join("faults.c");
-            std::fs::write(&source, include_str!("faults.c")).expect("a file can be written");
-            let mut compiler = Command::new("cc");
-            compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source);
-            let output = compiler.output().expect("there is a C compiler");
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "the C compiler failed: {said}");
-        }
+        let library = preload::build(directory, "faults", include_str!("faults.c"));
         Self { library, rule: directory.join(format!("node-{id}.fault")) }
     }
 
-    /// What the process of the node must find in its environment.
-    pub fn environment(&self) -> [(&'static str, &Path); 2] {
-        [("LD_PRELOAD", &self.library), ("LOCKSTEP_TEST_FAULT", &self.rule)]
+    /// The library that its process loads first.
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// What the process must find in its environment besides.
+    pub fn environment(&self) -> (&'static str, &Path) {
+        ("LOCKSTEP_TEST_FAULT", &self.rule)
     }
 
     /// Sets the rule, in force from the next call on.

@@ -10,6 +10,8 @@
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
 //! - [`disk`]: a disk of a node's own, whose power can be cut.
+//! - [`history`]: many clients on few keys, and the check of what all of them were told.
+//! - [`clock`]: a wall clock that is wrong.
 //! - [`faults`]: writes and syncs of a running node that fail, or take their time.
 //! - [`folder`]: where all of this lies, and when it goes.
 //! - [`diverge`]: a node with a state of its own.
@@ -19,6 +21,7 @@
 //!
 //! Nothing here is lenient: a helper that cannot do its part panics and says why.
 
+pub mod clock;
 pub mod cluster;
 pub mod disk;
 pub mod diverge;
@@ -26,12 +29,14 @@ pub mod engine;
 pub mod faults;
 pub mod files;
 pub mod folder;
+pub mod history;
 pub mod kv;
 pub mod link;
 pub mod load;
 pub mod node;
 pub mod peer;
 pub mod ports;
+mod preload;
 pub mod program;
 pub mod seed;
 pub mod wait;

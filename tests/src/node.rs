@@ -15,6 +15,7 @@ use lockstep_proto::v1::{StatusReply, StatusRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use tonic::transport::Endpoint;
 
+use crate::clock::Clock;
 use crate::faults::Faults;
 use crate::program;
 use crate::wait::until;
@@ -42,6 +43,8 @@ pub struct Node {
     pub flags: Vec<String>,
     /// The faults that its disk can be given.
     pub faults: Option<Faults>,
+    /// Its wall clock, where that can be set wrong.
+    pub clock: Option<Clock>,
     config: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -61,6 +64,7 @@ impl Node {
             program: program::lockstep(),
             flags: Vec::new(),
             faults: None,
+            clock: None,
             config: directory.join(format!("node-{id}.toml")),
             log: directory.join(format!("node-{id}.log")),
             child: None,
@@ -85,7 +89,14 @@ impl Node {
         command.args(["--client-addr", &self.client_addr, "--peer-addr", &self.peer_addr]);
         command.arg("--config").arg(&self.config).args(&self.flags);
         command.env_remove("LOCKSTEP_ENDPOINT").env_remove("RUST_LOG");
-        command.envs(self.faults.iter().flat_map(Faults::environment));
+        command.envs(self.faults.iter().map(Faults::environment));
+        command.envs(self.clock.iter().map(Clock::environment));
+        let faults = self.faults.iter().map(Faults::library);
+        let libraries = faults.chain(self.clock.iter().map(Clock::library));
+        let libraries = std::env::join_paths(libraries).expect("no path has a colon");
+        if !libraries.is_empty() {
+            command.env("LD_PRELOAD", libraries);
+        }
         command
     }
 
@@ -161,6 +172,14 @@ impl Node {
         self.faults.as_ref().expect("the plan has faults")
     }
 
+    /// Its wall clock.
+    ///
+    /// # Panics
+    /// When the cluster was not planned with one that can be set.
+    pub fn clock(&self) -> &Clock {
+        self.clock.as_ref().expect("the plan has clocks")
+    }
+
     /// What [`Node::refuses_to_start`] expects, of a process that was started in another way when
     /// its log was `before` bytes long.
     ///
@@ -196,6 +215,17 @@ impl Node {
     /// True while its process runs.
     pub fn runs(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// True when it was ever started.
+    pub fn was_started(&self) -> bool {
+        self.log.exists()
+    }
+
+    /// True while its process is frozen.
+    pub fn is_paused(&self) -> bool {
+        let process = self.child.as_ref().map(|child| format!("/proc/{}", child.id()));
+        process.is_some_and(|process| is_stopped(Path::new(&process)))
     }
 
     fn signal(&self, signal: Signal) {

@@ -10,13 +10,16 @@ use tokio::process::Command;
 /// How long one call of the command line may take.
 const CALL_LIMIT: Duration = Duration::from_secs(90);
 
-/// The folder that cargo built this test into: `target/debug`.
+/// The folder that cargo built this test, or this program, into: `target/debug`.
 ///
 /// # Panics
-/// When the test was not built by cargo.
+/// When it was not built by cargo.
 pub fn built() -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own file");
-    test.parent().and_then(Path::parent).expect("a test lies in target/debug/deps").to_owned()
+    let own = std::env::current_exe().expect("a program knows its own file");
+    let folder = own.parent().expect("a file lies in a folder");
+    let is_test = folder.file_name().is_some_and(|name| name == "deps");
+    let built = if is_test { folder.parent() } else { Some(folder) };
+    built.expect("a test lies in target/debug/deps").to_owned()
 }
 
 /// The `lockstep` under test: `LOCKSTEP_BIN`, else the one built beside the tests.

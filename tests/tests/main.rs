@@ -14,6 +14,7 @@ mod engine_change;
 mod full_follower;
 mod growth;
 mod guest_logs;
+mod history;
 mod hostility;
 mod limits;
 mod machine_limits;

@@ -53,6 +53,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Looks for faults for as long as one likes; the arguments go to `lockstep-soak` (`--help` for
+    /// all): `history --seed N --minutes M`.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// For `lockstep-soak`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Builds the guests of this repository, or those in the folders given, into `target/guests`.
     Guests {
         /// Folders of guest crates of your own.
@@ -74,6 +82,7 @@ fn main() -> ExitCode {
         Task::Test { arguments } => check::test(&arguments),
         Task::Ci => check::ci(),
         Task::Bench { arguments } => run::bench(&arguments),
+        Task::Soak { arguments } => run::soak(&arguments),
         Task::Guests { folders } => run::guests(&folders),
         Task::Setup { yes } => setup::run(yes),
         Task::Tidy => tidy::run(),

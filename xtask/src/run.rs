@@ -1,7 +1,7 @@
 //! The tasks that run Lockstep: the main job, the benchmark, and the guests both need.
 //!
-//! The last step of `dev` and `bench` replaces this process by the program: signals and exit
-//! status are then the program's own, with nothing in between to lose them.
+//! The last step of `dev`, `bench` and `soak` replaces this process by the program: signals and
+//! exit status are then the program's own, with nothing in between to lose them.
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -36,6 +36,18 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     let mut bench = Command::new(step::target().join("release").join(program));
     bench.args(arguments).current_dir(step::workspace());
     become_program(&format!("starting {program}"), bench)
+}
+
+/// Tries clusters for long, of the very builds that the tests run.
+pub(crate) fn soak(arguments: &[String]) -> Result<()> {
+    guests(&[])?;
+    // As `test` does, so that nothing is compiled for two sets of features.
+    let programs = ["build", "--workspace", "--all-targets"];
+    let what = "building the daemon and the soak (some minutes the first time)";
+    step::run(what, step::cargo(&programs), COMPILER)?;
+    let mut soak = Command::new(step::target().join("debug/lockstep-soak"));
+    soak.args(arguments).current_dir(step::workspace());
+    become_program("starting lockstep-soak", soak)
 }
 
 /// Builds the guests of the repository, or those in `folders`, after installing what is missing to
