@@ -16,8 +16,12 @@ use crate::node::summary;
 use crate::program;
 use crate::wait::{throughout, until};
 
-/// How long a trouble lasts, in milliseconds.
-const LASTS_MS: std::ops::Range<u64> = 50..1_500;
+/// How long a trouble lasts, in milliseconds: mostly too short for an election, and sometimes long
+/// enough for two.
+const LASTS_MS: std::ops::Range<u64> = 50..1_200;
+const LASTS_LONG_MS: std::ops::Range<u64> = 1_200..4_500;
+/// One of so many lasts long.
+const LONG_ONE_IN: u32 = 3;
 /// How long a graceful stop may take, in whatever state the cluster is.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// Answers that show that the cluster goes on.
@@ -60,12 +64,13 @@ impl Kind {
 
     fn troubles(self) -> Vec<Trouble> {
         use Trouble::{
-            Checkpoint, Clock, Isolate, KillAll, KillLeader, KillOne, OneWay, PauseLeader,
-            PauseOne, Replace, Stop, Transfer,
+            Checkpoint, Clock, Deaf, Isolate, IsolateLeader, KillAll, KillLeader, KillOne, Mute,
+            OneWay, PauseLeader, PauseOne, Replace, Stop, Transfer,
         };
         let crashes =
             [KillLeader, KillOne, KillAll, PauseLeader, PauseOne, Stop, Checkpoint].as_slice();
-        let network = [OneWay, OneWay, OneWay, Isolate, Transfer, PauseLeader].as_slice();
+        let network =
+            [OneWay, Deaf, Mute, Isolate, IsolateLeader, Transfer, PauseLeader].as_slice();
         let changes = [Replace, Replace, Clock, Transfer, KillLeader, Checkpoint].as_slice();
         match self {
             Self::Crashes => crashes.to_vec(),
@@ -85,10 +90,15 @@ enum Trouble {
     PauseOne,
     /// SIGTERM.
     Stop,
-    /// What one node sends to another is lost.
+    /// What the leader sends to another is lost, or what that one sends to it.
     OneWay,
+    /// What all others send to the leader is lost.
+    Deaf,
+    /// What the leader sends to all others is lost.
+    Mute,
     /// One node is cut off from all others.
     Isolate,
+    IsolateLeader,
     /// Leadership is handed to another.
     Transfer,
     /// A member makes place for a new one.
@@ -126,7 +136,9 @@ impl Run {
 
     /// Lets a moment pass.
     async fn lasts(&mut self) {
-        let lasts = Duration::from_millis(self.cluster.random.u64(LASTS_MS));
+        let random = &mut self.cluster.random;
+        let range = if random.u32(0..LONG_ONE_IN) == 0 { LASTS_LONG_MS } else { LASTS_MS };
+        let lasts = Duration::from_millis(random.u64(range));
         throughout("every client is told what a guest says", lasts, async || self.clients_run())
             .await;
     }
@@ -151,14 +163,17 @@ impl Run {
             }
             Trouble::OneWay => {
                 let other = self.other_than(leader);
-                let (from, to) =
-                    if self.cluster.random.bool() { (leader, other) } else { (other, leader) };
-                self.recorder.event(format!("what {from} sends to {to} is lost"));
-                self.cluster.cut_one_way(from, to);
-                Remedy::Heal
+                let hears = self.cluster.random.bool();
+                self.cut_one_way(leader, &[other], hears)
             }
+            Trouble::Deaf => self.cut_one_way(leader, &self.members, false),
+            Trouble::Mute => self.cut_one_way(leader, &self.members, true),
             Trouble::Isolate => {
                 self.cluster.isolate(one);
+                Remedy::Heal
+            }
+            Trouble::IsolateLeader => {
+                self.cluster.isolate(leader);
                 Remedy::Heal
             }
             Trouble::Transfer => {
@@ -215,6 +230,16 @@ impl Run {
             }
         }
         Remedy::Start(ids)
+    }
+
+    /// Loses what a node sends to others, while it hears them; or what they send to it.
+    fn cut_one_way(&self, id: u64, others: &[u64], hears: bool) -> Remedy {
+        for &other in others {
+            let (from, to) = if hears { (id, other) } else { (other, id) };
+            self.recorder.event(format!("what {from} sends to {to} is lost"));
+            self.cluster.cut_one_way(from, to);
+        }
+        Remedy::Heal
     }
 
     async fn pause(&mut self, id: u64) -> Remedy {
