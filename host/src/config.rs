@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::types::NodeId;
+use crate::types::{LogIndex, NodeId};
 
 /// Limits that every replica shares. Changing one is a change of `apply_version`.
 pub mod limits {
@@ -187,6 +187,12 @@ pub struct FileConfig {
     /// Another address for a peer than the membership's, by node id: for networks in which this
     /// node reaches it by another way.
     pub peer_reach: BTreeMap<String, String>,
+    /// Ids of nodes that may call although no member that this node knows names them: for a node
+    /// that was away while all others were replaced.
+    pub trusted_peers: Vec<u64>,
+    /// Log indexes of entries that no build can decode, and that all nodes shall skip. An entry
+    /// that can be decoded is applied nevertheless.
+    pub skip_entries: Vec<LogIndex>,
 }
 
 impl Default for FileConfig {
@@ -207,6 +213,8 @@ impl Default for FileConfig {
             client_connections_max: 512,
             request_timeout_ms: 5_000,
             peer_reach: BTreeMap::new(),
+            trusted_peers: Vec::new(),
+            skip_entries: Vec::new(),
         }
     }
 }

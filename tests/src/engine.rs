@@ -9,7 +9,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 
 use crate::cluster::{Cluster, SOON};
-use crate::node::summary;
+use crate::node::{Node, summary};
 use crate::wait::until;
 use crate::{peer, program};
 
@@ -90,10 +90,25 @@ pub async fn run_next(cluster: &Cluster, arguments: &[&str]) -> program::Ran {
     program::run_program(&program::lockstep_next(), arguments, b"").await
 }
 
-/// Seals a cluster by the entry alone, without what the command looks at before; its index.
-pub async fn seal_entry(cluster: &Cluster) -> u64 {
+/// Seals a cluster by the entry alone, without what the command looks at before: the nodes that run
+/// are killed, and find the entry in their logs when they start again. Returns its index.
+pub async fn seal_entry(cluster: &mut Cluster) -> u64 {
     let seal = Proposal::Seal { to: next_profile().await };
-    peer::propose(cluster, cluster.leader().await, seal.encode()).await;
+    let mut running = Vec::new();
+    for node in &mut cluster.nodes {
+        if node.runs() {
+            node.kill().await;
+            running.push(node.id);
+        }
+    }
+    let nodes: Vec<&Node> = running.iter().map(|id| cluster.node(*id)).collect();
+    peer::append(&nodes, &[seal.encode()]);
+    for id in &running {
+        cluster.node_mut(*id).spawn();
+    }
+    for id in &running {
+        cluster.node_mut(*id).answers().await;
+    }
     let said = cluster
         .node(cluster.leader().await)
         .says("it is sealed", SOON, |status| status.sealed.as_ref().map(|sealed| sealed.index));

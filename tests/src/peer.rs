@@ -1,13 +1,18 @@
-//! Speaks to a node as its peers do, for entries that no client can propose.
-
-use std::fmt::Display;
+//! Speaks to a node as its peers do, and writes into its log what nobody can propose.
 
 use bytes::Bytes;
+use lockstep_host::config::FileConfig;
+use lockstep_host::storage::{Log, LogConfig, Payload};
+use lockstep_host::types::LogId;
 use lockstep_proto::peer::peer_client::PeerClient;
-use lockstep_proto::peer::{Hello, ProposeRequest, StandingRequest};
+use lockstep_proto::peer::{Hello, StandingRequest};
 use lockstep_proto::v1::StatusReply;
 
 use crate::cluster::Cluster;
+use crate::node::Node;
+
+/// What the log calls the payload of an entry that was proposed (docs/formats.md).
+const PROPOSAL: u8 = 1;
 
 /// Bytes of a log entry's envelope, of which the last four are the checksum of all others.
 const ENVELOPE_BYTES: usize = 12;
@@ -42,14 +47,29 @@ async fn ask(cluster: &Cluster, to: u64) -> (PeerClient<tonic::transport::Channe
     (PeerClient::connect(address).await.expect("it listens"), hello)
 }
 
-/// Proposes an entry through the leader, in the name of another node; returns once it is applied.
+/// Writes entries behind the logs of nodes that do not run, as their leader did the last one: no
+/// node takes such entries from a client or a peer. A log that is behind is given what it lacks.
 ///
 /// # Panics
-/// When the leader refuses it.
-pub async fn propose(cluster: &Cluster, leader: u64, entry: Bytes) {
-    let (mut peer, hello) = ask(cluster, leader).await;
-    let proposed = peer.propose(ProposeRequest { hello: Some(hello), entry }).await;
-    proposed.unwrap_or_else(|status| panic!("the entry is refused: {}", said(&status)));
+/// When a log is empty or cannot be written.
+pub fn append(nodes: &[&Node], entries: &[Bytes]) {
+    let open = |node: &&Node| {
+        let log = Log::open(&node.data_dir.join("log"), &LogConfig::from(&FileConfig::default()));
+        let log = log.expect("the log can be opened");
+        let last = log.state().expect("the log has a state").last.expect("the log has entries");
+        (last, log)
+    };
+    let logs: Vec<(LogId, Log)> = nodes.iter().map(open).collect();
+    let (newest, longest) = logs.iter().max_by_key(|(last, _)| *last).expect("there are nodes");
+    let entry = |(index, bytes): (u64, &Bytes)| {
+        (LogId { index, ..*newest }, Payload { kind: PROPOSAL, bytes: bytes.clone() })
+    };
+    for (last, log) in &logs {
+        let missing = longest.read(last.index + 1..newest.index + 1).expect("the log can be read");
+        let new = (newest.index + 1..).zip(entries).map(entry);
+        log.append(missing.into_iter().chain(new), Box::new(drop)).expect("it takes entries");
+        log.sync().expect("the log can be synced");
+    }
 }
 
 /// Why a node says that it must not lead; empty when it could.
@@ -60,8 +80,4 @@ pub async fn standing(cluster: &Cluster, node: u64) -> String {
     let (mut peer, hello) = ask(cluster, node).await;
     let asked = peer.standing(StandingRequest { hello: Some(hello) }).await;
     asked.expect("it answers").into_inner().parked
-}
-
-fn said(status: &tonic::Status) -> impl Display {
-    status.message().to_owned()
 }

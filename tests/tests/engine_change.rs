@@ -107,7 +107,7 @@ async fn nodes_are_killed_at_every_step() {
     let mut cluster = filled(Plan::new(3).faulty()).await;
     let next = engine::next_profile().await;
     set_faults(&cluster, SNAPSHOTS_HANG);
-    let sealed_at = engine::seal_entry(&cluster).await;
+    let sealed_at = engine::seal_entry(&mut cluster).await;
     for id in cluster.ids() {
         cluster.node(id).says("it is sealed", SOON, |said| said.sealed.clone()).await;
     }
@@ -237,7 +237,7 @@ async fn a_node_that_missed_the_seal_is_repaired() {
     engine::check_states(&cluster, &[1, 2, 3]).await;
     cluster.node_mut(3).stop().await;
     cluster.leader().await;
-    engine::seal_entry(&cluster).await;
+    engine::seal_entry(&mut cluster).await;
     engine::start_with(&mut cluster, 3, true).await;
     let parked = engine::parked(&cluster, 3).await.parked;
     assert!(parked.contains("lockstep repair"), "{parked}");

@@ -23,7 +23,12 @@ async fn an_entry_of_a_later_version_parks() {
         cluster.add(id, &["--learner"]).await.ok();
     }
     load::write(&cluster.client(), "k", "v").await;
-    peer::propose(&cluster, 1, peer::entry(UNKNOWN_KIND)).await;
+    cluster.level(&[1, 2, 3], SOON).await;
+    let before = cluster.node(1).status().await.expect("it answers");
+    cluster.node_mut(1).kill().await;
+    let unknown = peer::entry(UNKNOWN_KIND);
+    peer::append(&[cluster.node(1)], &[unknown.clone(), unknown]);
+    cluster.node_mut(1).start().await;
     let mut applied = 0;
     for id in 1..=3 {
         let parked = cluster.node(id).says("it is parked", SOON, |status| {
@@ -41,18 +46,17 @@ async fn an_entry_of_a_later_version_parks() {
     assert_eq!(error.reason, reason::PARKED, "{error}");
 
     // The log goes on: an entry more is committed by all, and applied by none.
-    let before = cluster.node(1).status().await.expect("it answers");
-    peer::propose(&cluster, 1, peer::entry(UNKNOWN_KIND)).await;
     for id in 1..=3 {
         let kept = cluster.node(id).says("it keeps the log", SOON, |status| {
-            (status.committed_index > before.last_log_index).then_some(status.applied_index)
+            (status.committed_index > before.last_log_index + 1).then_some(status.applied_index)
         });
         assert_eq!(kept.await, applied, "node {id} has applied something");
         assert!(peer::standing(&cluster, id).await.contains("kind 250"));
     }
 
     // Alone it would need nobody else's vote.
-    cluster.node_mut(1).kill().await;
+    let before = cluster.node(1).status().await.expect("it answers");
+    cluster.node_mut(1).stop().await;
     cluster.node_mut(1).start().await;
     throughout("that it does not stand", Duration::from_secs(3), async || {
         let status = cluster.node(1).status().await?;
@@ -60,4 +64,17 @@ async fn an_entry_of_a_later_version_parks() {
         if stands || status.parked.is_empty() { Err(summary(&status)) } else { Ok(()) }
     })
     .await;
+    // The way out: every node skips the entries, and the cluster goes on.
+    let skip = format!("skip_entries = [{}, {}]", applied + 1, applied + 2);
+    cluster.reconfigure(&skip);
+    for id in 1..=3 {
+        cluster.node_mut(id).kill().await;
+    }
+    cluster.start_all().await;
+    cluster.leader().await;
+    load::write(&cluster.client(), "k", "w").await;
+    cluster.level(&[1, 2, 3], SOON).await;
+    for status in cluster.statuses().await {
+        assert!(status.parked.is_empty(), "{}", summary(&status));
+    }
 }

@@ -33,7 +33,7 @@ use crate::raft::store::snapshots::Snapshots;
 use crate::raft::store::state_machine::{Progress, StateMachine};
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{DataDir, Identity, Log, LogState};
-use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, TimeMs};
+use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId, TimeMs};
 
 /// How long openraft may take to look at the log it was given.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -93,7 +93,8 @@ impl Wiring {
             found.committed.map(|committed| committed.index),
             progress_sender,
         )
-        .await?;
+        .await?
+        .skipping(config.file.skip_entries.iter().copied());
         let raft_config = Arc::new(raft_config(&config.file).validate()?);
         let node = identity.node_id;
         let raft = Raft::new(node, raft_config, network.clone(), store, state_machine).await?;
@@ -130,9 +131,23 @@ impl Wiring {
         (courier, reports, profile)
     }
 
+    /// What answers the peers of this node.
+    fn peers(&self, config: &Config) -> PeerHandler<StateMachine> {
+        PeerHandler::new(
+            self.raft.clone(),
+            Arc::clone(&self.local),
+            self.network.clone(),
+            config.file.trusted_peers.iter().copied().map(NodeId).collect(),
+            self.incoming.clone(),
+            Arc::clone(&self.space),
+            Arc::clone(&self.environment.directory),
+        )
+    }
+
     /// Starts every task of the group.
     pub(super) fn spawn(self, config: &Config) -> Group {
         let (courier, reports, profile) = self.reporting();
+        let peers = Arc::new(self.peers(config));
         let mut tasks = JoinSet::new();
         let raft = self.raft.clone();
         let directory = Arc::clone(&self.environment.directory);
@@ -154,13 +169,6 @@ impl Wiring {
         let modules =
             ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
         let space = Arc::clone(&self.space);
-        let peers = Arc::new(PeerHandler::new(
-            raft.clone(),
-            Arc::clone(&self.local),
-            self.incoming,
-            Arc::clone(&space),
-            Arc::clone(&directory),
-        ));
         let (recovered_sender, recovered) = watch::channel(false);
         let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
         let replica = Replica::new(Shared {

@@ -65,6 +65,14 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// One that shows this.
+    #[cfg(test)]
+    pub fn showing(view: View) -> Self {
+        let directory = Self::default();
+        directory.publish(view);
+        directory
+    }
+
     /// The picture as of the last change.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())

@@ -27,7 +27,7 @@ use tempfile::NamedTempFile;
 use super::{Error, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
-pub use incoming::IncomingSnapshot;
+pub use incoming::{ArrivedSnapshot, IncomingSnapshot};
 pub use reader::SnapshotReader;
 pub use writer::SnapshotWriter;
 
@@ -143,6 +143,15 @@ impl SnapshotDir {
     /// stored is kept, what is there of any other id is removed.
     pub fn receive(&self, id: SnapshotId) -> Result<IncomingSnapshot, Error> {
         IncomingSnapshot::start(self.clone(), id)
+    }
+
+    /// Bytes of the snapshot `id` that are here, of the whole file or of what has arrived of it.
+    /// Nothing is changed by asking.
+    pub fn arrived_bytes(&self, id: &SnapshotId) -> Result<u64, Error> {
+        match self.find(id) {
+            Some(_) => Ok(id.length),
+            None => incoming::arrived_bytes(self, id),
+        }
     }
 
     /// Gives a whole, synced-to-be file its name. One written here does not replace one that is

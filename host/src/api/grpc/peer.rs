@@ -63,7 +63,7 @@ fn carries(path: &str) -> Carries {
 fn status(rejected: Rejected) -> Status {
     let message = rejected.to_string();
     match rejected {
-        Rejected::Refused(_) => Status::failed_precondition(message),
+        Rejected::Refused(_) | Rejected::NotAgreed { .. } => Status::failed_precondition(message),
         Rejected::Malformed(_) => Status::invalid_argument(message),
         Rejected::NotLeader => Status::aborted(message),
         Rejected::DiskFull => Status::resource_exhausted(message),

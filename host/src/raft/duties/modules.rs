@@ -9,6 +9,9 @@ use crate::machine::{Environment, Proposal};
 use crate::raft::duties::courier::Courier;
 use crate::types::ModuleDigest;
 
+/// Characters of a reason that are reported: a report must fit what a peer may propose.
+const REASON_CHARACTERS_MAX: usize = 1_000;
+
 /// Compiles each staged module once and reports on it.
 pub struct ModuleTask {
     /// Brings reports into the log.
@@ -31,6 +34,8 @@ impl ModuleTask {
                 tracing::error!(%digest, %reason, "a staged module cannot be compiled here");
             }
             if !self.is_reported(&digest) {
+                let cut = |reason: String| reason.chars().take(REASON_CHARACTERS_MAX).collect();
+                let failure = failure.map(cut);
                 let report = ModuleReport { digest, node: self.courier.node, failure };
                 let entry = Proposal::ModuleReady(report).encode();
                 self.courier.bring(&entry, || self.is_reported(&digest)).await;

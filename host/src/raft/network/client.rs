@@ -84,6 +84,18 @@ impl Peer {
         RPCError::Unreachable(Unreachable::from_string(text))
     }
 
+    /// Refuses an answer whose term cannot be: adopted, it would use the terms up.
+    pub(super) fn check_term(
+        &self,
+        ours: &RaftVote,
+        theirs: &RaftVote,
+    ) -> Result<(), RPCError<TypeConfig>> {
+        if pipeline::can_follow(ours, theirs) {
+            return Ok(());
+        }
+        Err(self.nonsense(format!("to the vote {ours} it answers with the vote {theirs}")))
+    }
+
     /// Waits for an answer, `limit` at most.
     pub(super) async fn answer<T>(
         &self,
@@ -134,7 +146,10 @@ impl Client {
         let payload = codec::encode_vote_request(&request);
         let call = control.vote(peer::VoteRequest { hello: Some(hello), payload, pre_vote });
         let reply = self.peer.answer(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        codec::decode_vote_result(&reply.payload).map_err(|error| self.peer.nonsense(error))
+        let result = codec::decode_vote_result(&reply.payload);
+        let result = result.map_err(|error| self.peer.nonsense(error))?;
+        self.peer.check_term(&request.vote, &result.vote)?;
+        Ok(result)
     }
 }
 

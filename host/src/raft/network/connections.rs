@@ -17,7 +17,7 @@ use super::client::{Client, Peer};
 use super::hello::Local;
 use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Rejected, WINDOW_BYTES};
 use crate::raft::type_config::TypeConfig;
-use crate::types::{Member, NodeId};
+use crate::types::{Incarnation, LogIndex, Member, NodeId, StateDigest};
 
 /// A peer that takes longer to accept a connection is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -97,15 +97,28 @@ impl Network {
         member: &Member,
         timeout: Duration,
     ) -> Result<(), Rejected> {
+        match self.standing(node, member, timeout).await?.parked {
+            none if none.is_empty() => Ok(()),
+            reason => Err(Rejected::Parked(reason)),
+        }
+    }
+
+    /// Asks a node what it knows of itself and of the cluster.
+    ///
+    /// # Errors
+    /// Why it did not say.
+    pub(super) async fn standing(
+        &self,
+        node: NodeId,
+        member: &Member,
+        timeout: Duration,
+    ) -> Result<Said, Rejected> {
         let peer = self.peer(node, member);
         let hello = peer.hello().ok_or_else(|| Rejected::Failed(peer.no_cluster()))?;
         let mut control = self.link(node, member, Lane::Control).map_err(Rejected::Failed)?;
         let asked = control.standing(peer::StandingRequest { hello: Some(hello) });
         match tokio::time::timeout(timeout, asked).await {
-            Ok(Ok(reply)) => match reply.into_inner().parked {
-                none if none.is_empty() => Ok(()),
-                reason => Err(Rejected::Parked(reason)),
-            },
+            Ok(Ok(reply)) => Ok(Said::from(reply.into_inner())),
             Ok(Err(status)) => Err(Rejected::Failed(describe(&status))),
             Err(_) => Err(Rejected::Failed("it did not answer in time".to_owned())),
         }
@@ -137,6 +150,34 @@ impl Network {
                 dialed.insert((target, lane), entry);
                 link
             }
+        }
+    }
+}
+
+/// What a node says of itself and of the cluster.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Said {
+    /// Why it must not lead; empty when it could.
+    pub(super) parked: String,
+    /// The members that its log names.
+    pub(super) members: Vec<(NodeId, Incarnation)>,
+    /// The checkpoints that the cluster agreed on, and on which state.
+    pub(super) agreed: Vec<(LogIndex, StateDigest)>,
+}
+
+impl From<peer::StandingReply> for Said {
+    /// What is no id and no digest is left out.
+    fn from(reply: peer::StandingReply) -> Self {
+        let disk = |member: peer::KnownMember| {
+            Some((NodeId(member.node), Incarnation::from_slice(&member.incarnation)?))
+        };
+        let digest = |checkpoint: peer::AgreedCheckpoint| {
+            Some((checkpoint.index, StateDigest::from_slice(&checkpoint.digest)?))
+        };
+        Self {
+            parked: reply.parked,
+            members: reply.members.into_iter().filter_map(disk).collect(),
+            agreed: reply.agreed.into_iter().filter_map(digest).collect(),
         }
     }
 }

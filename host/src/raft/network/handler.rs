@@ -16,13 +16,13 @@ use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotOf;
 use tokio::sync::watch;
 
+use super::gate::{AppendGate, Gate};
 use super::hello::Local;
 use super::receive_snapshot::Inbox;
-use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
+use super::{HELLO_TIMEOUT, Network, PROPOSAL_BYTES_MAX, Rejected, codec};
 use crate::machine::Directory;
 use crate::raft::duties::space::Space;
-use crate::raft::store::convert::vote_from_raft;
-use crate::raft::type_config::{EntryBytes, RaftVote, TypeConfig};
+use crate::raft::type_config::{EntryBytes, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{Member, NodeId};
 
@@ -31,35 +31,32 @@ pub trait Machine: RaftStateMachine<TypeConfig, SnapshotData = Snapshot> {}
 
 impl<SM: RaftStateMachine<TypeConfig, SnapshotData = Snapshot>> Machine for SM {}
 
-/// What an entry takes in the log beside its own bytes, rounded up.
-const ENTRY_OVERHEAD_BYTES: u64 = 256;
-
 /// The replies of an append stream.
 pub(super) type AppendReplies =
     Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Rejected>> + Send + 'static>>;
 
 /// The answering side of the network between nodes.
 pub struct PeerHandler<SM: Machine> {
-    raft: Raft<TypeConfig, SM>,
-    local: Arc<Local>,
-    space: Arc<Space>,
-    directory: Arc<Directory>,
+    gate: Arc<Gate<SM>>,
     inbox: Inbox,
     stopped: watch::Sender<bool>,
 }
 
 impl<SM: Machine> PeerHandler<SM> {
     /// Answers for `raft`; snapshots of peers go to `snapshots`, as far as there is `space`, and
-    /// `directory` says what is parked.
+    /// `directory` says what is parked. Through `network` members are asked who a stranger is;
+    /// nodes in `trusted` need nobody's word.
     pub fn new(
         raft: Raft<TypeConfig, SM>,
         local: Arc<Local>,
+        network: Network,
+        trusted: Vec<NodeId>,
         snapshots: SnapshotDir,
         space: Arc<Space>,
         directory: Arc<Directory>,
     ) -> Self {
-        let inbox = Inbox::new(snapshots);
-        Self { raft, local, space, directory, inbox, stopped: watch::Sender::new(false) }
+        let gate = Arc::new(Gate::new(raft, local, network, trusted, space, directory));
+        Self { gate, inbox: Inbox::new(snapshots), stopped: watch::Sender::new(false) }
     }
 
     /// Ends the streams that peers keep open, and refuses new ones, so that a server can drain.
@@ -75,14 +72,14 @@ impl<SM: Machine> PeerHandler<SM> {
         E: std::fmt::Display + Send + 'static,
     {
         let first = self.first(&mut requests).await?;
-        let from = self.admit(first.hello.as_ref()).await?;
+        let from = self.gate.admit(first.hello.as_ref()).await?;
         if !(first.head.is_empty() && first.entries.is_empty()) {
             return Err(Rejected::Malformed("the first request is more than a hello".into()));
         }
         let failure = Failure::default();
-        let space = Arc::clone(&self.space);
-        let input = decoded(from, requests, space, self.stopped.subscribe(), failure.clone());
-        let results = self.raft.stream_append(input).map(|result| match result {
+        let gate = AppendGate::new(Arc::clone(&self.gate), from);
+        let input = decoded(gate, requests, self.stopped.subscribe(), failure.clone());
+        let results = self.gate.raft.stream_append(input).map(|result| match result {
             Ok(result) => Ok(append_reply(&result)),
             Err(fatal) => Err(Rejected::Stopped(fatal.to_string())),
         });
@@ -97,14 +94,13 @@ impl<SM: Machine> PeerHandler<SM> {
         &self,
         request: peer::AppendRequest,
     ) -> Result<peer::AppendReply, Rejected> {
-        let from = self.admit(request.hello.as_ref()).await?;
-        take_room(&self.space, &request)?;
-        let request = decode_append(from, request)?;
+        let from = self.gate.admit(request.hello.as_ref()).await?;
+        let request = AppendGate::new(Arc::clone(&self.gate), from).pass(request)?;
         let input = futures::stream::once(async { request });
-        let mut results = Box::pin(self.raft.stream_append(input));
+        let mut results = Box::pin(self.gate.raft.stream_append(input));
         match results.next().await {
             Some(Ok(result)) => Ok(peer::AppendReply {
-                engine_profile: self.local.profile().to_owned(),
+                engine_profile: self.gate.local.profile().to_owned(),
                 ..append_reply(&result)
             }),
             Some(Err(fatal)) => Err(Rejected::Stopped(fatal.to_string())),
@@ -114,13 +110,13 @@ impl<SM: Machine> PeerHandler<SM> {
 
     /// A request for a vote, or for the promise of one.
     pub async fn vote(&self, request: peer::VoteRequest) -> Result<peer::VoteReply, Rejected> {
-        let from = self.admit(request.hello.as_ref()).await?;
+        let from = self.gate.admit(request.hello.as_ref()).await?;
         let vote = codec::decode_vote_request(&request.payload)?;
-        check_sender(from, &vote.vote)?;
+        self.gate.check_vote(from, &vote.vote)?;
         let result = if request.pre_vote {
-            self.raft.pre_vote(vote).await
+            self.gate.raft.pre_vote(vote).await
         } else {
-            self.raft.vote(vote).await
+            self.gate.raft.vote(vote).await
         };
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
         Ok(peer::VoteReply { payload: codec::encode_vote_result(&result) })
@@ -131,28 +127,42 @@ impl<SM: Machine> PeerHandler<SM> {
         &self,
         request: peer::TransferLeaderRequest,
     ) -> Result<peer::TransferLeaderReply, Rejected> {
-        let from = self.admit(request.hello.as_ref()).await?;
+        let from = self.gate.admit(request.hello.as_ref()).await?;
         let transfer = codec::decode_transfer(&request.payload)?;
-        check_sender(from, transfer.from_leader())?;
+        self.gate.check_vote(from, transfer.from_leader())?;
         // Meant for another, it still frees this node to vote for that one at once.
-        if *transfer.to_node_id() == self.local.node_id()
-            && let Some(reason) = &self.directory.view().parked
+        if *transfer.to_node_id() == self.gate.local.node_id()
+            && let Some(reason) = &self.gate.directory.view().parked
         {
             return Err(Rejected::Parked(reason.clone()));
         }
-        let result = self.raft.handle_transfer_leader(transfer).await;
+        let result = self.gate.raft.handle_transfer_leader(transfer).await;
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
         Ok(peer::TransferLeaderReply { payload: codec::encode_transfer_result(&result) })
     }
 
-    /// Whether this node could lead.
+    /// What this node knows of itself and of the cluster.
     pub async fn standing(
         &self,
         request: peer::StandingRequest,
     ) -> Result<peer::StandingReply, Rejected> {
-        self.admit(request.hello.as_ref()).await?;
-        let parked = self.directory.view().parked.clone().unwrap_or_default();
-        Ok(peer::StandingReply { parked })
+        // Two nodes that do not know each other must not ask each other for ever.
+        self.gate.admit_known(request.hello.as_ref()).await?;
+        let view = self.gate.directory.view();
+        let known = |(node, member): (NodeId, &Member)| peer::KnownMember {
+            node: node.0,
+            incarnation: member.incarnation.to_vec().into(),
+        };
+        let agreed = view.checkpoints.iter().filter(|_| view.parked.is_none());
+        let agreed = agreed.filter_map(|(index, record)| {
+            let digest = record.agreed?.0.to_vec().into();
+            Some(peer::AgreedCheckpoint { index: *index, digest })
+        });
+        Ok(peer::StandingReply {
+            parked: view.parked.clone().unwrap_or_default(),
+            members: self.gate.roster().members().map(known).collect(),
+            agreed: agreed.collect(),
+        })
     }
 
     /// Where a transfer of a snapshot must go on.
@@ -160,7 +170,7 @@ impl<SM: Machine> PeerHandler<SM> {
         &self,
         request: peer::SnapshotOffsetRequest,
     ) -> Result<peer::SnapshotOffsetReply, Rejected> {
-        self.admit(request.hello.as_ref()).await?;
+        self.gate.admit(request.hello.as_ref()).await?;
         let id = codec::decode_snapshot_id(&request.snapshot)?;
         Ok(peer::SnapshotOffsetReply { offset: self.inbox.offset(id).await? })
     }
@@ -180,20 +190,21 @@ impl<SM: Machine> PeerHandler<SM> {
         else {
             return Err(Rejected::Malformed("a header was expected".into()));
         };
-        let from = self.admit(hello.as_ref()).await?;
+        let from = self.gate.admit(hello.as_ref()).await?;
         let head = codec::decode_snapshot_head(&head)?;
-        check_sender(from, &head.vote)?;
-        let ours = self.raft.server_metrics().borrow_watched().vote;
+        self.gate.check_vote(from, &head.vote)?;
+        let ours = self.gate.raft.server_metrics().borrow_watched().vote;
         if ours > head.vote {
             return Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&ours) });
         }
-        if !self.space.take(head.id.length.saturating_sub(offset)) {
+        if !self.gate.space.take(head.id.length.saturating_sub(offset)) {
             return Err(Rejected::DiskFull);
         }
-        let snapshot = self.inbox.receive(head.id, offset, requests).await?;
+        let check = async |snapshot| self.gate.check_snapshot(from, snapshot).await;
+        let snapshot = self.inbox.receive(head.id, offset, requests, check).await?;
         tracing::info!(%from, length = head.id.length, "installing a snapshot of a peer");
         let snapshot = SnapshotOf::<TypeConfig, Snapshot> { meta: head.meta, snapshot };
-        let installed = self.raft.install_full_snapshot(head.vote, snapshot).await;
+        let installed = self.gate.raft.install_full_snapshot(head.vote, snapshot).await;
         let installed = installed.map_err(|fatal| Rejected::Stopped(fatal.to_string()))?;
         Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&installed.vote) })
     }
@@ -203,14 +214,15 @@ impl<SM: Machine> PeerHandler<SM> {
         &self,
         request: peer::ProposeRequest,
     ) -> Result<peer::ProposeReply, Rejected> {
-        self.admit(request.hello.as_ref()).await?;
+        let from = self.gate.admit(request.hello.as_ref()).await?;
         let length = request.entry.len();
         if length > PROPOSAL_BYTES_MAX {
             return Err(Rejected::Malformed(format!(
                 "a proposal of {length} bytes, and {PROPOSAL_BYTES_MAX} are allowed"
             )));
         }
-        match self.raft.client_write(EntryBytes(request.entry)).await {
+        self.gate.check_proposal(from, &request.entry)?;
+        match self.gate.raft.client_write(EntryBytes(request.entry)).await {
             Ok(_) => Ok(peer::ProposeReply {}),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
                 Err(Rejected::NotLeader)
@@ -236,44 +248,10 @@ impl<SM: Machine> PeerHandler<SM> {
             Err(_) => Err(Rejected::Failed("the caller did not say hello in time".into())),
         }
     }
-
-    async fn admit(&self, hello: Option<&peer::Hello>) -> Result<NodeId, Rejected> {
-        let known = |node: NodeId| -> Option<Member> {
-            let membership = self.raft.server_metrics().borrow_watched().membership_config.clone();
-            membership.membership().get_node(&node).cloned()
-        };
-        Ok(self.local.admit(hello, known).await?)
-    }
 }
 
 fn stopping() -> Rejected {
     Rejected::Stopped("it is shutting down".into())
-}
-
-/// A node speaks for itself only: votes of others do not come through it.
-fn check_sender(from: NodeId, vote: &RaftVote) -> Result<(), Rejected> {
-    let node = vote_from_raft(vote).node;
-    if node == from {
-        return Ok(());
-    }
-    Err(Rejected::Malformed(format!("node {from} calls with the vote of node {node}")))
-}
-
-/// Refuses entries that the disk has no room for, while openraft has not seen them. A request
-/// without entries (a heartbeat, a commit) always passes.
-fn take_room(space: &Space, request: &peer::AppendRequest) -> Result<(), Rejected> {
-    let length = |entry: &Bytes| u64::try_from(entry.len()).expect("a usize fits");
-    let room = request.entries.iter().map(|entry| length(entry) + ENTRY_OVERHEAD_BYTES).sum();
-    if request.entries.is_empty() || space.take(room) { Ok(()) } else { Err(Rejected::DiskFull) }
-}
-
-fn decode_append(
-    from: NodeId,
-    request: peer::AppendRequest,
-) -> Result<AppendEntriesRequest<TypeConfig>, Rejected> {
-    let request = codec::decode_append(request)?;
-    check_sender(from, &request.vote)?;
-    Ok(request)
 }
 
 fn append_reply(result: &StreamAppendResult<TypeConfig>) -> peer::AppendReply {
@@ -295,40 +273,39 @@ impl Failure {
     }
 }
 
-/// The requests of a peer, decoded, until one is bad or this node stops.
-fn decoded<S, E>(
-    from: NodeId,
+/// The requests of a peer that pass the gate, until one does not or this node stops.
+fn decoded<SM, S, E>(
+    gate: AppendGate<SM>,
     requests: S,
-    space: Arc<Space>,
     stopped: watch::Receiver<bool>,
     failure: Failure,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static
 where
+    SM: Machine,
     S: Stream<Item = Result<peer::AppendRequest, E>> + Send + Unpin + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    futures::stream::unfold((requests, stopped), move |(mut requests, mut stopped)| {
-        let (failure, space) = (failure.clone(), Arc::clone(&space));
-        async move {
-            let request = tokio::select! {
-                request = requests.next() => request?,
-                _ = stopped.wait_for(|stopped| *stopped) => {
-                    failure.set(stopping());
-                    return None;
-                }
-            };
-            let request = request.map_err(|error| Rejected::Failed(error.to_string()));
-            let request = request.and_then(|request| {
-                take_room(&space, &request)?;
-                decode_append(from, request)
-            });
-            match request {
-                Ok(request) => Some((request, (requests, stopped))),
-                Err(reason) => {
-                    failure.set(reason);
-                    None
+    futures::stream::unfold(
+        (gate, requests, stopped),
+        move |(mut gate, mut requests, mut stopped)| {
+            let failure = failure.clone();
+            async move {
+                let request = tokio::select! {
+                    request = requests.next() => request?,
+                    _ = stopped.wait_for(|stopped| *stopped) => {
+                        failure.set(stopping());
+                        return None;
+                    }
+                };
+                let request = request.map_err(|error| Rejected::Failed(error.to_string()));
+                match request.and_then(|request| gate.pass(request)) {
+                    Ok(request) => Some((request, (gate, requests, stopped))),
+                    Err(reason) => {
+                        failure.set(reason);
+                        None
+                    }
                 }
             }
-        }
-    })
+        },
+    )
 }

@@ -1,30 +1,32 @@
 //! Who may talk to this node: the handshake that goes before everything else.
 //!
 //! It keeps apart what addresses cannot: another cluster, another node, the same node id on
-//! another disk, another version. Another engine is let in, and shown. It authenticates nobody:
-//! the peer port belongs on a trusted network.
+//! another disk, another version, a node that is no member (decision 0011). Another engine is let
+//! in, and shown. It authenticates nobody: the peer port belongs on a trusted network.
 //!
 //! **Invariant:** nothing of a peer reaches openraft before its hello was accepted.
+//! **Invariant:** a node that is a member hears members alone.
 //! **Invariant:** the cluster of a node is set once.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lockstep_proto::peer::Hello;
-use tokio::time::Instant;
 
-use crate::types::{ClusterId, Incarnation, Member, NodeId};
+use super::TERM_JUMP_MAX;
+use super::alarms::{Alarms, Side};
+use super::roster::{Roster, Standing};
+use crate::types::{ClusterId, Incarnation, Member, NodeId, Term};
 
 /// Version of the messages between nodes and of log entries.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// Alarms that are kept at once; peers choose the node ids in their hellos.
-const ALARMS_MAX: usize = 64;
+/// Nodes whose engine is known at once: joining nodes hear whoever calls.
+const PROFILES_MAX: usize = 64;
 
-/// An alarm that is not raised again for so long is over: the peer was removed, or is down. One
-/// that lasts is raised at each retry, many times a second.
-const ALARM_DURATION: Duration = Duration::from_secs(30);
+/// What is kept of an engine profile, which has 64 digits where a node of ours says it.
+const PROFILE_CHARACTERS_MAX: usize = 128;
 
 /// What a peer said of its engine is believed for so long: it may be restarted with another.
 const PROFILE_DURATION: Duration = Duration::from_secs(2);
@@ -81,6 +83,36 @@ pub enum Refusal {
         /// The caller.
         node: NodeId,
     },
+    /// The caller is no member.
+    #[error(
+        "node {node} is no member of this cluster as far as this node knows, and no member that it \
+         could ask says otherwise. If it is one, and all members that this node knows are gone: \
+         name it in `trusted_peers` of this node's configuration"
+    )]
+    Stranger {
+        /// The caller.
+        node: NodeId,
+    },
+    /// The caller was a member.
+    #[error("node {node} was removed from this cluster")]
+    Removed {
+        /// The caller.
+        node: NodeId,
+    },
+    /// The caller's term is out of all proportion.
+    #[error(
+        "node {node} calls with term {theirs}, and this node has term {ours}: a term grows by one \
+         with each election, and never by more than {max} while a node is away",
+        max = TERM_JUMP_MAX
+    )]
+    TermJump {
+        /// The caller.
+        node: NodeId,
+        /// Its term.
+        theirs: Term,
+        /// This node's.
+        ours: Term,
+    },
     /// The caller is of another cluster.
     #[error("node {node} is of cluster {theirs}, this node of cluster {ours}")]
     OtherCluster {
@@ -101,35 +133,10 @@ pub enum Refusal {
     },
 }
 
-/// What is wrong between this node and a peer.
-struct Alarm {
-    reason: String,
-    raised: Instant,
-}
-
-impl Alarm {
-    fn is_over(&self) -> bool {
-        self.raised.elapsed() > ALARM_DURATION
-    }
-}
-
 /// What a peer said of its engine.
 struct Profile {
     text: String,
     seen: Instant,
-}
-
-/// On which side of a connection a problem was seen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Side {
-    /// The peer called, this node refused.
-    Refused,
-    /// This node called, the peer refused.
-    RefusedBy,
-    /// The peer had no room on its disk for what this node sent.
-    Full,
-    /// They talk, and one of them must not apply what the other does.
-    Profile,
 }
 
 /// This node, as far as its peers are concerned.
@@ -139,7 +146,7 @@ pub struct Local {
     profile: String,
     cluster: OnceLock<ClusterId>,
     adopt: Mutex<Adopt>,
-    alarms: Mutex<BTreeMap<(NodeId, Side), Alarm>>,
+    alarms: Mutex<Alarms>,
     profiles: Mutex<BTreeMap<NodeId, Profile>>,
 }
 
@@ -158,7 +165,7 @@ impl Local {
             profile,
             cluster: cluster.map(OnceLock::from).unwrap_or_default(),
             adopt: Mutex::new(adopt),
-            alarms: Mutex::default(),
+            alarms: Mutex::new(Alarms::new(Instant::now())),
             profiles: Mutex::default(),
         })
     }
@@ -204,16 +211,32 @@ impl Local {
         })
     }
 
-    /// Decides whether the sender of `hello` may talk to this node, and tells who it is. `known`
-    /// looks up what the membership says of a node.
+    /// Whether a hello is in order but for its sender, whom the roster does not name: then it is
+    /// worth asking who that is.
+    pub(super) fn stranger(
+        &self,
+        hello: &Hello,
+        roster: &Roster,
+        was_removed: impl Fn(NodeId) -> bool,
+    ) -> Option<(NodeId, Incarnation)> {
+        let disk = Incarnation::from_slice(&hello.from_incarnation)?;
+        match self.check(hello, roster, was_removed) {
+            Err(Refusal::Stranger { node }) => Some((node, disk)),
+            _ => None,
+        }
+    }
+
+    /// Decides whether the sender of `hello` may talk to this node, and tells who it is.
+    /// `was_removed` looks up whether a node was a member once.
     pub(super) async fn admit(
         self: &Arc<Self>,
         hello: Option<&Hello>,
-        known: impl FnOnce(NodeId) -> Option<Member>,
+        roster: &Roster,
+        was_removed: impl Fn(NodeId) -> bool,
     ) -> Result<NodeId, Refusal> {
         let hello = hello.ok_or(Refusal::Nameless)?;
         let from = NodeId(hello.from_node);
-        let checked = match self.check(hello, known) {
+        let checked = match self.check(hello, roster, was_removed) {
             Ok(cluster) => self.check_cluster(from, cluster).await,
             Err(refusal) => Err(refusal),
         };
@@ -223,18 +246,28 @@ impl Local {
                 self.saw_profile(from, &hello.engine_profile);
                 Ok(from)
             }
-            Err(refusal) => {
-                self.raise(from, Side::Refused, refusal.to_string());
-                Err(refusal)
-            }
+            Err(refusal) => Err(self.refuse(from, refusal, roster)),
         }
+    }
+
+    /// Shows the operator that a call of `from` was refused.
+    pub(super) fn refuse(&self, from: NodeId, refusal: Refusal, roster: &Roster) -> Refusal {
+        let (mut alarms, now) = (self.locked_alarms(), Instant::now());
+        if roster.names(from) {
+            alarms.raise(now, from, Side::Refused, &refusal.to_string());
+        } else {
+            alarms.raise_stranger(now, from, &refusal.to_string());
+        }
+        drop(alarms);
+        refusal
     }
 
     /// Everything but the cluster, which it returns.
     fn check(
         &self,
         hello: &Hello,
-        known: impl FnOnce(NodeId) -> Option<Member>,
+        roster: &Roster,
+        was_removed: impl Fn(NodeId) -> bool,
     ) -> Result<ClusterId, Refusal> {
         let (theirs, ours) = (hello.protocol_version, PROTOCOL_VERSION);
         if theirs != ours {
@@ -251,11 +284,16 @@ impl Local {
         if hello.to_incarnation != self.incarnation.0.as_slice() {
             return Err(Refusal::OtherDisk { node: to });
         }
-        let other_disk = |member: Member| hello.from_incarnation != member.incarnation.as_slice();
-        if known(from).is_some_and(other_disk) {
-            return Err(Refusal::CallersDisk { node: from });
+        if let Some(ours) = self.cluster().filter(|ours| *ours != cluster) {
+            return Err(Refusal::OtherCluster { node: from, theirs: cluster, ours });
         }
-        Ok(cluster)
+        match roster.standing(from, &hello.from_incarnation) {
+            Standing::Member => Ok(cluster),
+            Standing::OtherDisk => Err(Refusal::CallersDisk { node: from }),
+            Standing::Stranger if was_removed(from) => Err(Refusal::Removed { node: from }),
+            Standing::Stranger if roster.is_joining() => Ok(cluster),
+            Standing::Stranger => Err(Refusal::Stranger { node: from }),
+        }
     }
 
     /// A node in no cluster follows whoever means it, id and disk: only a node that was told to
@@ -275,6 +313,7 @@ impl Local {
             }
             tracing::info!(cluster = %theirs, by = %node, "joined a cluster");
         }
+        // Two callers of two clusters may have come at once, and one of them was first.
         match self.cluster() {
             Some(ours) if ours != theirs => Err(Refusal::OtherCluster { node, theirs, ours }),
             _ => Ok(()),
@@ -283,7 +322,7 @@ impl Local {
 
     /// `peer` refused a call of this node.
     pub(super) fn refused_by(&self, peer: NodeId, reason: &str) {
-        self.raise(peer, Side::RefusedBy, printable(reason));
+        self.raise(peer, Side::RefusedBy, reason);
     }
 
     /// `peer` accepted a call of this node.
@@ -293,7 +332,7 @@ impl Local {
 
     /// `peer` has no room for entries or a snapshot.
     pub(super) fn full(&self, peer: NodeId, reason: &str) {
-        self.raise(peer, Side::Full, printable(reason));
+        self.raise(peer, Side::Full, reason);
     }
 
     /// `peer` takes entries.
@@ -308,15 +347,16 @@ impl Local {
         if theirs == self.profile {
             return self.clear(peer, Side::Profile);
         }
-        let (theirs, ours) = (printable(theirs), &self.profile);
-        self.raise(peer, Side::Profile, format!("{theirs}, that of this node {ours}"));
+        let theirs: String = theirs.chars().take(PROFILE_CHARACTERS_MAX).collect();
+        self.raise(peer, Side::Profile, &format!("{theirs}, that of this node {}", self.profile));
     }
 
     fn note_profile(&self, peer: NodeId, theirs: &str) {
         let mut profiles = self.profiles.lock().expect("nothing panics while it holds them");
         profiles.retain(|_, profile| profile.seen.elapsed() < PROFILE_DURATION);
-        if profiles.len() < ALARMS_MAX || profiles.contains_key(&peer) {
-            profiles.insert(peer, Profile { text: theirs.to_owned(), seen: Instant::now() });
+        if profiles.len() < PROFILES_MAX || profiles.contains_key(&peer) {
+            let text = theirs.chars().take(PROFILE_CHARACTERS_MAX).collect();
+            profiles.insert(peer, Profile { text, seen: Instant::now() });
         }
     }
 
@@ -339,46 +379,18 @@ impl Local {
     /// What is wrong between this node and its peers, a sentence each. A sentence goes when the
     /// peer is talked to again, or when nobody has tried for a while.
     pub fn alarms(&self) -> Vec<String> {
-        let mut alarms = self.locked_alarms();
-        alarms.retain(|_, alarm| !alarm.is_over());
-        let sentence = |((peer, side), alarm): (&(NodeId, Side), &Alarm)| match side {
-            Side::Refused => format!("node {peer} is refused: {}", alarm.reason),
-            Side::RefusedBy => format!("node {peer} refuses this node: {}", alarm.reason),
-            Side::Full => format!("node {peer} falls behind: {}", alarm.reason),
-            Side::Profile => format!("the engine profile of node {peer} is {}", alarm.reason),
-        };
-        alarms.iter().map(sentence).collect()
+        self.locked_alarms().sentences(Instant::now())
     }
 
-    /// Logs a problem when it is new, not at each of the many retries.
-    fn raise(&self, peer: NodeId, side: Side, reason: String) {
-        let mut alarms = self.locked_alarms();
-        alarms.retain(|_, alarm| !alarm.is_over());
-        let known = alarms.get(&(peer, side));
-        if known.is_none() && alarms.len() >= ALARMS_MAX {
-            return;
-        }
-        if known.is_none_or(|known| known.reason != reason) {
-            match side {
-                Side::Refused => tracing::warn!(%peer, reason, "a peer was refused"),
-                Side::RefusedBy => tracing::warn!(%peer, reason, "a peer refuses this node"),
-                Side::Full => tracing::warn!(%peer, reason, "a peer falls behind"),
-                Side::Profile => tracing::warn!(%peer, reason, "a peer has another engine profile"),
-            }
-        }
-        alarms.insert((peer, side), Alarm { reason, raised: Instant::now() });
+    fn raise(&self, peer: NodeId, side: Side, reason: &str) {
+        self.locked_alarms().raise(Instant::now(), peer, side, reason);
     }
 
     fn clear(&self, peer: NodeId, side: Side) {
-        self.locked_alarms().remove(&(peer, side));
+        self.locked_alarms().clear(peer, side);
     }
 
-    fn locked_alarms(&self) -> MutexGuard<'_, BTreeMap<(NodeId, Side), Alarm>> {
+    fn locked_alarms(&self) -> MutexGuard<'_, Alarms> {
         self.alarms.lock().expect("nothing panics while it holds the alarms")
     }
-}
-
-/// A peer's text, fit for a log and a terminal.
-fn printable(text: &str) -> String {
-    text.chars().filter(|character| !character.is_control()).take(400).collect()
 }

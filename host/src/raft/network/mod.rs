@@ -10,19 +10,24 @@
 //! messages"). Nothing here keeps state that matters after a restart, and nothing is spawned that
 //! outlives the call or the stream that it serves.
 
+mod alarms;
 mod client;
 mod codec;
 mod connections;
+mod gate;
 mod handler;
 mod hello;
 mod pipeline;
 mod receive_snapshot;
+mod roster;
 mod send_snapshot;
 
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
+
+use crate::types::{LogIndex, Term};
 
 pub use connections::Network;
 pub use handler::{Machine, PeerHandler};
@@ -48,7 +53,11 @@ pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 pub const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest entry that a peer may propose, in bytes: internal ones are short.
-pub const PROPOSAL_BYTES_MAX: usize = 64 << 10;
+pub const PROPOSAL_BYTES_MAX: usize = 8 << 10;
+
+/// A caller's term may be so much above this node's: more elections than there are in half a year
+/// of one a second. Terms are below 2^62, so whoever wants to use them up needs 2^38 calls.
+pub const TERM_JUMP_MAX: Term = 1 << 24;
 
 /// A caller that opens a stream must say hello within this.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -68,6 +77,14 @@ pub enum Rejected {
     /// The call was overtaken by a later one of the same kind.
     #[error("a later transfer took the place of this one")]
     Superseded,
+    /// A snapshot holds another state than the cluster agreed on.
+    #[error("the snapshot at index {index} is not what the cluster agreed on: {reason}")]
+    NotAgreed {
+        /// Index of the checkpoint.
+        index: LogIndex,
+        /// Who knows another state of it.
+        reason: String,
+    },
     /// The disk has no room for what the peer sends; it may try again until there is.
     #[error("its disk is nearly full: it takes no entries and no snapshot until there is room")]
     DiskFull,

@@ -32,9 +32,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::client::{Peer, ready};
-use super::codec;
 use super::connections::Link;
-use crate::raft::type_config::{RaftLogId, TypeConfig};
+use super::{TERM_JUMP_MAX, codec};
+use crate::raft::store::convert::vote_from_raft;
+use crate::raft::type_config::{RaftLogId, RaftVote, TypeConfig};
 
 /// Requests in flight, at most.
 pub(super) const REQUESTS_MAX: usize = 64;
@@ -66,6 +67,7 @@ pub(super) fn unsendable(error: &codec::Error) -> RPCError<TypeConfig> {
 
 /// What a request allows its reply to say.
 pub(super) struct Expected {
+    vote: RaftVote,
     previous: Option<RaftLogId>,
     last: Option<RaftLogId>,
     bytes: usize,
@@ -74,7 +76,8 @@ pub(super) struct Expected {
 impl Expected {
     pub(super) fn of(request: &AppendEntriesRequest<TypeConfig>) -> Self {
         let last = request.entries.last().map(|entry| entry.log_id());
-        Self { previous: request.prev_log_id, last: last.or(request.prev_log_id), bytes: 0 }
+        let (vote, previous) = (request.vote, request.prev_log_id);
+        Self { vote, previous, last: last.or(previous), bytes: 0 }
     }
 
     /// The reply, if it can be one to this request. A false acknowledgement would count towards
@@ -87,10 +90,17 @@ impl Expected {
         let fits = match &result {
             Ok(matched) => *matched == self.last,
             Err(StreamAppendError::Conflict(at)) => Some(at) == self.previous.as_ref(),
-            Err(StreamAppendError::HigherVote(_)) => true,
+            Err(StreamAppendError::HigherVote(vote)) => can_follow(&self.vote, vote),
         };
         if fits { Ok(result) } else { Err(codec::Error::Value("answer to this request")) }
     }
+}
+
+/// Whether a node that was told of `ours` can have `theirs`: the term of an answer may be as far
+/// above as that of a call.
+pub(super) fn can_follow(ours: &RaftVote, theirs: &RaftVote) -> bool {
+    let term = |vote: &RaftVote| vote_from_raft(vote).term;
+    term(theirs).saturating_sub(term(ours)) <= TERM_JUMP_MAX
 }
 
 /// Opens the stream to a peer; the returned one yields a result for each request of `input`, in

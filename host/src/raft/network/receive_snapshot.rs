@@ -10,8 +10,10 @@ use lockstep_proto::peer::InstallSnapshotRequest;
 use lockstep_proto::peer::install_snapshot_request::{Chunk, Part};
 
 use super::Rejected;
+use crate::raft::store::snapshots;
 use crate::storage;
 use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
+use crate::types::StateDigest;
 
 /// A sender that sends nothing for so long is gone.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,22 +31,20 @@ impl Inbox {
         Self { snapshots, transfers: Arc::default() }
     }
 
-    /// Bytes of the snapshot that are here.
+    /// Bytes of the snapshot that are here. Nothing is changed by asking.
     pub(super) async fn offset(&self, id: SnapshotId) -> Result<u64, Rejected> {
         let snapshots = self.snapshots.clone();
-        blocking(move || match snapshots.find(&id) {
-            Some(_) => Ok(id.length),
-            None => snapshots.receive(id).map(|incoming| incoming.offset()),
-        })
-        .await
+        blocking(move || snapshots.arrived_bytes(&id)).await
     }
 
-    /// Takes the chunks of snapshot `id` from `offset` on, and verifies the whole.
+    /// Takes the chunks of snapshot `id` from `offset` on, and verifies the whole. It is kept once
+    /// `check` has let it pass; else nothing of it stays.
     pub(super) async fn receive<S, E>(
         &self,
         id: SnapshotId,
         offset: u64,
         requests: S,
+        check: impl AsyncFnOnce(Snapshot) -> Result<(), Rejected>,
     ) -> Result<Snapshot, Rejected>
     where
         S: Stream<Item = Result<InstallSnapshotRequest, E>> + Unpin,
@@ -53,6 +53,7 @@ impl Inbox {
         let transfer = self.transfers.fetch_add(1, Ordering::Relaxed) + 1;
         let snapshots = self.snapshots.clone();
         if let Some(complete) = blocking(move || Ok(snapshots.find(&id))).await? {
+            check(complete.clone()).await?;
             return Ok(complete);
         }
         let snapshots = self.snapshots.clone();
@@ -64,7 +65,9 @@ impl Inbox {
             )));
         }
         let incoming = self.fill(incoming, transfer, requests).await?;
-        blocking(move || incoming.finish()).await
+        let arrived = blocking(move || incoming.verify()).await?;
+        check(arrived.snapshot().clone()).await?;
+        blocking(move || arrived.keep()).await
     }
 
     async fn fill<S, E>(
@@ -112,6 +115,15 @@ where
         Some(Part::Chunk(chunk)) => Ok(chunk),
         _ => Err(Rejected::Malformed("a chunk was expected".into())),
     }
+}
+
+/// What a snapshot says its content is, once all of the content was read and found to be so.
+pub(super) async fn digest(snapshot: Snapshot) -> Result<Option<StateDigest>, Rejected> {
+    blocking(move || {
+        snapshots::verify_pieces(&snapshot, |_| true)?;
+        snapshots::digest_of(&snapshot)
+    })
+    .await
 }
 
 /// Runs disk work off the async workers.

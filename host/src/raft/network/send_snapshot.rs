@@ -49,6 +49,7 @@ pub(super) async fn send(
     let offset = ask_offset(peer, link, file.id()).await?;
     let (mut link, hello) = ready(peer, link)?;
     tracing::info!(peer = %peer.target, offset, length = file.id().length, "sending a snapshot");
+    let ours = vote;
     let head = codec::SnapshotHead { vote, id: *file.id(), meta: snapshot.meta };
     let head = codec::encode_snapshot_head(&head);
     let header = Part::Header(Header { hello: Some(hello), head, offset });
@@ -61,6 +62,7 @@ pub(super) async fn send(
         return Err(StorageError::read_snapshot(None, error).into());
     }
     let vote = codec::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
+    peer.check_term(&ours, &vote)?;
     Ok(SnapshotResponse::new(vote))
 }
 

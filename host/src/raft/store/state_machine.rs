@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -62,6 +63,7 @@ pub struct StateMachine {
     data_dir: Arc<DataDir>,
     progress: watch::Sender<Progress>,
     writing: Option<JoinHandle<Result<(), HostFailure>>>,
+    skipped: BTreeSet<LogIndex>,
 }
 
 impl StateMachine {
@@ -90,10 +92,16 @@ impl StateMachine {
             data_dir,
             progress,
             writing: None,
+            skipped: BTreeSet::new(),
         };
         state_machine.stand_at(&meta);
         state_machine.compare_states().await?;
         Ok(state_machine)
+    }
+
+    /// Skips the entries at these indexes, if they cannot be decoded.
+    pub fn skipping(self, skipped: impl IntoIterator<Item = LogIndex>) -> Self {
+        Self { skipped: skipped.into_iter().collect(), ..self }
     }
 
     /// Takes the position of a snapshot whose state is in place.
@@ -142,13 +150,7 @@ impl StateMachine {
         let index = log_id.index();
         let proposal = match Proposal::decode(bytes) {
             Ok(proposal) => proposal,
-            Err(error @ proposal::Error::Unknown { .. }) => {
-                return Ok(self.park(format!("{error}, at log index {index}")));
-            }
-            Err(error) => {
-                let text = format!("the entry at log index {index} cannot be applied: {error}");
-                return Err(HostFailure::Stop(text));
-            }
+            Err(error) => return Ok(self.pass_over(index, &error)),
         };
         let captures = matches!(proposal, Proposal::Checkpoint | Proposal::Seal { .. });
         let is_report = matches!(proposal, Proposal::CheckpointReport(_));
@@ -205,6 +207,20 @@ impl StateMachine {
         if let Some(reason) = theirs.map(|theirs| other_profile(ours, theirs)) {
             self.park(reason);
         }
+    }
+
+    /// What becomes of an entry that cannot be decoded. All nodes of a version meet it, so it parks
+    /// them rather than ending them, at each start again; the operator may have it skipped.
+    fn pass_over(&mut self, index: LogIndex, error: &proposal::Error) -> Response {
+        if self.skipped.contains(&index) {
+            tracing::warn!(index, %error, "an entry is skipped, as `skip_entries` says");
+            return Response::Nothing;
+        }
+        self.park(format!(
+            "the entry at log index {index} cannot be applied: {error}. Repair: run the build that \
+             wrote it; if no build can read it, put {index} into `skip_entries` of every node's \
+             configuration and start all of them again"
+        ))
     }
 
     /// From here on this node keeps the log and applies nothing. `ParkingTask` does the rest.

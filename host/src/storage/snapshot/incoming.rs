@@ -76,13 +76,12 @@ impl IncomingSnapshot {
         Ok(())
     }
 
-    /// Verifies the whole file against the id, and makes it visible and durable, in place of one
-    /// with the same log id.
+    /// Verifies the whole file against the id. The file has no name of its own yet.
     ///
     /// # Errors
     /// `Refused` when bytes are missing: the transfer can go on later. `Damaged` when the file is
     /// not the one announced: it is removed, and a new transfer starts from nothing.
-    pub fn finish(self) -> Result<Snapshot, Error> {
+    pub fn verify(self) -> Result<ArrivedSnapshot, Error> {
         if self.offset != self.id.length {
             return Err(Error::Refused(format!(
                 "only {} of {} bytes have arrived",
@@ -93,17 +92,55 @@ impl IncomingSnapshot {
             TempPath::try_from_path(&self.path).map_err(|error| Error::io(&self.path, error))?;
         let temporary = NamedTempFile::from_parts(self.file, temporary);
         let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
-        let arrived = Snapshot::load(file, self.path.clone())?;
-        if arrived.id() != &self.id {
+        let snapshot = Snapshot::load(file, self.path.clone())?;
+        if snapshot.id() != &self.id {
             return Err(Error::damaged(&self.path, 0, "another snapshot than the one announced"));
         }
-        arrived.verify()?;
-        self.dir.admit(temporary, true)
+        snapshot.verify()?;
+        Ok(ArrivedSnapshot { dir: self.dir, temporary, snapshot })
+    }
+
+    /// Verifies the whole file, and makes it visible and durable.
+    ///
+    /// # Errors
+    /// As of [`IncomingSnapshot::verify`] and [`ArrivedSnapshot::keep`].
+    pub fn finish(self) -> Result<Snapshot, Error> {
+        self.verify()?.keep()
     }
 
     /// Gives up the transfer and removes what has arrived.
     pub fn discard(self) -> Result<(), Error> {
         std::fs::remove_file(&self.path).map_err(|error| Error::io(&self.path, error))
+    }
+}
+
+/// A snapshot that has arrived whole. Dropped, it is removed: a start never finds it.
+#[derive(Debug)]
+pub struct ArrivedSnapshot {
+    dir: SnapshotDir,
+    temporary: NamedTempFile,
+    snapshot: Snapshot,
+}
+
+impl ArrivedSnapshot {
+    /// What has arrived, to be looked at.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Makes it visible and durable, in place of one with the same log id.
+    pub fn keep(self) -> Result<Snapshot, Error> {
+        self.dir.admit(self.temporary, true)
+    }
+}
+
+/// Bytes of the snapshot `id` that have arrived. Nothing is changed by asking.
+pub(super) fn arrived_bytes(dir: &SnapshotDir, id: &SnapshotId) -> Result<u64, Error> {
+    let path = dir.folder.join(file_name(id));
+    match std::fs::metadata(&path) {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(Error::io(&path, error)),
     }
 }
 

@@ -3,16 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use openraft::network::{RPCOption, RaftNetworkV2 as _};
 use openraft::raft::VoteRequest;
 use openraft::{RaftNetworkFactory as _, ReadPolicy};
 
 use super::node::{CLUSTER, DEADLINE, Node, Proxy, member};
 use crate::config::limits;
+use crate::machine::entry::proposal::ModuleReport;
+use crate::machine::{CheckpointReport, Proposal};
 use crate::raft::network::{PROPOSAL_BYTES_MAX, Rejected};
 use crate::raft::store::convert::vote_to_raft;
 use crate::raft::type_config::EntryBytes;
-use crate::types::{NodeId, Vote};
+use crate::types::{MachineId, ModuleDigest, NodeId, StateDigest, Vote};
 
 /// Node 1 leads, node 2 follows it as a learner; node 1 reaches it at `way`.
 async fn add_learner(leader: &Node, learner: &Node, way: SocketAddr) {
@@ -109,24 +112,52 @@ async fn leadership_is_handed_over() {
     assert_eq!(first.machine.locked().lengths, [10, 20]);
 }
 
-/// A follower's proposal is applied; one that reaches a follower is told so; one that is too
-/// long is refused.
+/// What a node reports of itself is applied; a report that reaches a follower is turned away.
+/// Whatever else a peer hands in is refused: bytes that are no entry, entries that only a leader
+/// may propose, reports in the name of another node, and what is too long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn followers_propose_through_the_leader() {
+async fn a_peer_proposes_reports_of_itself_alone() {
     let leader = Node::start(1, Some(CLUSTER)).await;
     let learner = Node::start(2, None).await;
     add_learner(&leader, &learner, learner.address).await;
-    let to_leader = |length: usize| {
-        let entry = vec![0; length].into();
+    let to_leader = async |entry: Bytes| {
         let member = member(1, leader.address);
-        async { learner.network.propose(NodeId(1), &{ member }, entry, DEADLINE).await }
+        learner.network.propose(NodeId(1), &member, entry, DEADLINE).await
     };
-    to_leader(PROPOSAL_BYTES_MAX).await.unwrap();
-    assert_eq!(leader.machine.locked().lengths, [PROPOSAL_BYTES_MAX]);
-    let too_long = to_leader(PROPOSAL_BYTES_MAX + 1).await.unwrap_err();
-    assert!(too_long.to_string().contains("proposal of 65537 bytes"), "{too_long}");
+    let failed = |node, characters| {
+        let failure = Some("x".repeat(characters));
+        let (digest, node) = (ModuleDigest([1; 32]), NodeId(node));
+        Proposal::ModuleReady(ModuleReport { digest, node, failure }).encode()
+    };
+    let state = |node| {
+        let (index, node, digest) = (7, NodeId(node), StateDigest([2; 32]));
+        Proposal::CheckpointReport(CheckpointReport { index, node, digest }).encode()
+    };
+    to_leader(failed(2, 1_000)).await.unwrap();
+    to_leader(state(2)).await.unwrap();
+    assert_eq!(leader.machine.locked().lengths, [failed(2, 1_000).len(), state(2).len()]);
+    let mut later = state(2).to_vec();
+    later[3] = 250;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&later[..8]), &later[12..]);
+    later[8..12].copy_from_slice(&sum.to_le_bytes());
+    let rows: [(Bytes, &str); 9] = [
+        (failed(2, PROPOSAL_BYTES_MAX), "and 8192 are allowed"),
+        (failed(1, 0), "in the name of node 1"),
+        (state(3), "in the name of node 3"),
+        (Bytes::new(), "not a log entry"),
+        (vec![0; 100].into(), "not a log entry"),
+        (later.into(), "kind 250"),
+        (Proposal::Tick { time_ms: u64::MAX }.encode(), "only a leader"),
+        (Proposal::RemoveMachine { machine: MachineId(4) }.encode(), "only a leader"),
+        (Proposal::EngineProfile("other".to_owned()).encode(), "only a leader"),
+    ];
+    for (entry, expected) in rows {
+        let refused = to_leader(entry).await.unwrap_err().to_string();
+        assert!(refused.contains(expected), "{expected}: {refused}");
+    }
+    assert_eq!(leader.machine.locked().lengths.len(), 2);
     let member = member(2, learner.address);
-    let misled = leader.network.propose(NodeId(2), &member, vec![0].into(), DEADLINE).await;
+    let misled = leader.network.propose(NodeId(2), &member, state(1), DEADLINE).await;
     assert_eq!(misled, Err(Rejected::NotLeader));
 }
 

@@ -6,3 +6,4 @@ mod memory;
 mod node;
 mod scripted;
 mod snapshots;
+mod strangers;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openraft::{Config, Raft, SnapshotPolicy};
+use openraft::raft::AppendEntriesRequest;
+use openraft::{Config, EntryPayload, Raft, SnapshotPolicy};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -13,11 +14,13 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
 use crate::budget::Budget;
+use crate::machine::Directory;
 use crate::raft::duties::space::Space;
 use crate::raft::network::{Local, Network, PeerHandler};
-use crate::raft::type_config::TypeConfig;
+use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
+use crate::raft::type_config::{Entry, TypeConfig};
 use crate::storage::snapshot::SnapshotDir;
-use crate::types::{ClusterId, Incarnation, Member, NodeId};
+use crate::types::{ClusterId, Incarnation, LogId, Member, Membership, NodeId, Vote};
 
 /// Waiting for longer than this is a failure, not a slow machine.
 pub(super) const DEADLINE: Duration = Duration::from_secs(30);
@@ -76,13 +79,31 @@ impl Drop for AbortOnDrop {
 
 impl Node {
     pub(super) async fn start(node: u64, cluster: Option<ClusterId>) -> Self {
-        Self::start_reaching(node, cluster, &BTreeMap::new()).await
+        Self::start_with(node, cluster, &BTreeMap::new(), Arc::default()).await
     }
 
     pub(super) async fn start_reaching(
         node: u64,
         cluster: Option<ClusterId>,
         reach: &BTreeMap<String, String>,
+    ) -> Self {
+        Self::start_with(node, cluster, reach, Arc::default()).await
+    }
+
+    /// Starts a node whose tables show this.
+    pub(super) async fn start_showing(
+        node: u64,
+        cluster: Option<ClusterId>,
+        directory: Arc<Directory>,
+    ) -> Self {
+        Self::start_with(node, cluster, &BTreeMap::new(), directory).await
+    }
+
+    async fn start_with(
+        node: u64,
+        cluster: Option<ClusterId>,
+        reach: &BTreeMap<String, String>,
+        directory: Arc<Directory>,
     ) -> Self {
         let (local, adopted) = local(node, cluster);
         let folder = tempfile::tempdir().unwrap();
@@ -93,8 +114,15 @@ impl Node {
         let raft =
             Raft::new(NodeId(node), config(), network.clone(), log, machine.clone()).await.unwrap();
         let space = Arc::new(Space::new(folder.path().to_owned(), 0).unwrap());
-        let handler =
-            PeerHandler::new(raft.clone(), local.clone(), snapshots.clone(), space, Arc::default());
+        let handler = PeerHandler::new(
+            raft.clone(),
+            local.clone(),
+            network.clone(),
+            Vec::new(),
+            snapshots.clone(),
+            space,
+            directory,
+        );
         let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -115,6 +143,25 @@ impl Node {
         }
     }
 
+    /// Gives the node a log of one entry, by which these are the voters: node 1 leads them.
+    pub(super) async fn knows(&self, members: &[(u64, SocketAddr)]) {
+        let voters = members.iter().map(|(id, _)| NodeId(*id)).collect();
+        let members = members.iter().map(|(id, address)| (NodeId(*id), member(*id, *address)));
+        let membership = Membership { voters: vec![voters], members: members.collect() };
+        let payload = EntryPayload::Membership(membership_to_raft(membership).unwrap());
+        let log_id = log_id_to_raft(LogId { term: 1, node: NodeId(1), index: 0 });
+        let vote = vote_to_raft(Vote { term: 1, node: NodeId(1), committed: true });
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: None,
+            entries: vec![Entry { log_id, payload }],
+            leader_commit: Some(log_id),
+        };
+        let appended = self.raft.append_entries(request).await.unwrap();
+        assert!(appended.is_success(), "{appended:?}");
+        self.wait_applied(0).await;
+    }
+
     /// Waits until this node has applied the log up to `index`.
     pub(super) async fn wait_applied(&self, index: u64) {
         let wait = self.raft.wait(Some(DEADLINE));
@@ -132,6 +179,16 @@ fn config() -> Arc<Config> {
         ..Config::default()
     };
     Arc::new(config.validate().unwrap())
+}
+
+/// Waits for something that other tasks bring about.
+pub(super) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(DEADLINE, async {
+        while !is_so().await {
+            tokio::task::yield_now().await;
+        }
+    });
+    waited.await.expect("it comes about in time");
 }
 
 /// A way to a node that can be cut, every connection at once, and mended.

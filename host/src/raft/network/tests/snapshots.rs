@@ -1,6 +1,7 @@
 //! Transfers of snapshots: whole, cut, resumed, refused.
 
 use std::io::Read as _;
+use std::sync::Arc;
 
 use lockstep_proto::peer;
 use lockstep_proto::peer::install_snapshot_request::{Chunk, Header, Part};
@@ -13,12 +14,15 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use super::node::{CLUSTER, DEADLINE, Node, local, member};
+use crate::machine::snapshot::content::Piece;
+use crate::machine::{CheckpointRecord, ContentDigest, Directory, View};
 use crate::raft::network::send_snapshot::CHUNK_BYTES;
 use crate::raft::network::{Network, codec};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
+use crate::raft::store::snapshots::digest_of;
 use crate::raft::type_config::{RaftSnapshotMeta, RaftStoredMembership, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
-use crate::types::{LogId, Membership, NodeId, Vote};
+use crate::types::{LogId, Membership, NodeId, StateDigest, Vote};
 
 /// The whole chunks of the files below; the rest is a part of another.
 const CHUNKS: usize = 4;
@@ -27,6 +31,8 @@ const CHUNKS: usize = 4;
 fn build(dir: &SnapshotDir, index: u64) -> SnapshotOf<TypeConfig, Snapshot> {
     let last = LogId { term: 1, node: NodeId(1), index };
     let mut writer = dir.begin(Some(last), b"meta").unwrap();
+    let mut digest = ContentDigest::default();
+    digest.add(&Piece::Begin(1));
     writer.section(1).unwrap();
     let mut random = index;
     for _ in 0..CHUNKS {
@@ -37,7 +43,10 @@ fn build(dir: &SnapshotDir, index: u64) -> SnapshotOf<TypeConfig, Snapshot> {
         .take(CHUNK_BYTES)
         .collect();
         writer.chunk(&noise).unwrap();
+        digest.add(&Piece::Chunk(noise));
     }
+    writer.section(128).unwrap();
+    writer.chunk(&digest.finish().0).unwrap();
     let snapshot = writer.finish().unwrap();
     let members = [1, 2].map(|id| (NodeId(id), member(id, "127.0.0.1:9".parse().unwrap())));
     let membership = Membership {
@@ -75,7 +84,18 @@ async fn connect(node: &Node) -> PeerClient<Channel> {
 }
 
 fn header(node: &Node, snapshot: &SnapshotOf<TypeConfig, Snapshot>, offset: u64) -> Part {
-    let (vote, id) = (leader_vote(), *snapshot.snapshot.id());
+    header_in(1, node, snapshot, offset)
+}
+
+/// The header that node 1 sends as the leader in a term.
+fn header_in(
+    term: u64,
+    node: &Node,
+    snapshot: &SnapshotOf<TypeConfig, Snapshot>,
+    offset: u64,
+) -> Part {
+    let vote = vote_to_raft(Vote { term, node: NodeId(1), committed: true });
+    let id = *snapshot.snapshot.id();
     let head = codec::SnapshotHead { vote, id, meta: snapshot.meta.clone() };
     let head = codec::encode_snapshot_head(&head);
     Part::Header(Header { hello: hello(node), head, offset })
@@ -256,4 +276,69 @@ async fn an_unreadable_snapshot_is_an_error_of_storage() {
     let sent = client.full_snapshot(leader_vote(), snapshot, never, option).await;
     assert!(matches!(sent, Err(StreamingError::StorageError(_))), "{sent:?}");
     assert!(node.machine.locked().installed.is_none());
+}
+
+/// What a node shows that knows what was agreed on at checkpoint 200.
+fn knowing(digest: StateDigest) -> Arc<Directory> {
+    let record = CheckpointRecord { agreed: Some(digest), ..CheckpointRecord::default() };
+    let view = View { checkpoints: [(200, record)].into(), ..View::default() };
+    Arc::new(Directory::showing(view))
+}
+
+/// A member takes only a snapshot that the cluster agreed on, as far as its own tables or another
+/// member can tell; what is refused leaves nothing behind that a start could find.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_was_not_agreed_on_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let leader = SnapshotDir::open(folder.path()).unwrap();
+    let snapshot = build(&leader, 200);
+    let agreed = digest_of(&snapshot.snapshot).unwrap().unwrap();
+    let other = StateDigest([9; 32]);
+    for (own, of_member, expected) in [
+        (Some(other), None, Some("this node's log says 0909")),
+        (None, Some(other), Some("node 3 says 0909")),
+        (Some(agreed), Some(other), None),
+        (None, Some(agreed), None),
+        (None, None, None),
+    ] {
+        let shown = |digest: Option<StateDigest>| digest.map(knowing).unwrap_or_default();
+        let node = Node::start_showing(2, Some(CLUSTER), shown(own)).await;
+        let third = Node::start_showing(3, Some(CLUSTER), shown(of_member)).await;
+        let members = [(1, "127.0.0.1:9".parse().unwrap()), (2, node.address), (3, third.address)];
+        for member in [&node, &third] {
+            member.knows(&members).await;
+        }
+        let file = bytes(&snapshot.snapshot);
+        let mut parts = vec![header_in(2, &node, &snapshot, 0)];
+        parts.extend(file.chunks(CHUNK_BYTES).map(chunk));
+        let sent = send_parts(&node, parts).await;
+        match expected {
+            Some(expected) => {
+                let refused = sent.unwrap_err();
+                assert_eq!(refused.code(), Code::FailedPrecondition);
+                assert!(refused.message().contains(expected), "{refused}");
+                assert!(node.snapshots.newest().is_none());
+                assert_eq!(offset(&node, &snapshot.snapshot).await, 0);
+            }
+            None => {
+                sent.unwrap();
+                node.wait_applied(200).await;
+            }
+        }
+    }
+}
+
+/// Asking how much of a snapshot has arrived is a read: what has arrived of another one stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asking_for_the_offset_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let leader = SnapshotDir::open(folder.path()).unwrap();
+    let node = Node::start(2, Some(CLUSTER)).await;
+    let (under_way, asked) = (build(&leader, 100), build(&leader, 101));
+    let file = bytes(&under_way.snapshot);
+    let parts = vec![header(&node, &under_way, 0), chunk(&file[..CHUNK_BYTES])];
+    send_parts(&node, parts).await.unwrap_err();
+    assert_eq!(offset(&node, &asked.snapshot).await, 0);
+    let arrived = u64::try_from(CHUNK_BYTES).unwrap();
+    assert_eq!(offset(&node, &under_way.snapshot).await, arrived);
 }

@@ -85,6 +85,45 @@ fn assert_parked(directory: &Directory) {
     assert!(parked.contains("profile logged") && parked.contains("has other"), "{parked}");
 }
 
+/// An entry that cannot be decoded, of a later kind or of a body that its kind does not explain,
+/// parks the node, also over a restart, and says its index and the repair. Where the configuration
+/// says so it is skipped; one that can be decoded is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_cannot_be_decoded_parks_or_is_skipped() {
+    let tick = |time_ms| EntryPayload::Normal(EntryBytes(Proposal::Tick { time_ms }.encode()));
+    let undecodable = |kind: u8, body: &[u8]| {
+        let mut bytes = vec![b'L', b'S', 1, kind, u8::try_from(body.len()).unwrap(), 0, 0, 0];
+        let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes), body);
+        bytes.extend(checksum.to_le_bytes());
+        bytes.extend(body);
+        EntryPayload::Normal(EntryBytes(bytes.into()))
+    };
+    for (bad, said) in [
+        (undecodable(250, b""), "kind 250"),
+        (undecodable(13, b"no report"), "not a log entry"),
+        (EntryPayload::Normal(EntryBytes(b"no envelope".as_slice().into())), "not a log entry"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut node, directory) = open(folder.path(), "profile").await;
+        apply_payload(&mut node, 0, tick(7)).await;
+        let response = apply_payload(&mut node, 1, bad.clone()).await;
+        assert!(matches!(response, Response::NodeParked(_)), "{response:?}");
+        let parked = applies(&directory).unwrap_err();
+        let parts = ["at log index 1", said, "put 1 into `skip_entries`"];
+        assert!(parts.iter().all(|part| parked.contains(part)), "{parked}");
+        assert!(matches!(apply_payload(&mut node, 2, tick(9)).await, Response::NodeParked(_)));
+        assert_eq!(directory.time_ms(), 7);
+        drop(node);
+
+        let (node, directory) = open(folder.path(), "profile").await;
+        let mut node = node.skipping([0, 1]);
+        apply_payload(&mut node, 0, tick(7)).await;
+        assert_eq!(apply_payload(&mut node, 1, bad).await, Response::Nothing);
+        apply_payload(&mut node, 2, tick(9)).await;
+        assert_eq!((directory.time_ms(), applies(&directory)), (9, Ok(2)));
+    }
+}
+
 fn profile(text: &str) -> Proposal {
     Proposal::EngineProfile(text.to_owned())
 }

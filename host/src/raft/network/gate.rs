@@ -1,0 +1,199 @@
+//! What every call of a peer must pass before openraft sees anything of it: who calls, in which
+//! term, and whether there is room for what it brings.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_proto::peer;
+use openraft::Raft;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::raft::AppendEntriesRequest;
+
+use super::handler::Machine;
+use super::hello::Local;
+use super::roster::{Hearsay, Roster};
+use super::{Network, Refusal, Rejected, TERM_JUMP_MAX, codec, receive_snapshot};
+use crate::machine::{Directory, Proposal};
+use crate::raft::duties::space::Space;
+use crate::raft::store::convert::{membership_from_raft, vote_from_raft};
+use crate::raft::type_config::{RaftVote, TypeConfig};
+use crate::storage::snapshot::Snapshot;
+use crate::types::NodeId;
+
+/// What an entry takes in the log beside its own bytes, rounded up.
+const ENTRY_OVERHEAD_BYTES: u64 = 256;
+
+/// The checks.
+pub(super) struct Gate<SM: Machine> {
+    pub(super) raft: Raft<TypeConfig, SM>,
+    pub(super) local: Arc<Local>,
+    pub(super) space: Arc<Space>,
+    pub(super) directory: Arc<Directory>,
+    hearsay: Hearsay,
+    trusted: Vec<NodeId>,
+}
+
+impl<SM: Machine> Gate<SM> {
+    pub(super) fn new(
+        raft: Raft<TypeConfig, SM>,
+        local: Arc<Local>,
+        network: Network,
+        trusted: Vec<NodeId>,
+        space: Arc<Space>,
+        directory: Arc<Directory>,
+    ) -> Self {
+        let hearsay = Hearsay::new(network);
+        Self { raft, local, space, directory, hearsay, trusted }
+    }
+
+    /// Who calls, if it may. Of a caller that this node does not know, it asks the members that it
+    /// knows.
+    pub(super) async fn admit(&self, hello: Option<&peer::Hello>) -> Result<NodeId, Rejected> {
+        let mut roster = self.roster();
+        let removed = |node| self.was_removed(node);
+        let stranger = hello.and_then(|hello| self.local.stranger(hello, &roster, removed));
+        if let Some((node, disk)) = stranger {
+            self.hearsay.introduce(&mut roster, node, disk).await;
+        }
+        Ok(self.local.admit(hello, &roster, removed).await?)
+    }
+
+    /// Who calls, if this node knows it by itself.
+    pub(super) async fn admit_known(
+        &self,
+        hello: Option<&peer::Hello>,
+    ) -> Result<NodeId, Rejected> {
+        Ok(self.local.admit(hello, &self.roster(), |node| self.was_removed(node)).await?)
+    }
+
+    /// Whom this node knows by its own log.
+    pub(super) fn roster(&self) -> Roster {
+        let (effective, committed) = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+        };
+        let memberships = [committed, effective].map(|m| membership_from_raft(m.membership()));
+        let this = self.local.node_id();
+        Roster::new(this, memberships, &self.trusted, self.was_removed(this))
+    }
+
+    fn was_removed(&self, node: NodeId) -> bool {
+        self.directory.view().retired_nodes.contains(&node)
+    }
+
+    /// Refuses a vote that is not the caller's own, and a term that cannot be.
+    pub(super) fn check_vote(&self, from: NodeId, vote: &RaftVote) -> Result<(), Rejected> {
+        let (node, theirs) = {
+            let vote = vote_from_raft(vote);
+            (vote.node, vote.term)
+        };
+        if node != from {
+            let text = format!("node {from} calls with the vote of node {node}");
+            return Err(Rejected::Malformed(text));
+        }
+        let ours = vote_from_raft(&self.raft.server_metrics().borrow_watched().vote).term;
+        if theirs.saturating_sub(ours) <= TERM_JUMP_MAX {
+            return Ok(());
+        }
+        let roster = self.roster();
+        // One that joins may find a cluster of any age.
+        if roster.is_joining() {
+            return Ok(());
+        }
+        let refusal = Refusal::TermJump { node: from, theirs, ours };
+        Err(self.local.refuse(from, refusal, &roster).into())
+    }
+
+    /// Refuses an entry that is none, or that a follower may not hand in: a node reports of itself
+    /// and nothing else.
+    pub(super) fn check_proposal(&self, from: NodeId, entry: &Bytes) -> Result<(), Rejected> {
+        let proposal = Proposal::decode(entry);
+        let about = match proposal.map_err(|error| Rejected::Malformed(error.to_string()))? {
+            Proposal::ModuleReady(report) => report.node,
+            Proposal::CheckpointReport(report) => report.node,
+            _ => {
+                let text = format!("node {from} proposes what only a leader may propose");
+                return Err(Rejected::Malformed(text));
+            }
+        };
+        if about == from {
+            return Ok(());
+        }
+        Err(Rejected::Malformed(format!("node {from} reports in the name of node {about}")))
+    }
+
+    /// Refuses a snapshot that is not what the cluster agreed on, as far as that can be known: by
+    /// this node's own tables, else by the other members' (decision 0011).
+    pub(super) async fn check_snapshot(
+        &self,
+        from: NodeId,
+        snapshot: Snapshot,
+    ) -> Result<(), Rejected> {
+        let roster = self.roster();
+        let Some(last) = snapshot.id().last.filter(|_| !roster.is_joining()) else {
+            return Ok(());
+        };
+        let index = last.index;
+        let refused = |reason: String| Err(Rejected::NotAgreed { index, reason });
+        let Some(digest) = receive_snapshot::digest(snapshot).await? else {
+            return refused("it does not say which state it holds".to_owned());
+        };
+        let own = self.directory.view().checkpoints.get(&index).and_then(|record| record.agreed);
+        if let Some(own) = own {
+            let reason = || format!("its state is {digest}, and this node's log says {own}");
+            return if own == digest { Ok(()) } else { refused(reason()) };
+        }
+        let said = self.hearsay.agreed(&roster, from, index).await;
+        match said.iter().find(|(_, agreed)| *agreed != digest) {
+            Some((node, agreed)) => {
+                refused(format!("its state is {digest}, and node {node} says {agreed}"))
+            }
+            None if said.is_empty() => {
+                tracing::warn!(%from, index, "no other member can confirm a snapshot");
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses entries that the disk has no room for. A request without entries (a heartbeat, a
+    /// commit) always passes.
+    fn take_room(&self, request: &peer::AppendRequest) -> Result<(), Rejected> {
+        let length = |entry: &Bytes| u64::try_from(entry.len()).expect("a usize fits");
+        let room = request.entries.iter().map(|entry| length(entry) + ENTRY_OVERHEAD_BYTES).sum();
+        let has_room = request.entries.is_empty() || self.space.take(room);
+        if has_room { Ok(()) } else { Err(Rejected::DiskFull) }
+    }
+}
+
+/// The gate for the requests to append of one caller, which said hello at their beginning.
+pub(super) struct AppendGate<SM: Machine> {
+    gate: Arc<Gate<SM>>,
+    from: NodeId,
+    /// The vote that passed last.
+    passed: Option<RaftVote>,
+}
+
+impl<SM: Machine> AppendGate<SM> {
+    pub(super) fn new(gate: Arc<Gate<SM>>, from: NodeId) -> Self {
+        Self { gate, from, passed: None }
+    }
+
+    /// The request, if openraft may see it.
+    pub(super) fn pass(
+        &mut self,
+        request: peer::AppendRequest,
+    ) -> Result<AppendEntriesRequest<TypeConfig>, Rejected> {
+        if self.gate.was_removed(self.from) {
+            return Err(Refusal::Removed { node: self.from }.into());
+        }
+        self.gate.take_room(&request)?;
+        let request = codec::decode_append(request)?;
+        if self.passed != Some(request.vote) {
+            self.gate.check_vote(self.from, &request.vote)?;
+            self.passed = Some(request.vote);
+        }
+        Ok(request)
+    }
+}
