@@ -22,9 +22,11 @@ mod status;
 mod version;
 mod view;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::telemetry::{self, Format};
 
@@ -85,7 +87,8 @@ enum Command {
 
 /// Parses the command line of the process and runs its subcommand; the exit code of the process.
 pub fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match run(cli) {
         Ok(_) if output::failed() => ExitCode::FAILURE,
         Ok(code) => code,
         Err(error) => {
@@ -107,6 +110,20 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 impl Cli {
+    /// Reads a command line.
+    ///
+    /// # Errors
+    /// Wrong usage, and what stands for a request for help.
+    pub fn read(line: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let line: Vec<OsString> = line.into_iter().collect();
+        let cli = Self::try_parse_from(&line)?;
+        if let Command::Kv(arguments) = &cli.command {
+            let wrong = |text| Self::command().error(ErrorKind::UnknownArgument, text);
+            arguments.check(&line).map_err(wrong)?;
+        }
+        Ok(cli)
+    }
+
     /// From which level on to log.
     pub fn log_level(&self) -> &str {
         match (&self.log_level, &self.command) {
@@ -147,12 +164,10 @@ fn done((): ()) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
+        Cli::read(line.split_whitespace().map(OsString::from))
     }
 
     /// The definition is sound (clap's own check).
@@ -185,7 +200,8 @@ mod tests {
             "lockstep version",
             "lockstep kv --endpoint 127.0.0.1:7411,127.0.0.1:7412 SET k v",
             "lockstep kv --machine other GET k",
-            "lockstep kv SET k -1 --endpoint",
+            "lockstep kv SET k -1 --ex",
+            "lockstep kv --machine other -- SET k --endpoint",
             "lockstep exec --machine m text",
             "lockstep exec --machine m --hex 00ff",
             "lockstep exec --machine m --file f --raw",
@@ -232,6 +248,14 @@ mod tests {
             "lockstep restore",
             "lockstep kv",
             "lockstep kv --unknown-flag GET k",
+            "lockstep kv DEL k --endpoint 127.0.0.1:1",
+            "lockstep kv DEL k --endpoint=127.0.0.1:1",
+            "lockstep kv GET k --timeout 1",
+            "lockstep kv GET k --machine other",
+            "lockstep kv GET k --log-level debug",
+            "lockstep kv GET k --help",
+            "lockstep kv GET k -h",
+            "lockstep kv GET k -- --endpoint",
             "lockstep exec text",
             "lockstep exec --machine m text --file f",
             "lockstep exec --machine m --stale text",
@@ -247,11 +271,47 @@ mod tests {
         }
     }
 
-    /// After the first word of a kv command everything belongs to the command.
+    /// After the first word of a kv command everything belongs to the command, but for flags of
+    /// lockstep itself, which are refused there; after `--`, those too.
     #[test]
     fn kv_takes_all_that_follows() {
-        let cli = parse("lockstep kv --endpoint 127.0.0.1:1 SET k -1 --endpoint").unwrap();
-        let Command::Kv(arguments) = cli.command else { panic!("not kv") };
-        assert_eq!(arguments.words(), ["SET", "k", "-1", "--endpoint"]);
+        let rows = [
+            (
+                "lockstep kv --endpoint 127.0.0.1:1 SET k -1 --ex -",
+                &["SET", "k", "-1", "--ex", "-"],
+            ),
+            (
+                "lockstep kv -- SET k --endpoint --help -h",
+                &["SET", "k", "--endpoint", "--help", "-h"],
+            ),
+        ];
+        for (line, words) in rows {
+            let Command::Kv(arguments) = parse(line).unwrap().command else { panic!("not kv") };
+            assert_eq!(arguments.words(), words, "{line}");
+        }
+        let error = parse("lockstep kv DEL k --endpoint=127.0.0.1:1").unwrap_err().to_string();
+        assert!(error.contains("lockstep kv -- SET key --endpoint"), "{error}");
+    }
+
+    /// Flags may come after what `exec` and `query` send: nothing there takes them for input.
+    #[test]
+    fn flags_come_anywhere_else() {
+        for command in ["exec", "query"] {
+            let before = format!("lockstep {command} --machine m --endpoint 127.0.0.1:1 text");
+            let after = format!("lockstep {command} text --endpoint 127.0.0.1:1 --machine m");
+            let [before, after] = [before, after].map(|line| parse(&line).unwrap().command);
+            assert_eq!(format!("{before:?}"), format!("{after:?}"));
+        }
+    }
+
+    /// No other command swallows what follows, as `kv` does.
+    #[test]
+    fn only_kv_takes_trailing_words() {
+        fn check(command: &clap::Command) {
+            let takes = command.get_arguments().any(clap::Arg::is_trailing_var_arg_set);
+            assert!(!takes || command.get_name() == "kv", "{}", command.get_name());
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
     }
 }
