@@ -15,6 +15,33 @@ async fn a_second_init_is_refused() {
     assert_eq!(membership(&cluster).await, before);
 }
 
+/// A member whose disk was wiped is in no cluster as far as it knows. `cluster init` there is
+/// refused when another endpoint is in a cluster, by name and with the repair; with no other
+/// endpoint nobody can tell, and it says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_member_forms_no_second_cluster() {
+    let mut cluster = Plan::new(3).start().await;
+    let wiped = 1;
+    cluster.node_mut(wiped).kill().await;
+    std::fs::remove_dir_all(&cluster.node(wiped).data_dir).expect("the folder can be removed");
+    cluster.node_mut(wiped).start().await;
+    cluster.leader_other_than(wiped).await;
+
+    let other = cluster.node(2).client_addr.clone();
+    cluster.run(&["cluster", "init"]).await.refused(&["already", &other, "cluster add", "wiped"]);
+    // One of the others is enough, also where not all answer.
+    cluster.node_mut(2).kill().await;
+    let other = cluster.node(3).client_addr.clone();
+    cluster.run(&["cluster", "init"]).await.refused(&["already", &other]);
+    let status = cluster.node(wiped).status().await.expect("it answers");
+    assert!(status.cluster_id.is_empty(), "nothing was formed");
+
+    let alone = ["cluster", "init", "--endpoint", &cluster.node(wiped).client_addr];
+    let ran = program::run(alone).await;
+    program::assert_holds("init", &ran.err, &["warning", "nobody can tell"]);
+    ran.ok();
+}
+
 /// Adding a node of another cluster is refused, and so is an address at which nobody answers;
 /// adding a member again changes nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

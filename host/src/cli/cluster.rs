@@ -1,14 +1,22 @@
 //! `lockstep cluster`: forms, changes and shows a cluster.
 
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use lockstep_client::{Client, v1};
 
 use super::endpoint::Endpoint;
 use super::output::say;
 use super::{seal, view};
 
+/// How long another node may take to say whether it is in a cluster, or what it knows of it.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make the node at the first endpoint a cluster of one; run once, on one node
+    /// Make the node at the first endpoint a cluster of one; run once, on one node. Name the other
+    /// nodes as well, if there are any: it refuses when one of them is in a cluster already
     Init {
         #[command(flatten)]
         endpoint: Endpoint,
@@ -60,10 +68,7 @@ pub(super) enum Command {
 
 pub(super) async fn run(command: Command) -> anyhow::Result<()> {
     match command {
-        Command::Init { endpoint } => {
-            let cluster = endpoint.client()?.cluster_init().await?;
-            say!("cluster {} is formed", view::hex(&cluster));
-        }
+        Command::Init { endpoint } => init(endpoint).await?,
         Command::Add { client_addr, learner, endpoint } => {
             let added = endpoint.client()?.cluster_add(&client_addr, learner).await?;
             let part = if added.voter { "voter" } else { "learner" };
@@ -85,6 +90,47 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
         Command::Status { endpoint, json } => status(endpoint, json).await?,
     }
     Ok(())
+}
+
+async fn init(endpoint: Endpoint) -> anyhow::Result<()> {
+    let mut clients = endpoint.clients()?.into_iter();
+    let (_, first) = clients.next().context("there is an endpoint")?;
+    let others: Vec<_> =
+        clients.map(|(address, other)| (address, other.with_timeout(ANSWERS_WITHIN))).collect();
+    let cluster = form(&first, &others).await?;
+    say!("cluster {} is formed", view::hex(&cluster));
+    if others.is_empty() {
+        eprintln!(
+            "warning: no other endpoint was asked. If this node was a member of a cluster before, \
+             there are two now: nobody can tell from an empty disk. Stop it then, delete its data \
+             folder, and add it to the other cluster"
+        );
+    }
+    Ok(())
+}
+
+/// Forms a cluster of the first node, unless one of the others is in one that the first is not in:
+/// the first is more likely a member whose disk was wiped, and a second cluster would answer with
+/// nothing in it.
+pub(super) async fn form(first: &Client, others: &[(String, Client)]) -> anyhow::Result<Bytes> {
+    let is_in = first.status().await?.cluster_id;
+    let asked = others.iter().map(|(address, other)| async move {
+        let answer = other.status().await.ok()?;
+        (!answer.cluster_id.is_empty()).then_some((address, answer))
+    });
+    let answers = futures::future::join_all(asked).await;
+    let member = answers.into_iter().flatten().find(|(_, answer)| answer.cluster_id != is_in);
+    if let Some((address, other)) = member {
+        bail!(
+            "node {} at {address} is in cluster {} already: a second cluster would know nothing of \
+             its data. Add the node at the first endpoint to that one, with `lockstep cluster add \
+             HOST:PORT --endpoint {address}`. If the node was a member and its disk was wiped: \
+             `lockstep cluster remove` its old id first, and start it with a new id",
+            other.node_id,
+            view::hex(&other.cluster_id),
+        );
+    }
+    Ok(first.cluster_init().await?)
 }
 
 async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
@@ -118,7 +164,7 @@ pub(super) async fn leader_status(asked: &v1::StatusReply) -> Option<v1::StatusR
         return None;
     }
     let leader = asked.nodes.iter().find(|node| node.node_id == asked.leader_id)?;
-    let timeout = std::time::Duration::from_secs(1);
-    let client = Client::connect([leader.client_addr.as_str()]).ok()?.with_timeout(timeout);
+    let client = Client::connect([leader.client_addr.as_str()]).ok()?;
+    let client = client.with_timeout(ANSWERS_WITHIN);
     client.status().await.ok()
 }

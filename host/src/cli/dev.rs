@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use lockstep_client::{Client, reason, v1};
 
+use super::cluster::form;
 use super::dev_nodes::{Event, Nodes};
 use super::machine::read_module;
 use super::output::say;
@@ -135,12 +136,15 @@ async fn run_three(arguments: Arguments, logging: Logging) -> anyhow::Result<()>
 
 /// Brings the nodes to where they can be used, from wherever they are.
 async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
-    let first = Client::connect(arguments.endpoints().into_iter().take(1))?;
-    let first = first.with_timeout(STEP_TIMEOUT);
+    let first = client_of(&arguments.client_addr(1).to_string())?;
     let client = Client::connect(arguments.endpoints())?.with_timeout(STEP_TIMEOUT);
     let status = first.status().await.context("node 1 does not answer")?;
     if status.cluster_id.is_empty() {
-        let cluster = first.cluster_init().await.context("cannot form a cluster")?;
+        let others = arguments.endpoints().into_iter().skip(1);
+        let others = others
+            .map(|address| anyhow::Ok((address.clone(), client_of(&address)?)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let cluster = form(&first, &others).await.context("cannot form a cluster")?;
         say!("formed cluster {}", view::hex(&cluster));
     }
     check_quorum(arguments, &status.nodes)?;
@@ -151,6 +155,11 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
         add(&client, &arguments.client_addr(id).to_string()).await?;
     }
     create_machine(&client, arguments).await
+}
+
+/// A client of one node, which may still be starting.
+fn client_of(address: &str) -> anyhow::Result<Client> {
+    Ok(Client::connect([address])?.with_timeout(STEP_TIMEOUT))
 }
 
 /// Three nodes started as one have no majority: say so instead of waiting for a leader.
@@ -168,7 +177,7 @@ fn check_quorum(arguments: &Arguments, nodes: &[v1::Node]) -> anyhow::Result<()>
 
 /// Adds a node; it may still be starting, so that is tried until it answers.
 async fn add(client: &Client, address: &str) -> anyhow::Result<()> {
-    let node = Client::connect([address])?.with_timeout(STEP_TIMEOUT);
+    let node = client_of(address)?;
     node.status().await.with_context(|| format!("the node at {address} does not answer"))?;
     client.cluster_add(address, false).await.with_context(|| format!("cannot add {address}"))?;
     Ok(())

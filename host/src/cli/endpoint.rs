@@ -22,10 +22,11 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// A client of each endpoint alone.
-    pub(super) fn clients(&self) -> anyhow::Result<Vec<Client>> {
+    /// A client of each endpoint alone, with its address.
+    pub(super) fn clients(&self) -> anyhow::Result<Vec<(String, Client)>> {
         let one = |endpoint: &String| Self { endpoints: vec![endpoint.clone()], ..self.clone() };
-        self.endpoints.iter().map(|endpoint| one(endpoint).client()).collect()
+        let all = self.endpoints.iter();
+        all.map(|endpoint| Ok((endpoint.clone(), one(endpoint).client()?))).collect()
     }
 
     /// A client; it dials at first use.

@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let healthy = arguments.endpoint.clients()?;
+    let healthy = arguments.endpoint.clients()?.into_iter().map(|(_, client)| client).collect();
     let repaired = node::repair(arguments.data_dir, healthy).await?;
     let (node, index) = (repaired.node, repaired.index);
     say!("node {node} is repaired: it goes on from checkpoint {index}");
