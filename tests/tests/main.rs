@@ -2,6 +2,7 @@
 //! for all of them: it links once, and bounds how many clusters run together.
 
 mod agreement;
+mod clients;
 mod commands;
 mod crashes;
 mod daemon;

@@ -97,14 +97,15 @@ async fn a_frozen_leader_wakes_up_without_old_reads() {
 }
 
 /// A request to a follower is answered with the leader's address, which a client follows; with
-/// `--forward` the follower passes it on by itself.
+/// `--forward`, or where the client asks for it, the follower passes it on by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_names_the_leader_or_forwards() {
     use lockstep_proto::v1::{ExecuteRequest, client_client::ClientClient};
 
-    for forwards in [false, true] {
+    for (by_flag, asked) in [(false, false), (true, false), (false, true)] {
+        let forwards = by_flag || asked;
         let mut plan = Plan::new(3);
-        if forwards {
+        if by_flag {
             plan = plan.flag("--forward");
         }
         let cluster = plan.start().await;
@@ -112,11 +113,15 @@ async fn a_follower_names_the_leader_or_forwards() {
         let follower = cluster.ids().into_iter().find(|id| *id != leader).expect("two follow");
         let address = format!("http://{}", cluster.node(follower).client_addr);
         let mut service = ClientClient::connect(address).await.expect("the follower answers");
-        let request = ExecuteRequest {
+        let mut request = tonic::Request::new(ExecuteRequest {
             machine: kv::MACHINE.to_owned(),
             command: kv::text("SET k v"),
             session: None,
-        };
+        });
+        if asked {
+            let value = "1".parse().expect("it is text");
+            request.metadata_mut().insert(lockstep_client::FORWARD_HEADER, value);
+        }
         match service.execute(request).await {
             Ok(reply) => {
                 assert!(forwards, "a follower orders nothing");

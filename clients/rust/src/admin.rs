@@ -8,7 +8,7 @@ use lockstep_proto::v1::upload_module_request::{Header, Part};
 use sha2::{Digest as _, Sha256};
 use tonic::transport::Channel;
 
-use crate::client::{Client, Options};
+use crate::client::{Call, Client, Kind, Options};
 use crate::error::Error;
 use crate::fetch::FetchedSnapshot;
 use crate::routes::Route;
@@ -29,11 +29,10 @@ fn short(options: &Options) -> std::time::Duration {
 /// One admin method: sends `$message` by `$route`, and unwraps the reply. A macro because each
 /// method of the generated client is a function of its own type.
 macro_rules! admin {
-    ($client:expr, $route:expr, idempotent: $idempotent:expr, $timeout:expr,
-     $method:ident($message:expr)) => {{
-        let call = $client.call_for($route, $idempotent, $timeout($client.options()));
+    ($client:expr, $route:expr, $kind:expr, $timeout:expr, $method:ident($message:expr)) => {{
+        let call = $client.call_for($route, $kind, $timeout($client.options()));
         let message = $message;
-        let attempt = async |channel: Channel| {
+        let attempt = async |channel: Channel, call: Call| {
             AdminClient::new(channel).$method(call.request(message.clone())).await
         };
         $client.call(call, attempt).await?.into_inner()
@@ -51,8 +50,8 @@ impl Client {
             length: u64::try_from(module.len()).expect("a length fits in 64 bits"),
         };
         // A module that is there already is not staged once more.
-        let call = self.call_for(Route::Leader, true, long(self.options()));
-        let attempt = async |channel: Channel| {
+        let call = self.call_for(Route::Leader, Kind::Repeatable, long(self.options()));
+        let attempt = async |channel: Channel, call: Call| {
             let parts = upload_parts(header.clone(), module.clone());
             let request = call.request(futures::stream::iter(parts));
             AdminClient::new(channel).upload_module(request).await
@@ -69,7 +68,7 @@ impl Client {
     ) -> Result<v1::Machine, Error> {
         let name = name.to_owned();
         let message = v1::CreateMachineRequest { name, module_digest, limits: Some(limits) };
-        let reply = admin!(self, Route::Leader, idempotent: false, long, create_machine(message));
+        let reply = admin!(self, Route::Leader, Kind::Once, long, create_machine(message));
         Ok(reply.machine.unwrap_or_default())
     }
 
@@ -79,28 +78,28 @@ impl Client {
         &self,
         message: v1::BeginRestoreRequest,
     ) -> Result<v1::Machine, Error> {
-        let reply = admin!(self, Route::Leader, idempotent: false, long, begin_restore(message));
+        let reply = admin!(self, Route::Leader, Kind::Once, long, begin_restore(message));
         Ok(reply.machine.unwrap_or_default())
     }
 
     /// Hands a machine that is being restored a part of an export. After UNKNOWN the same part may
     /// be sent again: one that is in already changes nothing.
     pub async fn import_state(&self, message: v1::ImportStateRequest) -> Result<(), Error> {
-        admin!(self, Route::Leader, idempotent: false, long, import_state(message));
+        admin!(self, Route::Leader, Kind::Once, long, import_state(message));
         Ok(())
     }
 
     /// The machines, by name, as the asked node has applied them.
     pub async fn list_machines(&self) -> Result<Vec<v1::Machine>, Error> {
         let message = v1::ListMachinesRequest {};
-        let reply = admin!(self, Route::Leader, idempotent: true, short, list_machines(message));
+        let reply = admin!(self, Route::Leader, Kind::Read, short, list_machines(message));
         Ok(reply.machines)
     }
 
     /// One machine, as the asked node has applied it.
     pub async fn describe_machine(&self, name: &str) -> Result<v1::Machine, Error> {
         let message = v1::DescribeMachineRequest { name: name.to_owned() };
-        let reply = admin!(self, Route::Leader, idempotent: true, short, describe_machine(message));
+        let reply = admin!(self, Route::Leader, Kind::Read, short, describe_machine(message));
         Ok(reply.machine.unwrap_or_default())
     }
 
@@ -108,7 +107,7 @@ impl Client {
     /// Returns the machine after it.
     pub async fn set_limits(&self, name: &str, limits: v1::Limits) -> Result<v1::Machine, Error> {
         let message = v1::SetLimitsRequest { name: name.to_owned(), limits: Some(limits) };
-        let reply = admin!(self, Route::Leader, idempotent: false, long, set_limits(message));
+        let reply = admin!(self, Route::Leader, Kind::Once, long, set_limits(message));
         Ok(reply.machine.unwrap_or_default())
     }
 
@@ -120,14 +119,14 @@ impl Client {
     /// As [`Client::remove_machine`]; with an `id`, only if it is the machine that has it.
     pub async fn remove_machine_with(&self, name: &str, id: Option<u64>) -> Result<(), Error> {
         let message = v1::RemoveMachineRequest { name: name.to_owned(), id };
-        admin!(self, Route::Leader, idempotent: false, long, remove_machine(message));
+        admin!(self, Route::Leader, Kind::Once, long, remove_machine(message));
         Ok(())
     }
 
     /// Makes the node at the first endpoint a cluster of one; returns the cluster's id, 16 bytes.
     pub async fn cluster_init(&self) -> Result<Bytes, Error> {
         let message = v1::ClusterInitRequest {};
-        let reply = admin!(self, Route::First, idempotent: false, long, cluster_init(message));
+        let reply = admin!(self, Route::First, Kind::Once, long, cluster_init(message));
         Ok(reply.cluster_id)
     }
 
@@ -139,27 +138,27 @@ impl Client {
         learner: bool,
     ) -> Result<v1::ClusterAddReply, Error> {
         let message = v1::ClusterAddRequest { client_addr: client_addr.to_owned(), learner };
-        Ok(admin!(self, Route::Leader, idempotent: false, long, cluster_add(message)))
+        Ok(admin!(self, Route::Leader, Kind::Once, long, cluster_add(message)))
     }
 
     /// Makes a learner a voter, once it has caught up.
     pub async fn cluster_promote(&self, node_id: u64) -> Result<(), Error> {
         let message = v1::ClusterPromoteRequest { node_id };
-        admin!(self, Route::Leader, idempotent: false, long, cluster_promote(message));
+        admin!(self, Route::Leader, Kind::Once, long, cluster_promote(message));
         Ok(())
     }
 
     /// Takes a node out of the cluster.
     pub async fn cluster_remove(&self, node_id: u64) -> Result<(), Error> {
         let message = v1::ClusterRemoveRequest { node_id };
-        admin!(self, Route::Leader, idempotent: false, long, cluster_remove(message));
+        admin!(self, Route::Leader, Kind::Once, long, cluster_remove(message));
         Ok(())
     }
 
     /// Hands leadership to a voter, or to the most caught up one; returns the new leader's id.
     pub async fn cluster_transfer(&self, node_id: Option<u64>) -> Result<u64, Error> {
         let message = v1::ClusterTransferRequest { node_id: node_id.unwrap_or(0) };
-        let reply = admin!(self, Route::Leader, idempotent: false, long, cluster_transfer(message));
+        let reply = admin!(self, Route::Leader, Kind::Once, long, cluster_transfer(message));
         Ok(reply.node_id)
     }
 
@@ -167,27 +166,27 @@ impl Client {
     /// from; returns the log index of it. `without_absent`: also when a voter can't be reached.
     pub async fn cluster_seal(&self, to: &str, without_absent: bool) -> Result<u64, Error> {
         let message = v1::ClusterSealRequest { to: to.to_owned(), without_absent };
-        Ok(admin!(self, Route::Leader, idempotent: false, long, cluster_seal(message)).index)
+        Ok(admin!(self, Route::Leader, Kind::Once, long, cluster_seal(message)).index)
     }
 
     /// Ends the engine change under way by the engine profile before it.
     pub async fn cluster_unseal(&self) -> Result<(), Error> {
         let message = v1::ClusterUnsealRequest {};
-        admin!(self, Route::Leader, idempotent: false, long, cluster_unseal(message));
+        admin!(self, Route::Leader, Kind::Once, long, cluster_unseal(message));
         Ok(())
     }
 
     /// What one node, at one of the endpoints given, knows of itself and its cluster.
     pub async fn status(&self) -> Result<v1::StatusReply, Error> {
         let message = v1::StatusRequest {};
-        Ok(admin!(self, Route::Any, idempotent: true, short, status(message)))
+        Ok(admin!(self, Route::Any, Kind::Read, short, status(message)))
     }
 
     /// Begins to fetch the newest snapshot that the cluster agreed on from the first endpoint. All
     /// of it must have come before the timeout of admin calls.
     pub async fn fetch_snapshot(&self) -> Result<FetchedSnapshot, Error> {
         let message = v1::FetchSnapshotRequest {};
-        let parts = admin!(self, Route::First, idempotent: true, long, fetch_snapshot(message));
+        let parts = admin!(self, Route::First, Kind::Repeatable, long, fetch_snapshot(message));
         FetchedSnapshot::begin(parts).await
     }
 
@@ -195,7 +194,7 @@ impl Client {
     /// returns its log index.
     pub async fn snapshot(&self) -> Result<u64, Error> {
         let message = v1::SnapshotRequest {};
-        Ok(admin!(self, Route::Leader, idempotent: false, long, snapshot(message)).index)
+        Ok(admin!(self, Route::Leader, Kind::Once, long, snapshot(message)).index)
     }
 }
 

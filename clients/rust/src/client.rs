@@ -1,15 +1,18 @@
 //! `Client`: one handle on a cluster, cheap to clone, for many tasks at once.
 //!
-//! Invariant: a command is sent again only after an error that says NOT_APPLIED.
+//! Invariants: a command is sent again only after an error that says NOT_APPLIED. A read that has
+//! waited for a node asks another one as well; no error of a read says that it may be applied.
 
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use lockstep_proto::v1;
 use lockstep_proto::v1::client_client::ClientClient;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -22,9 +25,22 @@ use crate::stream::Stream;
 
 /// Metadata key of requests that a node passes on.
 pub const FORWARDED_HEADER: &str = "lockstep-forwarded";
+/// Metadata key of requests that a node shall pass on to the leader, whatever its own settings:
+/// the client cannot reach the leader's address.
+pub const FORWARD_HEADER: &str = "lockstep-forward";
 /// Longest command or query, in bytes. Checked here too, because gRPC refuses what is much longer
 /// without saying that nothing was applied.
 pub const COMMAND_BYTES_MAX: usize = 1 << 20;
+
+/// How long a read waits for a node before it asks another one as well.
+const HEDGE_AFTER: Duration = Duration::from_millis(500);
+/// No command is sent again with less time left than this: its answer could come too late to say
+/// that it was not applied.
+const ATTEMPT_MIN: Duration = Duration::from_millis(100);
+
+/// A node is given a tenth less time than is left, at most by this, so that what it says about the
+/// command comes before the client gives up.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(100);
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -36,7 +52,7 @@ pub struct Options {
     pub timeout: Duration,
     /// How long an admin call may take, retries included: a module is compiled meanwhile.
     pub admin_timeout: Duration,
-    /// How long one attempt to connect may take.
+    /// How long one attempt to connect may take, until the node has said something.
     pub connect_timeout: Duration,
     /// Commands that one [`Stream`] may have under way; more wait for a place.
     pub stream_in_flight_max: usize,
@@ -104,33 +120,52 @@ pub struct Client {
     options: Options,
 }
 
+/// What sending a call twice would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It might be applied twice.
+    Once,
+    /// The same as sending it once.
+    Repeatable,
+    /// Nothing: it only reads.
+    Read,
+}
+
 /// One call, whatever it asks.
 #[derive(Clone, Copy)]
 pub(crate) struct Call {
     pub(crate) route: Route,
-    /// Whatever became of it, sending it again does no harm: it changes nothing, or doing it twice
-    /// is the same as doing it once.
-    pub(crate) idempotent: bool,
+    pub(crate) kind: Kind,
     pub(crate) deadline: Instant,
     /// It is passed on for another client.
     pub(crate) forwarded: bool,
+    /// The node is asked to pass it on.
+    pub(crate) forward: bool,
 }
 
 impl Call {
-    /// Wraps a message with what is left of the deadline (`grpc-timeout`).
+    /// Wraps a message with what is left for the node (`grpc-timeout`).
     pub(crate) fn request<M>(&self, message: M) -> Request<M> {
         let mut request = Request::new(message);
-        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
-        if self.forwarded {
-            mark_forwarded(&mut request);
-        }
+        request.set_timeout(left_for_node(self.deadline));
+        mark(&mut request, self.forwarded, self.forward);
         request
     }
 }
 
-/// Marks a request that a node passes on, so that it is passed on no further.
-pub(crate) fn mark_forwarded<M>(request: &mut Request<M>) {
-    request.metadata_mut().insert(FORWARDED_HEADER, MetadataValue::from_static("1"));
+/// How much of the time until the deadline the node may take.
+pub(crate) fn left_for_node(deadline: Instant) -> Duration {
+    let left = deadline.saturating_duration_since(Instant::now());
+    left - (left / 10).min(ANSWER_TIME_MAX)
+}
+
+/// Marks a request that a node has passed on, so that it is passed on no further, or one that a
+/// node shall pass on.
+pub(crate) fn mark<M>(request: &mut Request<M>, forwarded: bool, forward: bool) {
+    let marks = [(FORWARDED_HEADER, forwarded), (FORWARD_HEADER, forward)];
+    for (key, _) in marks.into_iter().filter(|(_, is_set)| *is_set) {
+        request.metadata_mut().insert(key, MetadataValue::from_static("1"));
+    }
 }
 
 /// Refuses a command or query that every node would refuse, before it is sent.
@@ -182,8 +217,8 @@ impl Client {
             session: None,
         };
         check_size("the command", &message.command)?;
-        let call = self.call_for(Route::Leader, false, self.options.timeout);
-        let attempt = async |channel| {
+        let call = self.call_for(Route::Leader, Kind::Once, self.options.timeout);
+        let attempt = async |channel, call: Call| {
             let mut service = ClientClient::new(channel);
             service.execute(call.request(message.clone())).await
         };
@@ -208,8 +243,8 @@ impl Client {
             consistency: wire.into(),
         };
         check_size("the query", &message.query)?;
-        let call = self.call_for(route, true, self.options.timeout);
-        let attempt = async |channel| {
+        let call = self.call_for(route, Kind::Read, self.options.timeout);
+        let attempt = async |channel, call: Call| {
             let mut service = ClientClient::new(channel);
             service.query(call.request(message.clone())).await
         };
@@ -232,9 +267,9 @@ impl Client {
         &self.routes
     }
 
-    pub(crate) fn call_for(&self, route: Route, idempotent: bool, timeout: Duration) -> Call {
+    pub(crate) fn call_for(&self, route: Route, kind: Kind, timeout: Duration) -> Call {
         let forwarded = self.options.forwarder;
-        Call { route, idempotent, deadline: Instant::now() + timeout, forwarded }
+        Call { route, kind, deadline: Instant::now() + timeout, forwarded, forward: false }
     }
 
     /// Makes attempts until one succeeds, fails for good, or the deadline leaves no time for
@@ -242,36 +277,113 @@ impl Client {
     pub(crate) async fn call<T, F>(
         &self,
         call: Call,
-        mut attempt: impl FnMut(Channel) -> F,
+        attempt: impl Fn(Channel, Call) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let result = match call.kind {
+            _ if self.options.forwarder => {
+                self.once(&self.routes.link(call.route), call, &attempt).await
+            }
+            Kind::Once | Kind::Repeatable => self.one_by_one(call, attempt).await,
+            Kind::Read => self.hedged(call, attempt).await,
+        };
+        result.map_err(|error| match call.kind {
+            Kind::Once | Kind::Repeatable => self.routes.explain(error),
+            Kind::Read => self.routes.explain(error.of_read()),
+        })
+    }
+
+    /// One attempt after the other.
+    async fn one_by_one<T, F>(
+        &self,
+        call: Call,
+        attempt: impl Fn(Channel, Call) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let mut retry = Retry::new();
+        let last = call.deadline - ATTEMPT_MIN;
         // A long call may take long, but a node that isn't there is not waited for any longer than
         // by a short one.
-        let connected_until = call.deadline.min(Instant::now() + self.options.timeout);
+        let connected_until = last.min(Instant::now() + self.options.timeout);
         // What a node that is there says tells more than that another is not.
-        let mut answered = None;
+        let mut failed: Option<Error> = None;
         loop {
             let link = self.routes.link(call.route);
-            let error = match self.once(&link, call.deadline, &mut attempt).await {
+            let error = match self.once(&link, call, &attempt).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            if self.options.forwarder {
-                return Err(error);
-            }
             self.routes.learn(&link, &error);
             let until = match error.reason.as_str() {
                 reason::UNREACHABLE => connected_until,
-                _ => call.deadline,
+                _ => last,
             };
             if !self.may_repeat(call, &error) || !retry.pause(&error, until).await {
-                return Err(answered.filter(|_| tells_little(call, &error)).unwrap_or(error));
+                return Err(failed.filter(|_| tells_little(call, &error)).unwrap_or(error));
             }
-            if error.reason != reason::UNREACHABLE {
-                answered = Some(error);
+            if failed.is_none() || error.reason != reason::UNREACHABLE {
+                failed = Some(error);
+            }
+        }
+    }
+
+    /// The same for a read, which asks another node as well when one takes its time; the first
+    /// answer counts.
+    async fn hedged<T, F>(
+        &self,
+        call: Call,
+        attempt: impl Fn(Channel, Call) -> F,
+    ) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut retry = Retry::new();
+        let mut running = FuturesUnordered::new();
+        let mut asked = Vec::new();
+        let mut next = Instant::now();
+        let mut failed: Option<Error> = None;
+        loop {
+            let now = Instant::now();
+            if now >= call.deadline {
+                return Err(failed.unwrap_or_else(Error::unanswered));
+            }
+            if now >= next {
+                next = now + HEDGE_AFTER;
+                if let Some(link) = self.routes.link_besides(call.route, &asked) {
+                    asked.push(link.address.clone());
+                    let attempt = &attempt;
+                    running.push(async move {
+                        let result = self.once(&link, call, attempt).await;
+                        (link, result)
+                    });
+                }
+            }
+            let done = tokio::select! {
+                biased;
+                Some(done) = running.next() => done,
+                () = sleep_until(next.min(call.deadline)) => continue,
+            };
+            let error = match done {
+                (_, Ok(value)) => return Ok(value),
+                (link, Err(error)) => {
+                    asked.retain(|address| *address != link.address);
+                    self.routes.learn(&link, &error);
+                    error
+                }
+            };
+            if !self.may_repeat(call, &error) {
+                return Err(failed.filter(|_| tells_little(call, &error)).unwrap_or(error));
+            }
+            next = next.min(match &error.leader_addr {
+                Some(leader) if !asked.contains(leader) => retry.redirected(),
+                _ => retry.failed(),
+            });
+            if failed.is_none() || error.reason != reason::UNREACHABLE {
+                failed = Some(error);
             }
         }
     }
@@ -281,22 +393,22 @@ impl Client {
         if error.reason == reason::UNINITIALIZED && !self.routes.has_others() {
             return false;
         }
-        error.is_transient() || (call.idempotent && error.is_transient_if_idempotent())
+        error.is_transient() || (call.kind != Kind::Once && error.is_transient_if_idempotent())
     }
 
     async fn once<T, F>(
         &self,
         link: &Link,
-        deadline: Instant,
-        attempt: &mut impl FnMut(Channel) -> F,
+        call: Call,
+        attempt: &impl Fn(Channel, Call) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let connections = match timeout_at(deadline, link.connections()).await {
+        let connections = match timeout_at(call.deadline, link.connections()).await {
             Ok(Ok(connections)) => connections,
             Ok(Err(error)) => {
-                self.routes.forget(link);
+                self.routes.cannot_reach(link, &error);
                 return Err(error);
             }
             Err(_) => {
@@ -304,7 +416,8 @@ impl Client {
                 return Err(Error::unreachable(text));
             }
         };
-        match timeout_at(deadline, attempt(connections.channel())).await {
+        let call = Call { forward: link.forward, ..call };
+        match timeout_at(call.deadline, attempt(connections.channel(), call)).await {
             Ok(Ok(value)) => Ok(value),
             Ok(Err(status)) => {
                 if is_broken_connection(&status) {
@@ -322,5 +435,5 @@ impl Client {
 /// that may be repeated.
 fn tells_little(call: Call, error: &Error) -> bool {
     let late = error.reason == reason::DEADLINE_EXCEEDED && error.outcome == Outcome::Unknown;
-    error.reason == reason::UNREACHABLE || (call.idempotent && late)
+    error.reason == reason::UNREACHABLE || (call.kind != Kind::Once && late)
 }

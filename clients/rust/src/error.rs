@@ -9,6 +9,7 @@ use lockstep_proto::v1::Failure;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::dial::root;
 use crate::reason;
 
 /// What is certain about a command that failed.
@@ -89,6 +90,25 @@ impl Error {
         )
     }
 
+    /// The deadline of a read passed. Whatever became of it changed nothing.
+    pub(crate) fn unanswered() -> Self {
+        Self::local(
+            Outcome::NotApplied,
+            reason::DEADLINE_EXCEEDED,
+            Code::DeadlineExceeded,
+            "the deadline passed without an answer",
+        )
+    }
+
+    /// The same error of a read, which is never applied: nothing about it is in doubt.
+    pub(crate) fn of_read(self) -> Self {
+        match (self.outcome, self.reason.as_str()) {
+            (Outcome::Unknown, reason::DEADLINE_EXCEEDED) => Self::unanswered(),
+            (Outcome::Unknown, _) => Self { outcome: Outcome::NotApplied, ..self },
+            _ => self,
+        }
+    }
+
     /// The request of the caller is malformed.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::local(Outcome::NotApplied, reason::BAD_REQUEST, Code::InvalidArgument, message)
@@ -121,10 +141,10 @@ impl Error {
 
     fn from_transport(status: &Status) -> Self {
         if caused_by::<tonic::ConnectError>(status) {
-            return Self::unreachable(format!("cannot connect: {}", root_cause(status)));
+            return Self::unreachable(format!("cannot connect: {}", root(status)));
         }
         if is_broken_connection(status) && !caused_by::<tonic::TimeoutExpired>(status) {
-            return Self::connection_lost(format!("the connection broke: {}", root_cause(status)));
+            return Self::connection_lost(format!("the connection broke: {}", root(status)));
         }
         match status.code() {
             Code::Cancelled | Code::DeadlineExceeded => Self::deadline_after_sending(),
@@ -181,10 +201,6 @@ fn causes(status: &Status) -> impl Iterator<Item = &(dyn StdError + 'static)> {
         next = cause.source();
         Some(cause)
     })
-}
-
-fn root_cause(status: &Status) -> String {
-    causes(status).last().map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 #[cfg(test)]

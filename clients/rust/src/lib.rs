@@ -9,6 +9,7 @@
 
 mod admin;
 mod client;
+mod dial;
 mod error;
 mod fetch;
 pub mod reason;
@@ -20,7 +21,8 @@ mod stream;
 
 pub use admin::UPLOAD_CHUNK_BYTES;
 pub use client::{
-    Answered, COMMAND_BYTES_MAX, Client, Consistency, Executed, FORWARDED_HEADER, Options,
+    Answered, COMMAND_BYTES_MAX, Client, Consistency, Executed, FORWARD_HEADER, FORWARDED_HEADER,
+    Options,
 };
 pub use error::{Error, Outcome};
 pub use fetch::FetchedSnapshot;

@@ -27,17 +27,33 @@ impl Retry {
 
     /// Waits as long as it takes after `error`; false when that would pass the deadline.
     pub(crate) async fn pause(&mut self, error: &Error, deadline: Instant) -> bool {
-        if error.leader_addr.is_some() && self.redirects < REDIRECTS_MAX {
-            self.redirects += 1;
-            return Instant::now() < deadline;
-        }
-        self.redirects = 0;
-        let until = Instant::now() + self.next_wait();
+        let until = match error.leader_addr {
+            Some(_) => self.redirected(),
+            None => self.failed(),
+        };
         if until >= deadline {
             return false;
         }
-        tokio::time::sleep_until(until).await;
+        // Even a wait that is over takes the timer a millisecond.
+        if until > Instant::now() {
+            tokio::time::sleep_until(until).await;
+        }
         true
+    }
+
+    /// When to go where a node pointed: at once, unless that was often.
+    pub(crate) fn redirected(&mut self) -> Instant {
+        if self.redirects < REDIRECTS_MAX {
+            self.redirects += 1;
+            return Instant::now();
+        }
+        self.failed()
+    }
+
+    /// When to try again.
+    pub(crate) fn failed(&mut self) -> Instant {
+        self.redirects = 0;
+        Instant::now() + self.next_wait()
     }
 
     /// Full jitter: uniform from 0 to a bound that doubles, so that clients that failed together

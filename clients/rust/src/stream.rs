@@ -8,6 +8,7 @@
 //! Invariant: a command is claimed once, either by the connection (sent) or by its caller (given
 //! up), so "never sent" is certain.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,8 +25,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 use tonic::Streaming;
 
-use crate::client::{Client, Executed, check_size, mark_forwarded};
-use crate::error::Error;
+use crate::client::{Client, Executed, check_size, left_for_node, mark};
+use crate::error::{Error, Outcome};
 use crate::reason;
 use crate::retry::Retry;
 use crate::routes::{Link, Route};
@@ -42,6 +43,7 @@ pub struct Stream {
     client: Client,
     permits: Arc<Semaphore>,
     jobs: mpsc::Sender<Job>,
+    trouble: Trouble,
     _driver: Arc<AbortOnDrop>,
 }
 
@@ -59,9 +61,11 @@ impl Stream {
         let in_flight_max = client.options().stream_in_flight_max.max(1);
         let (jobs, receiver) = mpsc::channel(in_flight_max);
         let queue = Arc::new(Mutex::new(receiver));
-        let driver = tokio::spawn(drive(client.clone(), queue)).abort_handle();
+        let trouble = Trouble::default();
+        let driving = drive(client.clone(), queue, Arc::clone(&trouble));
+        let driver = tokio::spawn(driving).abort_handle();
         let permits = Arc::new(Semaphore::new(in_flight_max));
-        Self { client, permits, jobs, _driver: Arc::new(AbortOnDrop(driver)) }
+        Self { client, permits, jobs, trouble, _driver: Arc::new(AbortOnDrop(driver)) }
     }
 
     /// Orders one command and waits for the guest's reply to it. Commands enter the log in the
@@ -93,7 +97,7 @@ impl Stream {
             match self.once(request.clone(), deadline).await {
                 Err(error) if error.is_transient() && !self.client.options().forwarder => {
                     if !retry.pause(&error, deadline).await {
-                        return Err(error);
+                        return Err(self.client.routes().explain(error));
                     }
                 }
                 result => return result,
@@ -117,7 +121,7 @@ impl Stream {
             Ok(Err(_)) if claimed.load(Ordering::Acquire) => Err(lost()),
             Ok(Err(_)) => Err(Error::unreachable("the stream has ended")),
             Err(_) if claimed.swap(true, Ordering::AcqRel) => Err(Error::deadline_after_sending()),
-            Err(_) => Err(never_sent()),
+            Err(_) => Err(self.never_sent()),
         }
     }
 }
@@ -131,12 +135,16 @@ impl Stream {
             return Ok(permit);
         }
         let permit = timeout_at(deadline, permits.acquire_owned()).await;
-        Ok(permit.map_err(|_| never_sent())?.expect("the semaphore is never closed"))
+        Ok(permit.map_err(|_| self.never_sent())?.expect("the semaphore is never closed"))
     }
-}
 
-fn never_sent() -> Error {
-    Error::unreachable("the deadline passed before the command could be sent: no node took it")
+    fn never_sent(&self) -> Error {
+        let text = "the deadline passed before the command could be sent: no node took it";
+        Error::unreachable(match lock(&self.trouble).as_ref() {
+            Some(why) => format!("{text}; {why}"),
+            None => text.to_owned(),
+        })
+    }
 }
 
 fn lost() -> Error {
@@ -145,6 +153,8 @@ fn lost() -> Error {
 
 type Reply = oneshot::Sender<Result<Executed, Error>>;
 type Queue = Arc<Mutex<mpsc::Receiver<Job>>>;
+/// Why there is no connection.
+type Trouble = Arc<Mutex<Option<String>>>;
 
 /// A command on its way to a connection.
 struct Job {
@@ -197,6 +207,19 @@ impl Pending {
         self.free.push(index);
         Some(sent)
     }
+
+    /// Answers what is under way where the error of the whole stream says that no command without a
+    /// reply was applied. Otherwise their callers learn from being dropped that nobody knows.
+    fn end(&mut self, error: &Error) {
+        if error.outcome != Outcome::NotApplied {
+            return;
+        }
+        for sent in self.slots.drain(..).filter_map(|slot| slot.sent) {
+            // A caller that has given up meanwhile does not want it.
+            let _ = sent.reply.send(Err(error.clone()));
+        }
+        self.free.clear();
+    }
 }
 
 /// Locks for a few instructions.
@@ -233,7 +256,7 @@ impl futures::Stream for Source {
 
 impl Source {
     fn send(&self, job: Job) -> v1::ExecuteStreamRequest {
-        let left = job.deadline.saturating_duration_since(Instant::now()).as_millis();
+        let left = left_for_node(job.deadline).as_millis();
         let sent = Sent { reply: job.reply, _permit: job._permit };
         v1::ExecuteStreamRequest {
             id: lock(&self.pending).insert(sent),
@@ -252,13 +275,13 @@ enum End {
 }
 
 /// Keeps one connection in use. It ends by being aborted, once every handle is gone.
-async fn drive(client: Client, queue: Queue) {
+async fn drive(client: Client, queue: Queue, trouble: Trouble) {
     let mut left_behind = JoinSet::new();
     let mut retry = Retry::new();
     loop {
         let link = client.routes().link(Route::Leader);
         let started = Instant::now();
-        let error = match serve(&client, &link, &queue).await {
+        let error = match serve(&client, &link, &queue, &trouble).await {
             End::Broken(error) => error,
             End::Moved(replies, pending, error) => {
                 while left_behind.try_join_next().is_some() {}
@@ -266,11 +289,12 @@ async fn drive(client: Client, queue: Queue) {
                 error
             }
         };
+        *lock(&trouble) = Some(error.message.clone());
         if client.options().forwarder {
-            refuse_queued(&queue, &error);
-        } else {
-            client.routes().learn(&link, &error);
+            refuse(&queue, &error, Retry::new().failed()).await;
+            continue;
         }
+        client.routes().learn(&link, &error);
         if started.elapsed() >= CALM {
             retry = Retry::new();
         }
@@ -279,40 +303,47 @@ async fn drive(client: Client, queue: Queue) {
     }
 }
 
-/// Answers the commands that wait for a connection that could not be made. Only for a forwarder,
-/// whose clients try again by themselves.
-fn refuse_queued(queue: &Queue, error: &Error) {
-    while let Ok(job) = lock(queue).try_recv() {
-        if !job.claimed.swap(true, Ordering::AcqRel) {
-            let error = Error::unreachable(error.message.clone());
-            // A caller that has given up meanwhile does not want it.
-            let _ = job.reply.send(Err(error));
+/// Answers, until then, all commands that wait for a connection that could not be made. Only for a
+/// forwarder, whose clients try again by themselves, and must hear soon that nothing was sent.
+async fn refuse(queue: &Queue, error: &Error, until: Instant) {
+    let refused = async {
+        while let Some(job) = poll_fn(|context| lock(queue).poll_recv(context)).await {
+            if !job.claimed.swap(true, Ordering::AcqRel) {
+                let error = Error::unreachable(error.message.clone());
+                // A caller that has given up meanwhile does not want it.
+                let _ = job.reply.send(Err(error));
+            }
         }
-    }
+        // Every handle is gone, and with them the driver.
+        std::future::pending::<()>().await;
+    };
+    // It ends with the time.
+    let _ = timeout_at(until, refused).await;
 }
 
 /// Opens a stream to one node and serves it until it ends.
-async fn serve(client: &Client, link: &Link, queue: &Queue) -> End {
+async fn serve(client: &Client, link: &Link, queue: &Queue, trouble: &Trouble) -> End {
     let connections = match link.connections().await {
         Ok(connections) => connections,
         Err(error) => {
-            client.routes().forget(link);
+            client.routes().cannot_reach(link, &error);
             return End::Broken(error);
         }
     };
+    *lock(trouble) = None;
     let pending = Arc::new(Mutex::new(Pending::default()));
     let (stop, stopped) = oneshot::channel();
     let source = Source { queue: Arc::clone(queue), pending: Arc::clone(&pending), stop: stopped };
     let mut service = ClientClient::new(connections.channel());
     let mut request = tonic::Request::new(source);
-    if client.options().forwarder {
-        mark_forwarded(&mut request);
-    }
+    mark(&mut request, client.options().forwarder, link.forward);
     let mut replies = match service.execute_stream(request).await {
         Ok(replies) => replies.into_inner(),
         Err(status) => {
             client.routes().forget(link);
-            return End::Broken(Error::from_status(&status));
+            let error = Error::from_status(&status);
+            lock(&pending).end(&error);
+            return End::Broken(error);
         }
     };
     let mut end = read(&mut replies, &pending).await;
@@ -347,7 +378,11 @@ async fn read(
         let reply = match replies.message().await {
             Ok(Some(reply)) => reply,
             Ok(None) => return ReadEnd::Ended(lost()),
-            Err(status) => return ReadEnd::Ended(Error::from_status(&status)),
+            Err(status) => {
+                let error = Error::from_status(&status);
+                lock(pending).end(&error);
+                return ReadEnd::Ended(error);
+            }
         };
         let result = match reply.result {
             Some(StreamResult::Reply(reply)) => Ok(reply.into()),

@@ -123,6 +123,92 @@ async fn dead_endpoints_are_passed_over() {
     assert_eq!(client.stream().execute("m", "a").await.unwrap().reply, "a");
 }
 
+/// A server that accepts connections and says nothing, as a stopped process does.
+async fn silent() -> (String, tokio::net::TcpListener) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    (listener.local_addr().expect("it is bound").to_string(), listener)
+}
+
+/// A node that accepts connections and says nothing costs a second, not the request, and nothing is
+/// sent to it: not when it is the only one either.
+#[tokio::test]
+async fn silent_endpoints_are_passed_over() {
+    let (silent, _listener) = silent().await;
+    let node = Node::start(|_, _| Answer::Echo).await;
+    let client = Client::connect([silent.clone(), node.address.clone()]).unwrap();
+    assert_eq!(client.execute("m", "a").await.unwrap().reply, "a");
+    let client = Client::connect([silent.clone(), node.address.clone()]).unwrap();
+    assert_eq!(client.stream().execute("m", "a").await.unwrap().reply, "a");
+    let client = Client::connect([silent.clone(), node.address.clone()]).unwrap();
+    assert_eq!(client.query("m", "q", Consistency::Linearizable).await.unwrap().reply, "q");
+    let alone = Client::connect([silent]).unwrap().with_timeout(Duration::from_secs(2));
+    let error = alone.execute("m", "a").await.unwrap_err();
+    assert_eq!((error.outcome, error.reason.as_str()), (Outcome::NotApplied, "UNREACHABLE"));
+    assert!(error.message.contains("stopped or hangs"), "{error}");
+}
+
+/// A read that has waited for one node asks another one as well, and the first answer counts; a
+/// command goes to one node only.
+#[tokio::test]
+async fn reads_are_hedged() {
+    let slow = Node::start(|_, _| Answer::Hang).await;
+    let node = Node::start(|_, _| Answer::Echo).await;
+    let client = Client::connect([slow.address.clone(), node.address.clone()]).unwrap();
+    assert_eq!(client.query("m", "q", Consistency::Stale).await.unwrap().reply, "q");
+    assert_eq!((slow.calls(), node.calls()), (1, 1));
+    let client = Client::connect([slow.address.clone(), node.address.clone()]).unwrap();
+    let error = client.with_timeout(Duration::from_secs(2)).execute("m", "a").await.unwrap_err();
+    assert_eq!((error.outcome, slow.calls(), node.calls()), (Outcome::Unknown, 2, 1));
+}
+
+/// No error of a query says that anything may have been applied, whoever failed.
+#[tokio::test]
+async fn queries_are_never_in_doubt() {
+    let rows = [
+        Answer::Hang,
+        Answer::Break,
+        Answer::Fail(Code::Unavailable, reason::LEADER_CHANGED, "UNKNOWN", None),
+        Answer::Fail(Code::Internal, reason::STOPPED, "UNKNOWN", None),
+    ];
+    for answer in rows {
+        let node = Node::start(move |_, _| answer.clone()).await;
+        let client = Client::connect([node.address.as_str()]).unwrap();
+        let client = client.with_timeout(Duration::from_millis(300));
+        let error = client.query("m", "q", Consistency::Linearizable).await.unwrap_err();
+        assert_eq!(error.outcome, Outcome::NotApplied, "{error:?}");
+        assert!(!error.message.contains("applied"), "{error}");
+    }
+}
+
+/// Where the leader's address, as nodes name it, cannot be reached, the client asks its other
+/// endpoints, and then to be passed on. What cannot be done at all names the address.
+#[tokio::test]
+async fn unreachable_leaders_are_asked_around() {
+    let gone = Node::start(|_, _| Answer::Echo).await.address.clone();
+    let hidden = gone.clone();
+    let follower = Node::start(move |_, _| not_leader(Some(hidden.clone()))).await;
+    let leader = Node::start(|_, _| Answer::Echo).await;
+    let endpoints = [follower.address.clone(), leader.address.clone()];
+    let client = Client::connect(endpoints).unwrap();
+    for _ in 0..3 {
+        assert_eq!(client.execute("m", "a").await.unwrap().reply, "a");
+    }
+    assert_eq!((follower.calls(), leader.calls()), (1, 3));
+
+    let hidden = gone.clone();
+    let passes_on = Node::start(move |_, _| Answer::Forward(hidden.clone())).await;
+    let client = Client::connect([passes_on.address.as_str()]).unwrap();
+    assert_eq!(client.execute("m", "a").await.unwrap().reply, "a");
+    assert_eq!(client.query("m", "q", Consistency::Linearizable).await.unwrap().reply, "q");
+    assert_eq!(client.stream().execute("m", "a").await.unwrap().reply, "a");
+
+    let client = Client::connect([follower.address.as_str()]).unwrap();
+    let client = client.with_timeout(Duration::from_millis(500));
+    let error = client.execute("m", "a").await.unwrap_err();
+    assert_eq!(error.outcome, Outcome::NotApplied, "{error:?}");
+    assert!(error.message.contains(&gone) && error.message.contains("cannot connect"), "{error}");
+}
+
 /// What every node would refuse is refused before it is sent.
 #[tokio::test]
 async fn oversized_commands_are_not_sent() {

@@ -138,3 +138,17 @@ async fn a_forwarder_asks_once() {
     assert_eq!(stream.execute("m", "a").await.unwrap().reply, "a");
     assert_eq!((node.calls(), elsewhere.calls()), (3, 0));
 }
+
+/// A forwarder whose node is gone says so at once, each time: the client behind it has a deadline.
+#[tokio::test]
+async fn a_forwarder_does_not_wait() {
+    let gone = Node::start(|_, _| Answer::Echo).await.address.clone();
+    let options = Options { forwarder: true, ..Options::default() };
+    let stream = Client::with_options([gone], options).unwrap().stream();
+    let started = std::time::Instant::now();
+    for _ in 0..20 {
+        let error = stream.execute("m", "a").await.unwrap_err();
+        assert_eq!((error.outcome, error.reason.as_str()), (Outcome::NotApplied, "UNREACHABLE"));
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "it took {:?}", started.elapsed());
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt as _};
-use lockstep_client::{reason, v1};
+use lockstep_client::{FORWARD_HEADER, reason, v1};
 use tokio::task::AbortHandle;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -25,6 +25,9 @@ pub(crate) enum Answer {
     Say(&'static [u8]),
     /// Fails: gRPC code, reason, outcome, leader's address.
     Fail(Code, &'static str, &'static str, Option<String>),
+    /// Replies with the command's own bytes if it is asked to pass the command on; else another
+    /// node leads, at this address.
+    Forward(String),
     /// Ends the connection's stream, or the call, without details.
     Break,
     /// Never answers.
@@ -80,8 +83,14 @@ impl Service {
         (self.script)(self.calls.fetch_add(1, Ordering::SeqCst), command)
     }
 
-    async fn unary(&self, command: bytes::Bytes) -> Result<bytes::Bytes, Status> {
-        match self.answer(&command) {
+    async fn unary<M>(
+        &self,
+        request: Request<M>,
+        command: impl FnOnce(M) -> bytes::Bytes,
+    ) -> Result<bytes::Bytes, Status> {
+        let forward = request.metadata().contains_key(FORWARD_HEADER);
+        let command = command(request.into_inner());
+        match forwarding(self.answer(&command), forward) {
             Answer::Echo => Ok(command),
             Answer::Say(reply) => Ok(bytes::Bytes::from_static(reply)),
             Answer::Fail(code, reason, outcome, leader) => {
@@ -92,9 +101,20 @@ impl Service {
                 };
                 Err(Status::with_error_details_vec(code, "scripted", [info.into()]))
             }
-            Answer::Break => Err(Status::unavailable("scripted")),
+            Answer::Forward(_) | Answer::Break => Err(Status::unavailable("scripted")),
             Answer::Hang => std::future::pending().await,
         }
+    }
+}
+
+/// What is answered where it depends on whether the client asks for forwarding.
+fn forwarding(answer: Answer, asked: bool) -> Answer {
+    match answer {
+        Answer::Forward(_) if asked => Answer::Echo,
+        Answer::Forward(leader) => {
+            Answer::Fail(Code::Unavailable, reason::NOT_LEADER, "NOT_APPLIED", Some(leader))
+        }
+        answer => answer,
     }
 }
 
@@ -112,7 +132,7 @@ impl Client for Service {
         &self,
         request: Request<v1::ExecuteRequest>,
     ) -> Result<Response<v1::ExecuteReply>, Status> {
-        let reply = self.unary(request.into_inner().command).await?;
+        let reply = self.unary(request, |request| request.command).await?;
         Ok(Response::new(v1::ExecuteReply { reply, rejected: false, index: 1 }))
     }
 
@@ -120,7 +140,7 @@ impl Client for Service {
         &self,
         request: Request<v1::QueryRequest>,
     ) -> Result<Response<v1::QueryReply>, Status> {
-        let reply = self.unary(request.into_inner().query).await?;
+        let reply = self.unary(request, |request| request.query).await?;
         Ok(Response::new(v1::QueryReply { reply, rejected: false, applied_index: 1 }))
     }
 
@@ -129,8 +149,10 @@ impl Client for Service {
         request: Request<Streaming<v1::ExecuteStreamRequest>>,
     ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
         let service = self.clone();
+        let forward = request.metadata().contains_key(FORWARD_HEADER);
         let replies = request.into_inner().filter_map(move |item| {
-            let reply = item.map_or_else(|error| Some(Err(error)), |item| service.item(item));
+            let reply =
+                item.map_or_else(|error| Some(Err(error)), |item| service.item(item, forward));
             std::future::ready(reply)
         });
         // The error item is the last one: tonic ends the stream with it.
@@ -142,9 +164,10 @@ impl Service {
     fn item(
         &self,
         item: v1::ExecuteStreamRequest,
+        forward: bool,
     ) -> Option<Result<v1::ExecuteStreamReply, Status>> {
         let command = item.request.expect("the client sends one").command;
-        let result = match self.answer(&command) {
+        let result = match forwarding(self.answer(&command), forward) {
             Answer::Say(reply) => StreamResult::Reply(v1::ExecuteReply {
                 reply: bytes::Bytes::from_static(reply),
                 rejected: false,
@@ -159,7 +182,9 @@ impl Service {
                 reason: reason.to_owned(),
                 metadata: metadata(outcome, leader).into_iter().collect(),
             }),
-            Answer::Break => return Some(Err(Status::unavailable("scripted"))),
+            Answer::Forward(_) | Answer::Break => {
+                return Some(Err(Status::unavailable("scripted")));
+            }
             Answer::Hang => return None,
         };
         Some(Ok(v1::ExecuteStreamReply { id: item.id, result: Some(result) }))

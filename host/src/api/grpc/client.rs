@@ -99,7 +99,7 @@ impl Services {
                         index: executed.index,
                     });
                 }
-                None => return Err(error.into()),
+                None => return Err(Error::of_read(error)),
             },
         };
         let (reply, rejected) = guest_reply(outcome, &machine)?;
@@ -145,7 +145,7 @@ impl Services {
                     account.learn(answered.reply.len());
                     return Ok(answered);
                 }
-                None => return Err(error.into()),
+                None => return Err(Error::of_read(error)),
             },
         };
         let (reply, rejected) = guest_reply(outcome, &machine)?;

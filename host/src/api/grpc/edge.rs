@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lockstep_client::FORWARDED_HEADER;
+use lockstep_client::{FORWARD_HEADER, FORWARDED_HEADER};
 use lockstep_proto::v1;
 use tonic::Request;
 use tonic::metadata::MetadataMap;
@@ -41,6 +41,8 @@ pub(super) struct Origin {
     pub(super) deadline: Instant,
     /// Another node passed it on: it goes no further.
     pub(super) forwarded: bool,
+    /// The client asks this node to pass it on, since it cannot reach the leader itself.
+    pub(super) forward: bool,
 }
 
 impl Origin {
@@ -60,6 +62,7 @@ impl Origin {
         Self {
             deadline: deadline_in(timeout.min(max)),
             forwarded: metadata.contains_key(FORWARDED_HEADER),
+            forward: metadata.contains_key(FORWARD_HEADER),
         }
     }
 
@@ -252,6 +255,9 @@ mod tests {
         assert!(!origin.forwarded);
         metadata.insert(FORWARDED_HEADER, "1".parse().unwrap());
         assert!(Origin::of_admin(&metadata).forwarded);
+        assert!(!origin.forward);
+        metadata.insert(FORWARD_HEADER, "1".parse().unwrap());
+        assert!(Origin::of_admin(&metadata).forward);
     }
 
     /// Names with odd characters, empty and too long ones are refused.

@@ -49,6 +49,16 @@ impl Error {
         metadata
     }
 
+    /// The same error of a read, which is never applied: nothing about it is in doubt.
+    pub(super) fn of_read(error: raft::Error) -> Self {
+        let error = match error {
+            // A leader logs the time for a guest that uses it, and lost its leadership meanwhile.
+            raft::Error::LeaderChanged => raft::Error::NoLeader,
+            error => error,
+        };
+        Self { outcome: Certain::NotApplied, ..error.into() }
+    }
+
     /// As one command of a stream gets it.
     pub(super) fn into_failure(self) -> v1::Failure {
         let metadata = self.metadata().into_iter().collect();

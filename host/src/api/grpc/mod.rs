@@ -88,11 +88,11 @@ impl Services {
     }
 
     /// The leader's client address, if `error` says that another node leads and this request may
-    /// be passed on to it.
+    /// be passed on to it: by the settings of this node, or because the client asks for it.
     fn forward_address<'a>(&self, error: &'a Error, origin: &edge::Origin) -> Option<&'a str> {
         match error {
             Error::NotLeader { leader: (_, member) }
-                if self.options.forward && !origin.forwarded =>
+                if (self.options.forward || origin.forward) && !origin.forwarded =>
             {
                 Some(&member.client_addr)
             }
