@@ -6,6 +6,7 @@
 //! - [`link`]: the way from one node to another, which can be cut and healed.
 //! - [`load`]: writers that know what they were promised, and check that it was kept.
 //! - [`kv`]: commands and replies of the reference guest.
+//! - [`raw`]: calls that the client library would never make.
 //! - [`peer`]: entries that no client can propose.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
@@ -38,5 +39,6 @@ pub mod peer;
 pub mod ports;
 mod preload;
 pub mod program;
+pub mod raw;
 pub mod seed;
 pub mod wait;

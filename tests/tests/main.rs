@@ -11,6 +11,7 @@ mod deploy;
 mod dev;
 mod disk_faults;
 mod divergence;
+mod endings;
 mod engine_change;
 mod full_follower;
 mod growth;

@@ -73,6 +73,11 @@ pub const SHUTTING_DOWN: &str = "SHUTTING_DOWN";
 /// A broken invariant or a disk error stopped the node.
 pub const STOPPED: &str = "STOPPED";
 
+/// The node has no such method: it runs another version.
+pub const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
+/// The node failed in a way that it has no other name for.
+pub const INTERNAL: &str = "INTERNAL";
+
 /// Said by the client itself: no connection could be made, so nothing was sent.
 pub const UNREACHABLE: &str = "UNREACHABLE";
 /// Said by the client itself: the connection broke after the request was sent.

@@ -330,11 +330,12 @@ impl Services {
 
 /// Receives a module whole and checks it against the header.
 async fn receive_module(mut parts: Streaming<v1::UploadModuleRequest>) -> Result<Bytes, Status> {
-    let Some(Part::Header(header)) = parts.message().await?.and_then(|message| message.part) else {
+    let first = parts.message().await.map_err(Error::of_request)?;
+    let Some(Part::Header(header)) = first.and_then(|message| message.part) else {
         return Err(invalid("the first message of an upload must be its header").into());
     };
     let mut upload = Upload::begin(header)?;
-    while let Some(message) = parts.message().await? {
+    while let Some(message) = parts.message().await.map_err(Error::of_request)? {
         match message.part {
             Some(Part::Chunk(chunk)) => upload.append(&chunk)?,
             _ => return Err(invalid("an upload has one header, then chunks").into()),

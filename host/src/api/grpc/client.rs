@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::Services;
 use super::edge::{self, Origin};
 use super::error::{Error, guest_reply};
-use super::pipeline::Pipeline;
+use super::pipeline::{End, Pipeline};
 use crate::budget::Account;
 use crate::raft;
 
@@ -56,7 +56,13 @@ impl Client for Services {
             // commands to wait before it is in the log would put it behind later ones.
             (bytes, tokio::task::unconstrained(running))
         });
-        Ok(Response::new(Box::pin(replies.map(Ok))))
+        let replies = replies.map(|reply| {
+            reply.map_err(|end| match end {
+                End::Stopped => Error::from(raft::Error::ShuttingDown).into(),
+                End::Broken(status) => Error::of_request(status),
+            })
+        });
+        Ok(Response::new(Box::pin(replies)))
     }
 
     async fn query(

@@ -57,8 +57,7 @@ impl Origin {
     }
 
     fn new(metadata: &MetadataMap, default: Duration, max: Duration) -> Self {
-        let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
-        let timeout = asked.and_then(parse_timeout).unwrap_or(default);
+        let timeout = asked_timeout(metadata.as_ref()).unwrap_or(default);
         Self {
             deadline: deadline_in(timeout.min(max)),
             forwarded: metadata.contains_key(FORWARDED_HEADER),
@@ -84,6 +83,11 @@ impl Origin {
 
 fn deadline_in(timeout: Duration) -> Instant {
     Instant::now() + timeout - (timeout / 10).min(ANSWER_TIME_MAX)
+}
+
+/// How long the client waits, if it says so.
+pub(super) fn asked_timeout(headers: &http::HeaderMap) -> Option<Duration> {
+    parse_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
 }
 
 /// Reads `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). `None`

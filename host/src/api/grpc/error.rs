@@ -28,7 +28,47 @@ pub(super) struct Error {
     leader: Option<(Option<u64>, String)>,
 }
 
+/// When gRPC itself found an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// Before anything was done: in the request.
+    Before,
+    /// Later, or nobody knows.
+    Later,
+}
+
 impl Error {
+    /// An error that gRPC found by itself, with the details that it lacks.
+    pub(super) fn found(status: &Status, found: Found) -> Self {
+        let (code, reason) = match (status.code(), found) {
+            (Code::OutOfRange | Code::ResourceExhausted, _) => {
+                (Code::ResourceExhausted, reason::TOO_LARGE)
+            }
+            (Code::Unimplemented, _) => (Code::Unimplemented, reason::UNIMPLEMENTED),
+            (Code::DeadlineExceeded | Code::Cancelled, _) => {
+                (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED)
+            }
+            (Code::Internal | Code::Unknown, Found::Before) => {
+                (Code::InvalidArgument, reason::BAD_REQUEST)
+            }
+            (code, Found::Before) => (code, reason::BAD_REQUEST),
+            (code, Found::Later) => (code, reason::INTERNAL),
+        };
+        let outcome = match found {
+            Found::Before => Certain::NotApplied,
+            Found::Later => Certain::Unknown,
+        };
+        Self::new(code, reason, outcome, status.message())
+    }
+
+    /// Why no more of a request is read: an error of the layer that receives it.
+    pub(super) fn of_request(status: Status) -> Status {
+        match status.details() {
+            [] => Self::found(&status, Found::Before).into(),
+            _ => status,
+        }
+    }
+
     fn new(code: Code, reason: &str, outcome: Certain, message: impl Into<String>) -> Self {
         Self { code, reason: reason.into(), outcome, message: message.into(), leader: None }
     }

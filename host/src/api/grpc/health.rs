@@ -16,6 +16,8 @@ use tonic_health::pb::health_server::Health as HealthService;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::Services;
+use super::error::Error;
+use crate::raft;
 use crate::raft::ask::status::{Role, Status as ReplicaStatus};
 
 /// How often a watcher's answer is looked at again.
@@ -68,7 +70,10 @@ impl HealthService for Health {
             .take_until(async move {
                 // An error means that the services are gone, which is a stop too.
                 let _ = stopping.wait_for(|stopping| *stopping).await;
-            });
+            })
+            .chain(futures::stream::once(async {
+                Err(Error::from(raft::Error::ShuttingDown).into())
+            }));
         Ok(Response::new(Box::pin(changes)))
     }
 }

@@ -5,6 +5,7 @@
 //! The only module besides `raft::network` that knows tonic.
 
 mod admin;
+mod answered;
 mod client;
 mod connection;
 mod convert;
@@ -123,6 +124,7 @@ pub async fn serve_clients(
         tokio::time::sleep(DRAIN_MAX).await;
     };
     let server = Server::builder()
+        .layer(answered::Answering)
         .layer(Meter(carries))
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)

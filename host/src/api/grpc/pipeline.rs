@@ -29,6 +29,18 @@ pub(super) struct Pipeline<S, B, F> {
     /// Whether the client's other streams and calls leave room.
     has_room: Box<dyn Fn() -> bool + Send>,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Why no more is read, where that is not the client's own end.
+    end: Option<End>,
+}
+
+/// Why a stream ends before its client ends it. What was read has been answered by then, and what
+/// was not is not applied.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The node stops.
+    Stopped,
+    /// A request could not be read.
+    Broken(tonic::Status),
 }
 
 impl<S, Q, B, F, R> Pipeline<S, B, F>
@@ -38,7 +50,8 @@ where
     F: Future<Output = (usize, R)>,
 {
     /// Runs what `begin` makes of each request, while it `has_room`: with nothing under way, one is
-    /// let in. After `stop` it reads no more, and ends once what is under way has been answered.
+    /// let in. After `stop`, or a request that cannot be read, it reads no more, and ends with the
+    /// reason once what is under way has been answered.
     pub(super) fn new(
         requests: S,
         stop: impl Future<Output = ()> + Send + 'static,
@@ -52,6 +65,7 @@ where
             running_bytes: 0,
             has_room: Box::new(has_room),
             stop: Box::pin(stop),
+            end: None,
         }
     }
 
@@ -65,6 +79,7 @@ where
     fn read(&mut self, context: &mut Context<'_>) {
         if self.requests.is_some() && self.stop.as_mut().poll(context).is_ready() {
             self.requests = None;
+            self.end = Some(End::Stopped);
         }
         while self.has_room()
             && let Some(requests) = &mut self.requests
@@ -76,8 +91,12 @@ where
                     self.running_bytes += bytes;
                     self.running.push(running);
                 }
-                // The client has sent all it wanted, or is gone.
-                Poll::Ready(None | Some(Err(_))) => self.requests = None,
+                Poll::Ready(Some(Err(status))) => {
+                    self.requests = None;
+                    self.end = Some(End::Broken(status));
+                }
+                // The client has sent all it wanted.
+                Poll::Ready(None) => self.requests = None,
             }
         }
     }
@@ -89,17 +108,20 @@ where
     B: FnMut(Q) -> (usize, F) + Unpin,
     F: Future<Output = (usize, R)>,
 {
-    type Item = R;
+    type Item = Result<R, End>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<R>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<R, End>>> {
         let this = &mut *self;
         this.read(context);
         match this.running.poll_next_unpin(context) {
             Poll::Ready(Some((bytes, reply))) => {
                 this.running_bytes -= bytes;
-                Poll::Ready(Some(reply))
+                Poll::Ready(Some(Ok(reply)))
             }
-            Poll::Ready(None) if this.requests.is_none() => Poll::Ready(None),
+            Poll::Ready(None) if this.requests.is_none() => Poll::Ready(this.end.take().map(Err)),
             // With nothing under way there is room, so `read` waits for the next request.
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
@@ -137,9 +159,9 @@ mod tests {
         );
         for request in [2, 0, 1] {
             gates[request].take().unwrap().send(()).unwrap();
-            assert_eq!(replies.next().await, Some(request));
+            assert_eq!(replies.next().await.unwrap().unwrap(), request);
         }
-        assert_eq!(replies.next().await, None);
+        assert!(replies.next().await.is_none());
     }
 
     /// First polls, which put commands into the log, happen in the order sent, however many wait.
@@ -210,7 +232,7 @@ mod tests {
             (1, std::future::ready((1, request)))
         });
         for number in 0..3 {
-            assert_eq!(replies.next().await, Some(number));
+            assert_eq!(replies.next().await.unwrap().unwrap(), number);
             assert_eq!(begun.load(Relaxed), number + 1);
         }
         room.store(true, Relaxed);
@@ -239,7 +261,25 @@ mod tests {
         assert!(replies.next().now_or_never().is_none());
         assert!(requests.is_closed());
         gate.send(()).unwrap();
-        assert_eq!(replies.next().await, Some((true, 1)));
-        assert_eq!(replies.next().await, None);
+        assert_eq!(replies.next().await.unwrap().unwrap(), (true, 1));
+        assert!(matches!(replies.next().await, Some(Err(End::Stopped))));
+        assert!(replies.next().await.is_none());
+    }
+
+    /// After a request that cannot be read, what came before is answered; then the reason ends it.
+    #[tokio::test]
+    async fn a_broken_request_ends_it_last() {
+        let requests = [Ok(1), Err(tonic::Status::internal("broken")), Ok(2)];
+        let requests = futures::stream::iter(requests);
+        let pending = futures::future::pending();
+        let mut replies = Pipeline::new(
+            requests,
+            pending,
+            || true,
+            |request: i32| (1, async move { (1, request) }.boxed()),
+        );
+        assert_eq!(replies.next().await.unwrap().unwrap(), 1);
+        assert!(matches!(replies.next().await, Some(Err(End::Broken(_)))));
+        assert!(replies.next().await.is_none());
     }
 }
