@@ -68,22 +68,17 @@ pub struct ModuleDigest(pub [u8; 32]);
 #[serde(transparent)]
 pub struct StateDigest(pub [u8; 32]);
 
-/// Writes the bytes as lower-case hexadecimal.
-fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-}
-
 macro_rules! hex_id {
     ($name:ident) => {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write_hex(&self.0, f)
+                f.write_str(&hex::encode(self.0))
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write_hex(&self.0, f)
+                f.write_str(&hex::encode(self.0))
             }
         }
 

@@ -1,8 +1,6 @@
 //! Commands and replies of the reference guest, in the Redis protocol. Written here once more,
 //! so that the client's own encoder is tested against another.
 
-use std::fmt::Write as _;
-
 use bytes::Bytes;
 
 /// The name that tests give its machine.
@@ -62,14 +60,6 @@ pub fn integer(reply: &[u8]) -> i64 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no integer: {text:?}"))
 }
 
-/// Bytes as the command line's `--hex` writes them.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("text grows");
-        text
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,6 +71,5 @@ mod tests {
         assert_eq!(value(&bulk("v")), Some("v".to_owned()));
         assert_eq!(value(&nil()), None);
         assert_eq!(integer(b":-3\r\n"), -3);
-        assert_eq!(hex(&[0, 255]), "00ff");
     }
 }

@@ -157,9 +157,9 @@ async fn exec_and_query_take_and_print_every_form() {
     let ran = program::run(["exec"].iter().chain(&at).chain(&["--file", &file])).await;
     assert_eq!(ran.ok().trim_end(), "+OK");
 
-    let get_hex = kv::hex(&get);
+    let get_hex = hex::encode(&get);
     let ran = program::run(["query"].iter().chain(&at).chain(&["--hex", &get_hex])).await;
-    assert_eq!(ran.ok(), kv::hex(b"$2\r\n\x00\xff\r\n"));
+    assert_eq!(ran.ok(), hex::encode(b"$2\r\n\x00\xff\r\n"));
 
     let ran = program::run_with_input(["exec"].iter().chain(&at).chain(&["--raw"]), &set).await;
     assert_eq!(ran.out, "+OK\r\n");

@@ -105,8 +105,7 @@ async fn a_guest_is_checked_without_a_node() {
     program::assert_holds("the answer", &said, &parts);
     let cluster = Plan::new(1).start().await;
     let machines = cluster.client().list_machines().await.expect("they are listed");
-    let digest: String =
-        machines[0].module_digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex::encode(&machines[0].module_digest);
     program::assert_holds("the answer", &said, &[&format!("module     {digest} (")]);
 }
 

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
+use super::machine;
 use super::output::say;
-use super::{machine, view};
 use crate::config::limits;
 use crate::node;
 
@@ -17,7 +17,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let bytes = machine::read_module(&arguments.file)?;
-    let digest = view::hex(&Sha256::digest(&bytes));
+    let digest = hex::encode(Sha256::digest(&bytes));
     let length = bytes.len();
     let module = tokio::task::spawn_blocking(move || node::check_module(&bytes)).await??;
     let (manifest, shape) = (module.manifest(), module.shape());

@@ -98,7 +98,7 @@ async fn init(endpoint: Endpoint) -> anyhow::Result<()> {
     let others: Vec<_> =
         clients.map(|(address, other)| (address, other.with_timeout(ANSWERS_WITHIN))).collect();
     let cluster = form(&first, &others).await?;
-    say!("cluster {} is formed", view::hex(&cluster));
+    say!("cluster {} is formed", hex::encode(&cluster));
     if others.is_empty() {
         eprintln!(
             "warning: no other endpoint was asked. If this node was a member of a cluster before, \
@@ -127,7 +127,7 @@ pub(super) async fn form(first: &Client, others: &[(String, Client)]) -> anyhow:
              HOST:PORT --endpoint {address}`. If the node was a member and its disk was wiped: \
              `lockstep cluster remove` its old id first, and start it with a new id",
             other.node_id,
-            view::hex(&other.cluster_id),
+            hex::encode(&other.cluster_id),
         );
     }
     Ok(first.cluster_init().await?)
@@ -144,7 +144,7 @@ async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
         say!("node {} is in no cluster: run `lockstep cluster init`", status.node_id);
         return Ok(());
     }
-    say!("cluster {}, term {}", view::hex(&status.cluster_id), status.term);
+    say!("cluster {}, term {}", hex::encode(&status.cluster_id), status.term);
     match status.leader_id {
         0 => say!("leader none known, as node {} sees it", status.node_id),
         leader => say!("leader {leader}"),

@@ -14,7 +14,6 @@ use super::cluster::form;
 use super::dev_nodes::{Event, Nodes};
 use super::machine::read_module;
 use super::output::say;
-use super::view;
 use crate::config::{Config, FileConfig};
 use crate::node;
 use crate::telemetry::Format;
@@ -145,7 +144,7 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
             .map(|address| anyhow::Ok((address.clone(), client_of(&address)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
         let cluster = form(&first, &others).await.context("cannot form a cluster")?;
-        say!("formed cluster {}", view::hex(&cluster));
+        say!("formed cluster {}", hex::encode(&cluster));
     }
     check_quorum(arguments, &status.nodes)?;
     let voters = status.nodes.iter().filter(|node| node.voter).map(|node| node.node_id);

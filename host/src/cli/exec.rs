@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use hex::FromHexError;
 use lockstep_client::Consistency;
 
 use super::endpoint::Endpoint;
@@ -79,7 +80,7 @@ impl Message {
         if self.raw {
             out.write_all(reply)?;
         } else if self.hex {
-            writeln!(out, "{}", super::view::hex(reply))?;
+            writeln!(out, "{}", hex::encode(reply))?;
         } else {
             writeln!(out, "{}", text(reply))?;
         }
@@ -101,22 +102,12 @@ fn text(reply: &[u8]) -> String {
 
 fn decode_hex(text: &str) -> anyhow::Result<Bytes> {
     let digits: Vec<u8> = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
-    if !digits.len().is_multiple_of(2) {
-        bail!("the input has {} hexadecimal digits: two are needed for each byte", digits.len());
-    }
-    let decoded = digits.chunks(2).map(|pair| Some(nibble(pair[0])? << 4 | nibble(pair[1])?));
-    match decoded.collect::<Option<Vec<u8>>>() {
-        Some(bytes) => Ok(bytes.into()),
-        None => bail!("the input is not hexadecimal: use 0 to 9 and a to f, or leave --hex out"),
-    }
-}
-
-fn nibble(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        b'A'..=b'F' => Some(digit - b'A' + 10),
-        _ => None,
+    match hex::decode(&digits) {
+        Ok(bytes) => Ok(bytes.into()),
+        Err(FromHexError::OddLength) => {
+            bail!("the input has {} hexadecimal digits: two are needed for each byte", digits.len())
+        }
+        Err(_) => bail!("the input is not hexadecimal: use 0 to 9 and a to f, or leave --hex out"),
     }
 }
 

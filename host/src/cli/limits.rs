@@ -5,6 +5,7 @@
 use lockstep_client::v1;
 
 use super::output::say;
+use super::view;
 use crate::node::Limits;
 
 /// What the guest of a machine may use. Sizes are bytes, or end in KiB, MiB or GiB.
@@ -96,10 +97,12 @@ pub(super) fn print(machine: &v1::Machine) {
     let desired = machine.limits.unwrap_or_default();
     let active = machine.active_limits.unwrap_or_default();
     let text = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-    say!("{:<22} {:>14} {:>14}", "LIMIT", "DESIRED", "ACTIVE");
+    let mut table = view::table(&["LIMIT", "DESIRED", "ACTIVE"]);
+    view::align_right(&mut table, [1, 2]);
     for ((name, desired), (_, active)) in rows(&desired).into_iter().zip(rows(&active)) {
-        say!("{name:<22} {:>14} {:>14}", text(desired), text(active));
+        table.add_row([name.to_owned(), text(desired), text(active)]);
     }
+    say!("{}", table.trim_fmt());
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ async fn create(
     }
     let digest = client.upload_module(module).await?;
     let machine = client.create_machine(name, digest, limits.into()).await?;
-    let (id, digest) = (machine.id, view::hex(&machine.module_digest));
+    let (id, digest) = (machine.id, hex::encode(&machine.module_digest));
     say!("machine {name} is created (id {id}, module {digest})");
     Ok(())
 }
@@ -127,7 +127,7 @@ async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<
         return Ok(());
     }
     say!("machine    {} (id {})", machine.name, machine.id);
-    say!("module     {}", view::hex(&machine.module_digest));
+    say!("module     {}", hex::encode(&machine.module_digest));
     say!("guest      {} (state schema {})", machine.guest_name, machine.schema_version);
     say!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
     say!("memory     {} bytes", machine.memory_bytes);

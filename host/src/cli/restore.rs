@@ -175,7 +175,7 @@ async fn restore(
         return Err(abandon(&restore, error).await);
     }
     let machine = restore.machine();
-    let (name, id, digest) = (&machine.name, machine.id, view::hex(&machine.module_digest));
+    let (name, id, digest) = (&machine.name, machine.id, hex::encode(&machine.module_digest));
     let bytes = export.bytes;
     say!("machine {name} is restored (id {id}, module {digest}, {bytes} bytes of state)");
     Ok(())
@@ -238,16 +238,21 @@ fn progress_bar(name: &str, bytes: u64) -> ProgressBar {
 fn print_contents(backup: &Backup) {
     let index = backup.index().unwrap_or(0);
     say!("snapshot at log index {index}");
-    say!("{:<16} {:<14} {:>7} {:>14} EXPORT", "MACHINE", "MODULE", "SCHEMA", "BYTES");
+    let mut rows = view::table(&["MACHINE", "MODULE", "SCHEMA", "BYTES", "EXPORT"]);
+    view::align_right(&mut rows, [2, 3]);
     for saved in backup.machines() {
         let state = match saved.export.state {
             ExportState::Whole => "complete",
             ExportState::BrokenOff => "broken off",
             ExportState::Absent => "none (was being restored)",
         };
-        let module = saved.module.to_string();
-        let module = short(&module);
-        let (name, schema, bytes) = (&saved.name, saved.export.schema, saved.export.bytes);
-        say!("{name:<16} {module:<14} {schema:>7} {bytes:>14} {state}");
+        rows.add_row([
+            saved.name.clone(),
+            short(&saved.module.to_string()).to_owned(),
+            saved.export.schema.to_string(),
+            saved.export.bytes.to_string(),
+            state.to_owned(),
+        ]);
     }
+    say!("{}", rows.trim_fmt());
 }

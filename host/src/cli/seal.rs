@@ -12,7 +12,6 @@ use lockstep_client::{Client, v1};
 use super::cluster::leader_status;
 use super::endpoint::Endpoint;
 use super::output::say;
-use super::view;
 use crate::node;
 use crate::types::short;
 
@@ -122,7 +121,7 @@ impl Watch {
             let found = status.checkpoints.iter().find(|found| found.index == self.index);
             let Some(checkpoint) = found else { continue };
             for report in &checkpoint.reports {
-                let digest = view::hex(&report.digest);
+                let digest = hex::encode(&report.digest);
                 let said = format!("keeps its state at {}, {}", self.index, short(&digest));
                 self.say(report.node_id, said);
             }
@@ -131,7 +130,7 @@ impl Watch {
             };
             let mut voters = status.nodes.iter().filter(|node| node.voter);
             if !checkpoint.agreed.is_empty() && (without_absent || voters.all(is_there)) {
-                say!("the voters agree on {}", short(&view::hex(&checkpoint.agreed)));
+                say!("the voters agree on {}", short(&hex::encode(&checkpoint.agreed)));
                 return Ok(Phase::Sealed);
             }
         }

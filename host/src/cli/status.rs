@@ -26,7 +26,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn print_text(status: &v1::StatusReply) {
-    let cluster = view::hex(&status.cluster_id);
+    let cluster = hex::encode(&status.cluster_id);
     say!("node       {} ({})", status.node_id, view::role(status.role));
     say!("version    {} (engine profile {})", status.version, status.engine_profile);
     say!("clients    {}", status.client_addr);

@@ -2,17 +2,13 @@
 //! field names of `proto/admin.proto`, and `state` of a machine; ids as hexadecimal, and `null` for
 //! what is not there.
 
+use comfy_table::{CellAlignment, Table};
 use lockstep_client::v1;
 use lockstep_client::v1::status_reply::Role;
 use serde_json::{Map, Value, json};
 
 use super::output::say;
 use crate::types::short;
-
-/// Bytes as lower-case hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// The name of a role.
 pub(super) fn role(role: i32) -> &'static str {
@@ -29,12 +25,12 @@ pub(super) fn role(role: i32) -> &'static str {
 
 /// A node's status.
 pub(super) fn status_json(status: &v1::StatusReply) -> Value {
-    let cluster = Some(hex(&status.cluster_id)).filter(|id| !id.is_empty());
+    let cluster = Some(hex::encode(&status.cluster_id)).filter(|id| !id.is_empty());
     let leader = Some(status.leader_id).filter(|id| *id != 0);
     json!({
         "node_id": status.node_id,
         "cluster_id": cluster,
-        "incarnation": hex(&status.incarnation),
+        "incarnation": hex::encode(&status.incarnation),
         "version": status.version,
         "engine_profile": status.engine_profile,
         "peer_addr": status.peer_addr,
@@ -88,7 +84,7 @@ pub(super) fn machine_json(machine: &v1::Machine) -> Value {
     json!({
         "name": machine.name,
         "id": machine.id,
-        "module_digest": hex(&machine.module_digest),
+        "module_digest": hex::encode(&machine.module_digest),
         "guest_name": machine.guest_name,
         "schema_version": machine.schema_version,
         "uses_time": machine.uses_time,
@@ -133,10 +129,11 @@ fn limits_json(limits: &v1::Limits) -> Value {
 /// A checkpoint: digests by node.
 fn checkpoint_json(checkpoint: &v1::Checkpoint) -> Value {
     let reports = checkpoint.reports.iter();
-    let reports = reports.map(|report| (report.node_id.to_string(), hex(&report.digest).into()));
+    let reports =
+        reports.map(|report| (report.node_id.to_string(), hex::encode(&report.digest).into()));
     json!({
         "index": checkpoint.index,
-        "agreed": Some(hex(&checkpoint.agreed)).filter(|digest| !digest.is_empty()),
+        "agreed": Some(hex::encode(&checkpoint.agreed)).filter(|digest| !digest.is_empty()),
         "reports": reports.collect::<Map<_, _>>(),
     })
 }
@@ -146,7 +143,7 @@ fn checkpoint_json(checkpoint: &v1::Checkpoint) -> Value {
 fn last_report(status: &v1::StatusReply, node: u64) -> String {
     let reports = status.checkpoints.iter().rev().filter_map(|checkpoint| {
         let report = checkpoint.reports.iter().find(|report| report.node_id == node)?;
-        let digest = hex(&report.digest);
+        let digest = hex::encode(&report.digest);
         Some(format!("{} {} {}", checkpoint.index, short(&digest), verdict(checkpoint, report)))
     });
     reports.into_iter().next().unwrap_or_else(|| "-".to_owned())
@@ -167,20 +164,31 @@ pub(super) fn print_checkpoint(checkpoint: Option<&v1::Checkpoint>) {
     say!("checkpoint {}", checkpoint.index);
     for report in &checkpoint.reports {
         let verdict = verdict(checkpoint, report);
-        say!("  node {:<4} {} {verdict}", report.node_id, hex(&report.digest));
+        say!("  node {:<4} {} {verdict}", report.node_id, hex::encode(&report.digest));
+    }
+}
+
+/// A table without lines, whose columns are as wide as what is in them.
+pub(super) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}
+
+/// Moves numbers to the right of their columns.
+pub(super) fn align_right(table: &mut Table, columns: impl IntoIterator<Item = usize>) {
+    for column in columns {
+        let column = table.column_mut(column).expect("the table has this column");
+        column.set_cell_alignment(CellAlignment::Right);
     }
 }
 
 /// The membership as a table.
 pub(super) fn print_nodes(status: &v1::StatusReply) {
-    say!(
-        "{:<6} {:<8} {:<22} {:<22} {:<12} CHECKPOINT",
-        "NODE",
-        "PART",
-        "CLIENTS",
-        "PEERS",
-        "MATCHED"
-    );
+    let mut nodes = table(&["NODE", "PART", "CLIENTS", "PEERS", "MATCHED", "CHECKPOINT"]);
     for node in &status.nodes {
         let part = match node.voter {
             true if node.node_id == status.leader_id => "leader",
@@ -191,38 +199,37 @@ pub(super) fn print_nodes(status: &v1::StatusReply) {
             0 => "-".to_owned(),
             index => index.to_string(),
         };
-        say!(
-            "{:<6} {part:<8} {:<22} {:<22} {matched:<12} {}",
-            node.node_id,
-            node.client_addr,
-            node.peer_addr,
-            last_report(status, node.node_id)
-        );
+        nodes.add_row([
+            node.node_id.to_string(),
+            part.to_owned(),
+            node.client_addr.clone(),
+            node.peer_addr.clone(),
+            matched,
+            last_report(status, node.node_id),
+        ]);
     }
+    say!("{}", nodes.trim_fmt());
 }
 
 /// Machines as a table.
 pub(super) fn print_machines(machines: &[v1::Machine]) {
-    say!(
-        "{:<16} {:<14} {:<16} {:>12} {:>10} STATE",
-        "MACHINE",
-        "MODULE",
-        "GUEST",
-        "MEMORY",
-        "APPLIED"
-    );
+    say!("{}", machines_table(machines).trim_fmt());
+}
+
+fn machines_table(machines: &[v1::Machine]) -> Table {
+    let mut rows = table(&["MACHINE", "MODULE", "GUEST", "MEMORY", "APPLIED", "STATE"]);
+    align_right(&mut rows, [3, 4]);
     for machine in machines {
-        let state = state_text(machine);
-        let module = hex(&machine.module_digest);
-        say!(
-            "{:<16} {:<14} {:<16} {:>12} {:>10} {state}",
-            machine.name,
-            short(&module),
+        rows.add_row([
+            machine.name.clone(),
+            short(&hex::encode(&machine.module_digest)).to_owned(),
             format!("{} v{}", machine.guest_name, machine.schema_version),
-            machine.memory_bytes,
-            machine.applied_index
-        );
+            machine.memory_bytes.to_string(),
+            machine.applied_index.to_string(),
+            state_text(machine),
+        ]);
     }
+    rows
 }
 
 #[cfg(test)]
@@ -278,5 +285,21 @@ mod tests {
         assert_eq!(state_text(&half), "restoring (3 parts are in)");
         let half = machine_json(&half);
         assert_eq!((&half["state"], &half["restoring"]["parts"]), (&json!("restoring"), &json!(3)));
+    }
+
+    /// The longest name that a machine can have moves the columns of all rows, not of its own.
+    #[test]
+    fn columns_stand_below_each_other() {
+        let machine = |name: String| v1::Machine {
+            name,
+            module_digest: vec![0xab; 32].into(),
+            guest_name: "kv".into(),
+            ..v1::Machine::default()
+        };
+        let table = machines_table(&[machine("kv".into()), machine("m".repeat(64))]).trim_fmt();
+        let at: Vec<_> =
+            table.lines().map(|line| line.find("abab").or(line.find("MODULE"))).collect();
+        assert_eq!(at, [Some(66), Some(66), Some(66)], "{table}");
+        assert!(table.lines().all(|line| line == line.trim_end()), "{table}");
     }
 }

@@ -6,8 +6,7 @@
 //! all.
 
 use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::Path;
 
 use super::{Error, durable};
@@ -30,7 +29,7 @@ impl Identity {
     /// A new identity outside any cluster.
     pub(super) fn create(node_id: NodeId) -> io::Result<Self> {
         let mut incarnation = [0; 16];
-        File::open("/dev/urandom")?.read_exact(&mut incarnation)?;
+        getrandom::fill(&mut incarnation)?;
         Ok(Self { node_id, incarnation: Incarnation(incarnation), cluster: None })
     }
 
@@ -82,18 +81,13 @@ fn parse(bytes: &[u8]) -> Option<Identity> {
     let incarnation = Incarnation(parse_hex(value("incarnation")?)?);
     let cluster = match value("cluster")? {
         "none" => None,
-        hex => Some(ClusterId(parse_hex(hex)?)),
+        id => Some(ClusterId(parse_hex(id)?)),
     };
     Some(Identity { node_id, incarnation, cluster })
 }
 
-fn parse_hex(hex: &str) -> Option<[u8; 16]> {
-    if hex.len() != 32 || !hex.is_ascii() {
-        return None;
-    }
+fn parse_hex(text: &str) -> Option<[u8; 16]> {
     let mut bytes = [0; 16];
-    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(bytes)
 }

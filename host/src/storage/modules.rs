@@ -89,11 +89,8 @@ fn digest_of(bytes: &[u8]) -> ModuleDigest {
 }
 
 fn parse_name(name: &str) -> Option<ModuleDigest> {
-    let hex = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
-    if hex.len() != 64 || !hex.is_ascii() {
-        return None;
-    }
-    let digits = hex.as_bytes().chunks(2);
-    let bytes = digits.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
-    ModuleDigest::from_slice(&bytes.collect::<Option<Vec<u8>>>()?)
+    let digits = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
+    let mut bytes = [0; 32];
+    hex::decode_to_slice(digits, &mut bytes).ok()?;
+    Some(ModuleDigest(bytes))
 }

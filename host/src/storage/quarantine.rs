@@ -67,14 +67,9 @@ fn parse(bytes: &[u8]) -> Option<Quarantine> {
     })
 }
 
-fn parse_digest(hex: &str) -> Option<StateDigest> {
-    if hex.len() != 64 || !hex.is_ascii() {
-        return None;
-    }
+fn parse_digest(text: &str) -> Option<StateDigest> {
     let mut bytes = [0; 32];
-    for (byte, digits) in bytes.iter_mut().zip(hex.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
     Some(StateDigest(bytes))
 }
 

@@ -273,7 +273,7 @@ fn profile(engine: &wasmtime::Engine) -> String {
     std::env::consts::ARCH.hash(&mut hasher);
     limits::GUEST_STACK_BYTES.hash(&mut hasher);
     format!("{:?}", Limits::default()).hash(&mut hasher);
-    hasher.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hasher.0.finalize())
 }
 
 /// Lets a `Hash` feed a hash that is the same in every build, as std's default needn't be.

@@ -41,7 +41,7 @@ impl Replica {
             }
             Some(cluster) => cluster,
             None => {
-                let cluster = ClusterId(fresh_id());
+                let cluster = fresh_id()?;
                 shared.local.join(cluster).map_err(Error::Refused)?;
                 cluster
             }
@@ -277,10 +277,10 @@ impl Replica {
     }
 }
 
-/// Sixteen random bytes, from the generator that seeds maps: unique, not secret.
-fn fresh_id() -> [u8; 16] {
+/// The id of a new cluster: sixteen bytes of the system's random numbers.
+fn fresh_id() -> Result<ClusterId, Error> {
     let mut id = [0; 16];
-    let mut fill = fastrand::Rng::new();
-    fill.fill(&mut id);
-    id
+    let filled = getrandom::fill(&mut id);
+    filled.map_err(|error| Error::Refused(format!("there are no random numbers: {error}")))?;
+    Ok(ClusterId(id))
 }
