@@ -21,8 +21,8 @@ use crate::raft::store::state_machine::StateMachine;
 use crate::wasm::{self, Engine};
 use connections::Doors;
 
-pub use crate::machine::Limits;
 pub use crate::machine::snapshot::backup::{ExportState, SavedMachine};
+pub use crate::machine::{LIMITS, LIMITS_COUNT, LimitUnit, Limits};
 pub use backup::Backup;
 pub use repair::{Repaired, repair};
 

@@ -2,37 +2,48 @@
 //!
 //! It checks no bounds: the node does, and names the limit.
 
+use clap::builder::ValueParser;
+use clap::{Arg, ArgMatches, Command};
 use lockstep_client::v1;
 
 use super::output::say;
 use super::view;
-use crate::node::Limits;
+use crate::node::{LIMITS, LIMITS_COUNT, LimitUnit, Limits};
 
-/// What the guest of a machine may use. Sizes are bytes, or end in KiB, MiB or GiB.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::Args)]
-#[command(next_help_heading = "Limits")]
-pub(super) struct Flags {
-    /// Fuel of a call that applies commands, about one unit per instruction
-    #[arg(long, value_name = "N")]
-    fuel_per_command: Option<u64>,
-    /// Fuel of a call that answers queries
-    #[arg(long, value_name = "N")]
-    fuel_per_query: Option<u64>,
-    /// Fuel of a step of an export or import
-    #[arg(long, value_name = "N")]
-    fuel_per_export_step: Option<u64>,
-    /// Linear memory, at most
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    memory_bytes: Option<u64>,
-    /// Elements of a table, at most; acts when a guest is created
-    #[arg(long, value_name = "N")]
-    table_elements: Option<u64>,
-    /// A reply, at most
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    reply_bytes: Option<u64>,
-    /// An export, at most
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    export_bytes: Option<u64>,
+/// Limits of a machine, those that are given, in the order of the table of limits. Each is a flag.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags([Option<u64>; LIMITS_COUNT]);
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        command.args(LIMITS.map(|limit| {
+            let (value_name, parser) = match limit.unit {
+                LimitUnit::Bytes => ("SIZE", ValueParser::new(parse_size)),
+                LimitUnit::Fuel | LimitUnit::Elements => ("N", clap::value_parser!(u64).into()),
+            };
+            Arg::new(limit.name)
+                .long(limit.name.trim_end_matches("_max").replace('_', "-"))
+                .value_name(value_name)
+                .value_parser(parser)
+                .help_heading("Limits (a SIZE is in bytes, or ends in KiB, MiB or GiB)")
+                .help(format!("{} [default: {}]", limit.about, limit.default))
+        }))
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Ok(Self(LIMITS.map(|limit| matches.get_one(limit.name).copied())))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 impl Flags {
@@ -43,29 +54,14 @@ impl Flags {
 
     /// These, and where one is not given, that of `base`.
     pub(super) fn over(self, base: Limits) -> v1::Limits {
-        v1::Limits {
-            fuel_per_command: self.fuel_per_command.or(Some(base.fuel_per_command)),
-            fuel_per_query: self.fuel_per_query.or(Some(base.fuel_per_query)),
-            fuel_per_export_step: self.fuel_per_export_step.or(Some(base.fuel_per_export_step)),
-            memory_bytes_max: self.memory_bytes.or(Some(base.memory_bytes_max)),
-            table_elements_max: self.table_elements.or(Some(base.table_elements_max)),
-            reply_bytes_max: self.reply_bytes.or(Some(base.reply_bytes_max)),
-            export_bytes_max: self.export_bytes.or(Some(base.export_bytes_max)),
-        }
+        let base = base.values();
+        v1::Limits::from_values(std::array::from_fn(|at| self.0[at].or(Some(base[at]))))
     }
 }
 
 impl From<Flags> for v1::Limits {
-    fn from(flags: Flags) -> Self {
-        Self {
-            fuel_per_command: flags.fuel_per_command,
-            fuel_per_query: flags.fuel_per_query,
-            fuel_per_export_step: flags.fuel_per_export_step,
-            memory_bytes_max: flags.memory_bytes,
-            table_elements_max: flags.table_elements,
-            reply_bytes_max: flags.reply_bytes,
-            export_bytes_max: flags.export_bytes,
-        }
+    fn from(Flags(values): Flags) -> Self {
+        Self::from_values(values)
     }
 }
 
@@ -80,16 +76,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
 }
 
 /// Limits by name, in the order in which they are shown.
-pub(super) fn rows(limits: &v1::Limits) -> [(&'static str, Option<u64>); 7] {
-    [
-        ("fuel_per_command", limits.fuel_per_command),
-        ("fuel_per_query", limits.fuel_per_query),
-        ("fuel_per_export_step", limits.fuel_per_export_step),
-        ("memory_bytes_max", limits.memory_bytes_max),
-        ("table_elements_max", limits.table_elements_max),
-        ("reply_bytes_max", limits.reply_bytes_max),
-        ("export_bytes_max", limits.export_bytes_max),
-    ]
+pub(super) fn rows(limits: &v1::Limits) -> impl Iterator<Item = (&'static str, Option<u64>)> {
+    LIMITS.into_iter().map(|limit| limit.name).zip(limits.values())
 }
 
 /// Prints the limits of a machine: what the log last set, and what its guest on the asked node has.
@@ -99,7 +87,7 @@ pub(super) fn print(machine: &v1::Machine) {
     let text = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
     let mut table = view::table(&["LIMIT", "DESIRED", "ACTIVE"]);
     view::align_right(&mut table, [1, 2]);
-    for ((name, desired), (_, active)) in rows(&desired).into_iter().zip(rows(&active)) {
+    for ((name, desired), (_, active)) in rows(&desired).zip(rows(&active)) {
         table.add_row([name.to_owned(), text(desired), text(active)]);
     }
     say!("{}", table.trim_fmt());
@@ -107,7 +95,22 @@ pub(super) fn print(machine: &v1::Machine) {
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
     use super::*;
+
+    /// Each limit has a flag, whose value goes to its own field and to no other.
+    #[test]
+    fn each_limit_has_a_flag() {
+        for (at, limit) in LIMITS.iter().enumerate() {
+            let flag = format!("--{}", limit.name.trim_end_matches("_max").replace('_', "-"));
+            let command = Flags::augment_args(Command::new("x"));
+            let matches = command.try_get_matches_from(["x", &flag, "77"]).unwrap();
+            let given: v1::Limits = Flags::from_arg_matches(&matches).unwrap().into();
+            let given: Vec<_> = rows(&given).filter(|(_, value)| value.is_some()).collect();
+            assert_eq!(given, [(limit.name, Some(77))], "{at}: {flag}");
+        }
+    }
 
     /// Sizes are bytes or have a unit; anything else is refused, and nothing overflows.
     #[test]

@@ -122,7 +122,7 @@ fn restoring_json(restoring: &v1::Restoring) -> Value {
 }
 
 fn limits_json(limits: &v1::Limits) -> Value {
-    let rows = super::limits::rows(limits).into_iter();
+    let rows = super::limits::rows(limits);
     rows.map(|(name, value)| (name.to_owned(), json!(value))).collect::<Map<_, _>>().into()
 }
 

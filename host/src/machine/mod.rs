@@ -31,7 +31,9 @@ pub use tables::agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport
 pub use tables::seal::Sealed;
 pub use tables::{ModuleRecord, Refusal, Restoring};
 
-pub use crate::wasm::{Context, InvalidLimit, Limits, LimitsChange};
+pub use crate::wasm::{
+    Context, InvalidLimit, LIMITS, LIMITS_COUNT, Limit, LimitUnit, Limits, LimitsChange,
+};
 
 use crate::types::{MachineId, Outcome};
 

@@ -17,6 +17,7 @@ mod engine;
 mod guest;
 mod guest_log;
 mod limits;
+mod machine_limits;
 mod memory;
 mod self_test;
 #[cfg(test)]
@@ -27,5 +28,8 @@ pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module, stand_for_another_build};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};
 pub use guest_log::GuestLog;
-pub use limits::{InvalidLimit, Limits, LimitsChange, THREAD_STACK_BYTES};
+pub use limits::THREAD_STACK_BYTES;
+pub use machine_limits::{
+    InvalidLimit, LIMITS, LIMITS_COUNT, Limit, LimitUnit, Limits, LimitsChange,
+};
 pub use memory::{Image, PAGE_BYTES};

@@ -47,28 +47,12 @@ fn restoring(Restoring { schema, parts }: Restoring) -> v1::Restoring {
 
 /// Limits, all of them.
 fn limits(limits: Limits) -> v1::Limits {
-    v1::Limits {
-        fuel_per_command: Some(limits.fuel_per_command),
-        fuel_per_query: Some(limits.fuel_per_query),
-        fuel_per_export_step: Some(limits.fuel_per_export_step),
-        memory_bytes_max: Some(limits.memory_bytes_max),
-        table_elements_max: Some(limits.table_elements_max),
-        reply_bytes_max: Some(limits.reply_bytes_max),
-        export_bytes_max: Some(limits.export_bytes_max),
-    }
+    v1::Limits::from_values(limits.values().map(Some))
 }
 
 /// The other way: the limits that are given.
 pub(super) fn limits_change(limits: &v1::Limits) -> LimitsChange {
-    LimitsChange {
-        fuel_per_command: limits.fuel_per_command,
-        fuel_per_query: limits.fuel_per_query,
-        fuel_per_export_step: limits.fuel_per_export_step,
-        memory_bytes_max: limits.memory_bytes_max,
-        table_elements_max: limits.table_elements_max,
-        reply_bytes_max: limits.reply_bytes_max,
-        export_bytes_max: limits.export_bytes_max,
-    }
+    LimitsChange::from_values(limits.values())
 }
 
 /// The header of a snapshot that is fetched.
