@@ -107,8 +107,6 @@ pub struct Guest {
 pub struct Fork {
     caller: Caller,
     shadow: Shadow,
-    /// Length of the memory that it was made from.
-    memory_bytes: usize,
 }
 
 impl Guest {
@@ -160,7 +158,7 @@ impl Guest {
         let (caller, memory) = start(engine, module, limits, Some(bytes))?;
         check_length(&memory, bytes)?;
         let shadow = memory.shadow(&self.memory).map_err(host)?;
-        Ok(Fork { caller, shadow, memory_bytes: bytes })
+        Ok(Fork { caller, shadow })
     }
 
     /// Applies the commands of one entry.
@@ -211,7 +209,7 @@ impl Fork {
         let (caller, memory) = start(engine, module, limits, Some(bytes))?;
         check_length(&memory, bytes)?;
         let shadow = memory.shadow_image(image).map_err(host)?;
-        Ok(Self { caller, shadow, memory_bytes: bytes })
+        Ok(Self { caller, shadow })
     }
 
     /// Lets what it logs from now on be written.
@@ -222,8 +220,7 @@ impl Fork {
     /// Throws away what its calls changed, so that it shows the original as it is now. False where
     /// it can't, because memory grew, here or there: a new fork must be made.
     pub fn follow(&mut self, original: &Guest) -> Result<bool, Failure> {
-        let bytes = self.memory_bytes;
-        if original.memory.bytes() != bytes || self.shadow.bytes() != bytes {
+        if !self.shadow.covers(&original.memory) {
             return Ok(false);
         }
         self.shadow.throw_away(&original.memory).map_err(host)?;
@@ -234,7 +231,7 @@ impl Fork {
     /// is left to do. It cannot fail: whatever it does not do, a query does.
     pub fn warm(&mut self, original: &Guest) -> bool {
         // A fork of another length is not used again.
-        original.memory.bytes() == self.memory_bytes && self.shadow.warm(&original.memory)
+        self.shadow.covers(&original.memory) && self.shadow.warm(&original.memory)
     }
 
     /// Applies commands to the fork alone.

@@ -197,8 +197,16 @@ impl Shadow {
         Ok(result)
     }
 
-    /// Throws away what was written, so that it shows `source` as it is now.
+    /// Whether it can show all of `source` as it is now, which it was made of: not where memory
+    /// grew, here or there.
+    pub(super) fn covers(&self, source: &Memory) -> bool {
+        let made_with = self.writes.bytes();
+        source.bytes() == made_with && self.memory.bytes() == made_with
+    }
+
+    /// Throws away what was written, so that it shows `source`, which it covers, as it is now.
     pub(super) fn throw_away(&self, source: &Memory) -> io::Result<()> {
+        assert!(self.covers(source), "memory has grown since this shadow was made");
         self.writes.throw_away(&self.memory.region(), &source.region())
     }
 
@@ -237,10 +245,6 @@ impl Shadow {
             cold.pop_front();
         }
         Ok(true)
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.memory.bytes()
     }
 }
 

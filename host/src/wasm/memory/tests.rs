@@ -138,7 +138,7 @@ impl Machine {
     /// As `Instance::fork` and `Fork::follow` do it.
     fn query(&mut self, at: usize, length: usize, byte: u8, grow: usize) {
         let bytes = self.live.bytes();
-        let follows = self.fork.take().filter(|fork| fork.bytes() == bytes);
+        let follows = self.fork.take().filter(|fork| fork.covers(&self.live));
         let fork = match follows {
             Some(fork) => {
                 fork.throw_away(&self.live).unwrap();

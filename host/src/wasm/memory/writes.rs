@@ -121,6 +121,11 @@ impl Writes {
         }
     }
 
+    /// Length of the shadow when this was made: what it has of its source.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Makes a call that may write to the shadow.
     pub(in crate::wasm) fn watch<T>(&self, call: impl FnOnce() -> T) -> T {
         struct Reset(*const Writes);
