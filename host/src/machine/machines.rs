@@ -15,7 +15,7 @@ use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
 use super::library::ModuleLibrary;
 use super::tables::{MachineRecord, Refusal, Restoring, Tables};
-use super::{HostFailure, Response};
+use super::{Applied, HostFailure, Response, Then};
 use crate::machine::entry::batch::Batch;
 use crate::machine::entry::proposal::Proposal;
 use crate::machine::guest::history::History;
@@ -113,59 +113,71 @@ impl Machines {
         index: LogIndex,
         proposal: Proposal,
         membership: &Membership,
-    ) -> Result<Response, HostFailure> {
-        if let Some(refusal) = self.refuse(&proposal) {
-            self.advance(index);
-            return Ok(Response::Refused(refusal));
-        }
-        let response = match proposal {
+    ) -> Result<Applied, HostFailure> {
+        let applied = match self.refuse(&proposal) {
+            Some(refusal) => Response::Refused(refusal).into(),
+            None => self.apply_proposal(index, proposal, membership).await?,
+        };
+        self.advance(index);
+        Ok(applied)
+    }
+
+    /// The one place that tells kinds of entries apart.
+    async fn apply_proposal(
+        &mut self,
+        index: LogIndex,
+        proposal: Proposal,
+        membership: &Membership,
+    ) -> Result<Applied, HostFailure> {
+        Ok(match proposal {
             Proposal::Commands { time_ms, batches } => {
                 let time_ms = self.tables.advance_time(time_ms);
-                Response::Commands(self.apply_batches(index, time_ms, batches).await?)
+                Response::Commands(self.apply_batches(index, time_ms, batches).await?).into()
             }
             Proposal::Tick { time_ms } => {
                 self.tables.advance_time(time_ms);
-                Response::Nothing
+                Response::Nothing.into()
             }
             Proposal::StageModule(chunk) => self.stage(index, chunk).await?.into(),
             Proposal::ModuleReady(report) => {
                 self.tables.report(report);
                 self.publish();
-                Response::Nothing
+                Response::Nothing.into()
             }
             Proposal::CreateMachine { name, module, limits } => {
                 let record = MachineRecord { name, module, limits, restoring: None };
-                self.create(MachineId(index), record, membership).await?
+                self.create(MachineId(index), record, membership).await?.into()
             }
             Proposal::BeginRestore { name, module, limits, schema } => {
                 let restoring = Some(Restoring { schema, parts: 0 });
                 let record = MachineRecord { name, module, limits, restoring };
-                self.create(MachineId(index), record, membership).await?
+                self.create(MachineId(index), record, membership).await?.into()
             }
-            Proposal::ImportState(part) => self.import(index, part).await?,
+            Proposal::ImportState(part) => self.import(index, part).await?.into(),
             Proposal::RemoveMachine { machine } => self.remove(index, machine).into(),
-            // The caller captures the state once this has returned.
             Proposal::Checkpoint => {
                 self.tables.drop_spare_modules();
                 self.forget_dropped();
                 self.tables.note_checkpoint(index);
                 self.judge(membership);
-                Response::Nothing
+                Applied::new(Response::Nothing, Then::Capture)
             }
             Proposal::CheckpointReport(report) => {
                 self.tables.note_report(report, membership);
                 self.judge(membership);
-                Response::Nothing
+                Applied::new(Response::Nothing, Then::CompareStates)
             }
-            Proposal::EngineProfile(profile) => self.decide_profile(profile).into(),
-            // The caller captures the state, as at a checkpoint.
-            Proposal::Seal { to } => self.seal(index, to, membership).into(),
+            Proposal::EngineProfile(profile) => {
+                let was_sealed = self.sealed().is_some();
+                let response = self.decide_profile(profile);
+                let decided = was_sealed && self.sealed().is_none();
+                Applied::new(response, Then::CompareProfiles { decided })
+            }
+            Proposal::Seal { to } => Applied::new(self.seal(index, to, membership), Then::Capture),
             Proposal::SetLimits { machine, change } => {
                 self.set_limits(machine, &change).await?.into()
             }
-        };
-        self.advance(index);
-        Ok(response)
+        })
     }
 
     /// Notes that an entry without a proposal (blank, membership) has been applied.

@@ -55,6 +55,46 @@ pub enum Response {
     NodeParked(String),
 }
 
+/// An applied entry: what it came to, and what this node has to do about it.
+#[derive(Debug)]
+pub struct Applied {
+    /// What it came to.
+    pub response: Response,
+    /// What is to be done before the next entry.
+    pub then: Then,
+}
+
+/// What an entry asks of the node that applied it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    GoOn,
+    /// Capture the state as it is now, for a snapshot.
+    Capture,
+    /// Compare the states of checkpoints here with what was agreed on.
+    CompareStates,
+    /// Compare the engine profile of this build with the replicated one.
+    CompareProfiles {
+        /// The entry ended an engine change.
+        decided: bool,
+    },
+}
+
+impl Applied {
+    /// What `then` says follows, unless the entry was refused.
+    fn new(response: impl Into<Response>, then: Then) -> Self {
+        let response = response.into();
+        let refused = matches!(response, Response::Refused(_));
+        Self { response, then: if refused { Then::GoOn } else { then } }
+    }
+}
+
+impl<R: Into<Response>> From<R> for Applied {
+    fn from(response: R) -> Self {
+        Self::new(response, Then::GoOn)
+    }
+}
+
 impl From<Result<(), Refusal>> for Response {
     fn from(result: Result<(), Refusal>) -> Self {
         match result {

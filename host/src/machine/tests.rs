@@ -51,7 +51,11 @@ impl Node {
 
     async fn apply(&mut self, proposal: Proposal) -> Response {
         self.index += 1;
-        let applied = self.machines.apply(self.index, proposal, &self.membership).await;
+        let applied = self
+            .machines
+            .apply(self.index, proposal, &self.membership)
+            .await
+            .map(|applied| applied.response);
         applied.expect("the host does not fail in these tests")
     }
 

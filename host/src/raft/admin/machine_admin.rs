@@ -25,8 +25,7 @@ impl Replica {
         module: Bytes,
         deadline: Instant,
     ) -> Result<ModuleDigest, Error> {
-        self.check_leader()?;
-        self.shared.space.check()?;
+        self.check_writable()?;
         let digest = ModuleDigest(Sha256::digest(&module).into());
         let view = self.shared.directory.view();
         if view.modules.get(&digest).is_some_and(|record| record.staged == record.length) {
@@ -117,8 +116,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<(), Error> {
         check_machine_name(name).map_err(|reason| Error::Invalid(reason.to_owned()))?;
-        self.check_leader()?;
-        self.shared.space.check()?;
+        self.check_writable()?;
         self.wait_ready(module, deadline).await
     }
 
@@ -154,7 +152,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<MachineStatus, Error> {
         let machine = self.find_current(name, deadline).await?;
-        self.shared.space.check()?;
+        self.check_writable()?;
         self.write(&Proposal::SetLimits { machine, change }, deadline).await?;
         self.machine(name)
     }
@@ -170,7 +168,7 @@ impl Replica {
         if id.is_some_and(|id| id != machine) {
             return Err(Error::NoSuchMachine(name.to_owned()));
         }
-        self.shared.space.check()?;
+        self.check_writable()?;
         self.write(&Proposal::RemoveMachine { machine }, deadline).await.map(drop)
     }
 

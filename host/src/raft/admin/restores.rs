@@ -39,8 +39,7 @@ impl Replica {
     /// Hands a machine that is being restored a part of its state. One that is in already changes
     /// nothing.
     pub async fn import_state(&self, part: StatePart, deadline: Instant) -> Result<(), Error> {
-        self.check_leader()?;
-        self.shared.space.check()?;
+        self.check_writable()?;
         self.write(&Proposal::ImportState(part), deadline).await.map(drop)
     }
 }

@@ -20,7 +20,7 @@ use crate::config::limits;
 use crate::machine::{Asker, Context, Directory, GuestHandle, Proposal, Query, Told, View};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
-use crate::raft::ask::replica::Answered;
+use crate::raft::ask::replica::{Answered, check_writable};
 use crate::raft::duties::space::Space;
 use crate::raft::type_config::EntryBytes;
 use crate::types::{LogIndex, TimeMs};
@@ -154,13 +154,11 @@ impl ReaderTask {
     /// entry.
     async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
         let now = (self.clock)();
-        if now < self.directory.time_ms() + TICK_LAG_MS || self.space.check().is_err() {
+        let is_late = now >= self.directory.time_ms() + TICK_LAG_MS;
+        if !is_late || check_writable(&self.space, &self.directory).is_err() {
             return Ok(());
         }
         let view = self.directory.view();
-        if view.halted.is_some() || view.sealed.is_some() {
-            return Ok(());
-        }
         let uses_time = |waiting: &Waiting| {
             let machine = view.machines.get(&waiting.machine);
             machine.and_then(|machine| machine.manifest.as_ref()).is_some_and(|m| m.uses_time)

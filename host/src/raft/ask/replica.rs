@@ -59,6 +59,19 @@ pub struct Shared {
     pub recovered: watch::Receiver<bool>,
 }
 
+/// Whether a node that leads may write: its disk has room, and writes have not stopped.
+pub(in crate::raft) fn check_writable(space: &Space, directory: &Directory) -> Result<(), Error> {
+    space.check()?;
+    let view = directory.view();
+    if let Some(reason) = &view.halted {
+        return Err(Error::Halted(reason.clone()));
+    }
+    match &view.sealed {
+        Some(sealed) => Err(Error::Sealed(sealed.to_string())),
+        None => Ok(()),
+    }
+}
+
 /// A committed command: what it came to, and where it stands in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Executed {
@@ -120,16 +133,15 @@ impl Replica {
     }
 
     fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
-        self.check_leader()?;
-        self.shared.space.check()?;
-        let view = self.shared.directory.view();
-        if let Some(reason) = &view.halted {
-            return Err(Error::Halted(reason.clone()));
-        }
-        if let Some(sealed) = &view.sealed {
-            return Err(Error::Sealed(sealed.to_string()));
-        }
+        self.check_writable()?;
         self.shared.proposer.propose(command, held)
+    }
+
+    /// Whether a write may start: the one place that decides it before the log does. An entry that
+    /// is on its way when this changes is refused by the machines, on every node alike.
+    pub(in crate::raft) fn check_writable(&self) -> Result<(), Error> {
+        self.check_leader()?;
+        check_writable(&self.shared.space, &self.shared.directory)
     }
 
     /// Asks a machine without changing it.

@@ -22,7 +22,9 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::machine::entry::proposal;
-use crate::machine::{Environment, HostFailure, Machines, Proposal, Response, Source};
+use crate::machine::{
+    Applied, Environment, HostFailure, Machines, Proposal, Response, Source, Then,
+};
 use crate::raft::store::convert::membership_from_raft;
 use crate::raft::store::snapshots::{Capture, Fit, SharedSnapshots, fit, meta_to_raft, restore};
 use crate::raft::type_config::{
@@ -152,23 +154,18 @@ impl StateMachine {
             Ok(proposal) => proposal,
             Err(error) => return Ok(self.pass_over(index, &error)),
         };
-        let captures = matches!(proposal, Proposal::Checkpoint | Proposal::Seal { .. });
-        let is_report = matches!(proposal, Proposal::CheckpointReport(_));
-        let is_profile = matches!(proposal, Proposal::EngineProfile(_));
-        let was_sealed = self.machines.sealed().is_some();
-        let applied = self.machines.apply(index, proposal, &self.membership).await;
-        if captures && !matches!(applied, Ok(Response::Refused(_))) {
-            self.checkpoint(log_id).await?;
+        let Applied { response, then } =
+            self.machines.apply(index, proposal, &self.membership).await?;
+        match then {
+            Then::GoOn => {}
+            Then::Capture => self.checkpoint(log_id).await?,
+            Then::CompareStates => self.compare_states().await?,
+            Then::CompareProfiles { decided } => {
+                self.compare_profiles();
+                self.progress.send_modify(|progress| progress.checkpoint_due |= decided);
+            }
         }
-        if is_report {
-            self.compare_states().await?;
-        }
-        if is_profile {
-            self.compare_profiles();
-            let is_decided = was_sealed && self.machines.sealed().is_none();
-            self.progress.send_modify(|progress| progress.checkpoint_due |= is_decided);
-        }
-        applied
+        Ok(response)
     }
 
     async fn change_membership(&mut self, now: Membership) -> Result<(), HostFailure> {
