@@ -62,7 +62,7 @@ impl Settings {
     fn plan(&self) -> Plan {
         // Checkpoints every moment, and a log of small files that are soon purged.
         let plan = Plan::new(VOTERS).flag("--forward").config("checkpoint_log_entries = 150");
-        let plan = plan.config("log_segment_bytes = 1048576").linked().clocks();
+        let plan = plan.config("log_segment_bytes = 1048576").linked().clocks().faulty();
         let plan = if self.kind.changes_members() { plan.spares(SPARES) } else { plan };
         self.seed.into_iter().fold(plan, Plan::seed)
     }

@@ -19,6 +19,12 @@ const ASK_LIMIT: Duration = Duration::from_millis(1_500);
 const PACE: Duration = Duration::from_millis(8);
 /// Operations after which a client that keeps to one node goes to another.
 const STAY: u32 = 40;
+/// One of so many values is long.
+const LONG_ONE_IN: usize = 20;
+/// Bytes of a long one.
+const LONG_BYTES_MAX: usize = 60_000;
+/// What makes a value long.
+const FILLER: &str = "~";
 
 /// By which way a client reaches the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -197,15 +203,24 @@ pub(super) fn reading(key: &str, called_us: u64, ended_us: u64, told: (&[u8], u6
 }
 
 fn command(key: &str, action: &Action) -> bytes::Bytes {
+    let value = action.value().map(whole).unwrap_or_default();
     kv::text(&match action {
-        Action::Set(value) => format!("SET {key} {value}"),
-        Action::SetAbsent(value) => format!("SET {key} {value} NX"),
-        Action::Swap(value) => format!("SET {key} {value} GET"),
-        Action::SwapAbsent(value) => format!("SET {key} {value} NX GET"),
-        Action::SwapPresent(value) => format!("SET {key} {value} XX GET"),
+        Action::Set(_) => format!("SET {key} {value}"),
+        Action::SetAbsent(_) => format!("SET {key} {value} NX"),
+        Action::Swap(_) => format!("SET {key} {value} GET"),
+        Action::SwapAbsent(_) => format!("SET {key} {value} NX GET"),
+        Action::SwapPresent(_) => format!("SET {key} {value} XX GET"),
         Action::Delete => format!("DEL {key}"),
         Action::GetLogged | Action::Get => format!("GET {key}"),
     })
+}
+
+/// A value as it is in the cluster: its name, and behind some names so much more that entries and
+/// states of every size come up. What is read must have its whole length.
+fn whole(name: &str) -> String {
+    let number: usize = name.rsplit('.').next().and_then(|last| last.parse().ok()).unwrap_or(0);
+    let more = if number.is_multiple_of(LONG_ONE_IN) { number * 997 % LONG_BYTES_MAX } else { 0 };
+    format!("{name}{}", FILLER.repeat(more))
 }
 
 /// What a reply says.
@@ -218,6 +233,29 @@ fn read(reply: &[u8]) -> Reply {
         Some(b':') => {
             Reply::Count(u64::try_from(kv::integer(reply)).expect("a count is not negative"))
         }
-        _ => Reply::Value(kv::value(reply)),
+        _ => Reply::Value(kv::value(reply).map(|value| {
+            let name = value.trim_end_matches(FILLER);
+            assert!(value == whole(name), "{name} is cut or mixed: {} bytes", value.len());
+            name.to_owned()
+        })),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value comes back as its name; one that is cut, or mixed with another, is found.
+    #[test]
+    fn values_are_whole() {
+        for name in ["1.1", "3.20", "7.12340"] {
+            let reply = kv::bulk(&whole(name));
+            assert_eq!(read(&reply), Reply::Value(Some(name.to_owned())));
+        }
+        assert!(whole("3.20").len() > 1_000, "some are long");
+        let cut = kv::bulk(&whole("3.20")[..500]);
+        assert!(std::panic::catch_unwind(|| read(&cut)).is_err(), "it is cut");
+        let mixed = kv::bulk(&whole("3.20").replacen("3.20", "3.40", 1));
+        assert!(std::panic::catch_unwind(|| read(&mixed)).is_err(), "it is mixed");
     }
 }

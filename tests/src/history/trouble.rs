@@ -28,6 +28,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(10);
 const ANSWERS: u64 = 30;
 /// How far a clock is set wrong, in milliseconds.
 const CLOCK_MS: [i64; 8] = [700, -700, 5_000, -5_000, 60_000, -3_600_000, 3_600_000, 86_400_000];
+/// How much longer a sync of a slow disk takes, in milliseconds.
+const SYNC_MS: std::ops::Range<u64> = 20..1_000;
 /// Seconds that a change of the membership may take.
 const CHANGE_SECONDS: &str = "20";
 
@@ -65,18 +67,17 @@ impl Kind {
     fn troubles(self) -> Vec<Trouble> {
         use Trouble::{
             Checkpoint, Clock, Deaf, Isolate, IsolateLeader, KillAll, KillLeader, KillOne, Mute,
-            OneWay, PauseLeader, PauseOne, Replace, Stop, Transfer,
+            OneWay, PauseLeader, PauseOne, Replace, SlowDisk, Stop, Transfer,
         };
         let crashes =
-            [KillLeader, KillOne, KillAll, PauseLeader, PauseOne, Stop, Checkpoint].as_slice();
-        let network =
-            [OneWay, Deaf, Mute, Isolate, IsolateLeader, Transfer, PauseLeader].as_slice();
-        let changes = [Replace, Replace, Clock, Transfer, KillLeader, Checkpoint].as_slice();
+            [KillLeader, KillOne, KillAll, PauseLeader, PauseOne, Stop, SlowDisk, Checkpoint];
+        let network = [OneWay, Deaf, Mute, Isolate, IsolateLeader, Transfer, PauseLeader];
+        let changes = [Replace, Replace, Clock, Transfer, KillLeader, Checkpoint];
         match self {
             Self::Crashes => crashes.to_vec(),
             Self::Network => network.to_vec(),
             Self::Changes => changes.to_vec(),
-            Self::Everything => [crashes, network, changes].concat(),
+            Self::Everything => [&crashes[..], &network, &changes].concat(),
         }
     }
 }
@@ -105,6 +106,8 @@ enum Trouble {
     Replace,
     /// The wall clock of a member is set wrong.
     Clock,
+    /// Syncs of the leader's log take their time.
+    SlowDisk,
     /// A checkpoint at once.
     Checkpoint,
 }
@@ -116,6 +119,7 @@ enum Remedy {
     Resume(u64),
     Heal,
     SetClock(u64),
+    SpeedUp(u64),
     /// Calls of the command line end by themselves.
     Await(JoinHandle<Vec<(String, program::Ran)>>),
 }
@@ -187,6 +191,12 @@ impl Run {
                 self.cluster.node(one).clock().set_ahead_ms(offset_ms);
                 Remedy::SetClock(one)
             }
+            Trouble::SlowDisk => {
+                let delay_ms = self.cluster.random.u64(SYNC_MS);
+                self.recorder.event(format!("a sync of {leader} takes {delay_ms} ms more"));
+                self.cluster.node(leader).faults().set(&format!("sync /log/ delay {delay_ms}"));
+                Remedy::SpeedUp(leader)
+            }
             Trouble::Replace => self.replace(one).await,
         }
     }
@@ -213,6 +223,10 @@ impl Run {
             Remedy::SetClock(id) => {
                 self.recorder.event(format!("the clock of {id} is right"));
                 self.cluster.node(id).clock().set_ahead_ms(0);
+            }
+            Remedy::SpeedUp(id) => {
+                self.recorder.event(format!("the disk of {id} is quick"));
+                self.cluster.node(id).faults().clear();
             }
             Remedy::Await(calls) => {
                 for (call, ran) in calls.await.expect("the command line ends") {
