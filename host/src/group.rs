@@ -10,7 +10,7 @@ mod wiring;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::task::JoinSet;
 
@@ -24,9 +24,11 @@ use opened::Opened;
 use wiring::Wiring;
 
 /// How long a stopping leader waits for another to take over.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long openraft may take to stop.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
+const HANDOVER_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long the tasks and the disk may take to end.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// A task often ends because openraft did, which says why a moment later.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A running group.
 pub(crate) struct Group {
@@ -34,7 +36,8 @@ pub(crate) struct Group {
     raft: Raft,
     log: Log,
     peers: Arc<PeerHandler<StateMachine>>,
-    tasks: JoinSet<()>,
+    /// Each ends with its name.
+    tasks: JoinSet<&'static str>,
 }
 
 impl Group {
@@ -65,7 +68,13 @@ impl Group {
     pub(crate) async fn ended(&mut self) -> String {
         tokio::select! {
             reason = fatal(&self.raft) => reason,
-            Some(ended) = self.tasks.join_next() => format!("a task ended: {ended:?}"),
+            Some(ended) = self.tasks.join_next() => {
+                let cause = tokio::time::timeout(CAUSE_TIMEOUT, fatal(&self.raft)).await;
+                cause.unwrap_or_else(|_| match ended {
+                    Ok(task) => format!("the task for {task} ended early"),
+                    Err(error) => format!("a task did not end well: {error}"),
+                })
+            }
         }
     }
 
@@ -83,20 +92,28 @@ impl Group {
 
     /// Stops agreement. Calls that come after that are refused.
     pub(crate) async fn stop(&self) {
-        let stopped = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.raft.shutdown()).await;
-        if stopped.is_err() {
-            tracing::warn!("the replica did not stop in time");
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "the replica did not stop well");
         }
     }
 
-    /// Ends the tasks and syncs the log.
+    /// Ends the tasks and syncs the log, within half a second.
     ///
     /// # Errors
     /// When the log cannot be synced.
     pub(crate) async fn close(mut self) -> anyhow::Result<()> {
-        self.tasks.shutdown().await;
-        let synced = tokio::task::spawn_blocking(move || self.log.sync()).await?;
-        synced.context("the log could not be synced at the end")
+        let log = self.log.clone();
+        let closed = async move {
+            self.tasks.shutdown().await;
+            let log = self.log.clone();
+            tokio::task::spawn_blocking(move || log.sync()).await
+        };
+        let Ok(synced) = tokio::time::timeout(CLOSE_TIMEOUT, closed).await else {
+            // Whoever drops the last handle waits for the disk.
+            std::mem::forget(log);
+            bail!("the disk does not answer: the log could not be synced at the end");
+        };
+        synced?.context("the log could not be synced at the end")
     }
 }
 

@@ -9,15 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Door, Options, Services};
+use crate::api::{self, Options, Services};
 use crate::config::Config;
 use crate::group::Group;
 use crate::raft::Replica;
-use crate::raft::network::PeerHandler;
-use crate::raft::store::state_machine::StateMachine;
 use crate::wasm::{self, Engine};
 use connections::Doors;
 
@@ -26,11 +24,38 @@ pub use crate::machine::{LIMITS, LIMITS_COUNT, LimitUnit, Limits};
 pub use backup::Backup;
 pub use repair::{Repaired, repair};
 
+/// What is under way may take so long to be answered once the node stops.
+const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Another node takes over within this, or not at all.
+const HANDOVER_MAX: Duration = Duration::from_millis(1000);
+/// Who was on the way here while leadership moved is still told to go elsewhere.
+const REDIRECT_TIME: Duration = Duration::from_millis(100);
+/// Connections may take so long to end.
+const CLOSE_MAX: Duration = Duration::from_millis(500);
+/// Agreement may take so long to stop.
+const AGREEMENT_MAX: Duration = Duration::from_millis(500);
+/// The process ends so long after it was asked to, whatever hangs. The steps above, and closing the
+/// log, come to less.
+const STOP_MAX: Duration = Duration::from_millis(4_900);
+
 /// A running node.
 pub struct Node {
     group: Group,
-    stop: watch::Sender<bool>,
-    servers: JoinSet<anyhow::Result<()>>,
+    services: Services,
+    signals: Signals,
+    /// Each ends with its name.
+    servers: JoinSet<(&'static str, anyhow::Result<()>)>,
+}
+
+/// What is said when a node stops, in this order.
+#[derive(Clone, Default)]
+struct Signals {
+    /// Begin nothing new.
+    drain: CancellationToken,
+    /// End the connections of clients.
+    close: CancellationToken,
+    /// End those of peers.
+    end: CancellationToken,
 }
 
 impl Node {
@@ -43,21 +68,24 @@ impl Node {
         config.file.check()?;
         let doors = Doors::open(&config).await?;
         let group = Group::start(&config).await?;
-        let (stop, stopped) = watch::channel(false);
+        let signals = Signals::default();
         let mut servers = JoinSet::new();
-        servers.spawn(serve_peers(doors.peers, Arc::clone(group.peers()), stopped.clone()));
+        let peers = api::peer::serve(doors.peers, Arc::clone(group.peers()), signals.end.clone());
+        servers.spawn(async move { ("peers", peers.await.map_err(Into::into)) });
         let options = Options {
             forward: config.forward,
             request_timeout: Duration::from_millis(config.file.request_timeout_ms),
         };
-        let services = Services::new(group.replica().clone(), options);
-        let serving = api::serve_clients(doors.clients, services, stopping(stopped));
-        servers.spawn(async move { Ok(serving.await?) });
+        let (drain, close) = (signals.drain.clone(), signals.close.clone());
+        let services = Services::new(group.replica().clone(), options, drain, close);
+        let clients = api::serve_clients(doors.clients, services.clone());
+        servers.spawn(async move { ("clients", clients.await.map_err(Into::into)) });
         announce(&config, group.replica());
-        Ok(Self { group, stop, servers })
+        Ok(Self { group, services, signals, servers })
     }
 
-    /// Runs until `shutdown` completes or the node cannot go on; then stops it cleanly.
+    /// Runs until `shutdown` completes or the node cannot go on; then stops it, within five
+    /// seconds whatever hangs.
     ///
     /// # Errors
     /// When a broken invariant or a failing disk ended it.
@@ -65,19 +93,66 @@ impl Node {
         let ended = tokio::select! {
             () = shutdown => None,
             reason = self.group.ended() => Some(reason),
-            Some(ended) = self.servers.join_next() => Some(format!("a task ended: {ended:?}")),
+            Some(ended) = self.servers.join_next() => Some(describe(ended)),
         };
-        if ended.is_none() {
-            self.group.hand_over().await;
+        if let Some(reason) = &ended {
+            tracing::error!(%reason, "the node cannot go on");
         }
-        self.stop.send_replace(true);
-        self.group.stop().await;
-        self.servers.shutdown().await;
-        let closed = self.group.close().await;
+        end_at_the_latest()?;
+        if ended.is_none() {
+            self.drain().await;
+        }
+        let closed = self.close().await;
         match ended {
             Some(reason) => bail!("the node stops: {reason}"),
             None => closed,
         }
+    }
+
+    /// Begins nothing new, answers what is under way, and hands leadership over.
+    async fn drain(&self) {
+        self.signals.drain.cancel();
+        within("answering what is under way", DRAIN_MAX, self.services.drained()).await;
+        within("handing leadership over", HANDOVER_MAX, self.group.hand_over()).await;
+        tokio::time::sleep(REDIRECT_TIME).await;
+    }
+
+    /// Ends clients, agreement, peers and the log, in this order.
+    async fn close(mut self) -> anyhow::Result<()> {
+        self.signals.drain.cancel();
+        self.signals.close.cancel();
+        within("ending the connections of clients", CLOSE_MAX, self.servers.join_next()).await;
+        within("ending agreement", AGREEMENT_MAX, self.group.stop()).await;
+        self.signals.end.cancel();
+        self.servers.abort_all();
+        self.group.close().await
+    }
+}
+
+/// Waits for a step of a stop, which goes on without it after a while.
+async fn within(step: &str, limit: Duration, task: impl Future) {
+    if tokio::time::timeout(limit, task).await.is_err() {
+        tracing::warn!(step, ?limit, "the stop goes on without waiting any longer");
+    }
+}
+
+/// Ends the process when its stop hangs, on a thread that nothing of the node can hold up.
+#[expect(clippy::disallowed_methods, reason = "whatever hangs may be what a return waits for")]
+fn end_at_the_latest() -> std::io::Result<()> {
+    let last = || {
+        std::thread::sleep(STOP_MAX);
+        tracing::error!("the stop hangs: the process ends without it");
+        std::process::exit(1);
+    };
+    std::thread::Builder::new().name("stop".to_owned()).spawn(last).map(drop)
+}
+
+/// Why a server ended that should not have.
+fn describe(ended: Result<(&str, anyhow::Result<()>), tokio::task::JoinError>) -> String {
+    match ended {
+        Ok((who, Ok(()))) => format!("the server for {who} ended early"),
+        Ok((who, Err(error))) => format!("the server for {who} failed: {error:#}"),
+        Err(error) => format!("a server did not end well: {error}"),
     }
 }
 
@@ -134,23 +209,4 @@ fn announce(config: &Config, replica: &Replica) {
              `lockstep cluster add` from another node"
         );
     }
-}
-
-/// Completes once the node stops.
-async fn stopping(mut stopped: watch::Receiver<bool>) {
-    // A sender that is gone means that the node is.
-    let _ = stopped.wait_for(|stopped| *stopped).await;
-}
-
-async fn serve_peers(
-    door: Door,
-    handler: Arc<PeerHandler<StateMachine>>,
-    stopped: watch::Receiver<bool>,
-) -> anyhow::Result<()> {
-    let served = Arc::clone(&handler);
-    let stop = async move {
-        stopping(stopped).await;
-        handler.stop();
-    };
-    Ok(api::peer::serve(door, served, stop).await?)
 }

@@ -48,6 +48,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// Writes of unknown outcome.
     pub unknown: u64,
+    /// What was said of these.
+    pub unknown_because: BTreeSet<String>,
     /// Writes that were refused without being applied.
     pub refused: u64,
     /// Where the acknowledged writes stand in the log.
@@ -121,6 +123,7 @@ impl Load {
             report.keys.extend(one.keys);
             report.acknowledged += one.acknowledged;
             report.unknown += one.unknown;
+            report.unknown_because.extend(one.unknown_because);
             report.refused += one.refused;
             report.indexes.extend(one.indexes);
         }
@@ -185,6 +188,7 @@ impl Writer {
                 Outcome::Unknown => {
                     key.unknown = Some(value);
                     self.report.unknown += 1;
+                    self.report.unknown_because.insert(error.to_string());
                 }
                 Outcome::AppliedError => panic!("a SET came to an error: {error}"),
             },

@@ -228,7 +228,11 @@ impl Node {
         process.is_some_and(|process| is_stopped(Path::new(&process)))
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends the process a signal.
+    ///
+    /// # Panics
+    /// When it was not started.
+    pub fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the node was started");
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         kill_process(pid.expect("a process has an id"), signal).expect("it is our own process");

@@ -28,4 +28,5 @@ mod reads;
 mod refusals;
 mod restarts;
 mod restore;
+mod stops;
 mod undisturbed;

@@ -153,7 +153,7 @@ async fn a_long_compilation_moves_no_leader() {
 }
 
 /// The counter with a core module beside it that does nothing but take long to compile.
-fn costly_module() -> Vec<u8> {
+pub(crate) fn costly_module() -> Vec<u8> {
     let types = [1, 0x60, 0, 0];
     let functions = [length(EMPTY_FUNCTIONS), vec![0; EMPTY_FUNCTIONS]].concat();
     let bodies = [length(EMPTY_FUNCTIONS), [2, 0, 0x0b].repeat(EMPTY_FUNCTIONS)].concat();

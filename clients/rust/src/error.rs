@@ -143,6 +143,9 @@ impl Error {
         if caused_by::<tonic::ConnectError>(status) {
             return Self::unreachable(format!("cannot connect: {}", root(status)));
         }
+        if causes(status).any(is_going_away) {
+            return Self::unreachable("the node stops, and has not begun the request");
+        }
         if is_broken_connection(status) && !caused_by::<tonic::TimeoutExpired>(status) {
             return Self::connection_lost(format!("the connection broke: {}", root(status)));
         }
@@ -188,6 +191,14 @@ fn outcome_of(name: Option<&String>) -> Outcome {
 /// True when the transport made this status: one that a node sent has no source.
 pub(crate) fn is_broken_connection(status: &Status) -> bool {
     status.source().is_some()
+}
+
+/// True for a request that came behind the last one that a node takes: HTTP/2 says of it that it
+/// was not processed (RFC 9113, section 6.8).
+fn is_going_away(cause: &(dyn StdError + 'static)) -> bool {
+    cause.downcast_ref::<h2::Error>().is_some_and(|error| {
+        error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+    })
 }
 
 fn caused_by<E: StdError + 'static>(status: &Status) -> bool {

@@ -106,7 +106,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()?;
     // As a task, so that nothing wakes the main thread while a node runs.
-    runtime.block_on(async { tokio::spawn(cli.run()).await? })
+    let done = runtime.block_on(async { tokio::spawn(cli.run()).await? });
+    // A compilation, or a disk that hangs, is not waited for: what must be on disk is.
+    runtime.shutdown_background();
+    done
 }
 
 impl Cli {

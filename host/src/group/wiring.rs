@@ -188,18 +188,24 @@ impl Wiring {
         let (heartbeat, election) =
             (config.file.heartbeat_interval_ms, config.file.election_timeout_ms_min);
         let pulse = pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election));
-        tasks.spawn(pulse);
-        tasks.spawn(proposing.run());
-        tasks.spawn(reading.run());
-        tasks.spawn(checkpoints.run());
-        tasks.spawn(recovery);
-        tasks.spawn(modules.run());
-        tasks.spawn(reports.run());
-        tasks.spawn(profile.run());
-        tasks.spawn(ParkingTask::new(replica.clone()).run());
-        tasks.spawn(async move { space.run().await });
+        tasks.spawn(named("the pulse", pulse));
+        tasks.spawn(named("proposals", proposing.run()));
+        tasks.spawn(named("queries", reading.run()));
+        tasks.spawn(named("checkpoints", checkpoints.run()));
+        tasks.spawn(named("recovery", recovery));
+        tasks.spawn(named("modules", modules.run()));
+        tasks.spawn(named("reports", reports.run()));
+        tasks.spawn(named("the engine profile", profile.run()));
+        tasks.spawn(named("parking", ParkingTask::new(replica.clone()).run()));
+        tasks.spawn(named("room on disk", async move { space.run().await }));
         Group { replica, raft, log: self.log, peers, tasks }
     }
+}
+
+/// A task that ends with its name.
+async fn named(name: &'static str, task: impl Future<Output = ()>) -> &'static str {
+    task.await;
+    name
 }
 
 /// This node, as far as its peers are concerned. One that is asked to join a cluster notes it on

@@ -39,11 +39,7 @@ impl Client for Services {
         let origin = Origin::of_command(request.metadata(), timeout);
         let account = edge::account(&request);
         let full = account.clone();
-        let mut stopping = self.stopping.subscribe();
-        let stop = async move {
-            // An error means that the services are gone, which is a stop too.
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        };
+        let stop = self.close.clone().cancelled_owned();
         let has_room = move || !full.is_full();
         let replies = Pipeline::new(request.into_inner(), stop, has_room, move |item| {
             let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
@@ -119,9 +115,10 @@ impl Services {
         origin: Origin,
         account: &Account,
     ) -> v1::ExecuteStreamReply {
-        let result = match request {
-            Some(request) => self.execute_one(request, origin, account).await,
-            None => Err(edge::invalid("the message has an id and no request")),
+        let result = match (self.drain.enter(), request) {
+            (Err(stopping), _) => Err(stopping.into()),
+            (Ok(_under_way), Some(request)) => self.execute_one(request, origin, account).await,
+            (_, None) => Err(edge::invalid("the message has an id and no request")),
         };
         let result = match result {
             Ok(reply) => StreamResult::Reply(reply),

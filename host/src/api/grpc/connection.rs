@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use crate::budget::{Account, Budget};
@@ -51,11 +51,20 @@ impl Door {
         Self { listener, budget, places, who }
     }
 
-    /// The connections, as they come.
-    pub(super) fn incoming(self) -> impl Stream<Item = Result<Connection, Infallible>> {
-        futures::stream::unfold(self, |door| async move {
-            let connection = door.next().await;
-            Some((Ok(connection), door))
+    /// The connections, as they come. After `shut` nobody listens any more; the stream does not
+    /// end then, since that would end the connections.
+    pub(super) fn incoming(
+        self,
+        shut: CancellationToken,
+    ) -> impl Stream<Item = Result<Connection, Infallible>> {
+        futures::stream::unfold((self, shut), |(door, shut)| async move {
+            tokio::select! {
+                connection = door.next() => Some((Ok(connection), (door, shut))),
+                () = shut.cancelled() => {
+                    drop(door);
+                    std::future::pending().await
+                }
+            }
         })
     }
 

@@ -55,11 +55,12 @@ impl HealthService for Health {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
         let replica = self.services.replica.clone();
-        let mut stopping = self.services.stopping.subscribe();
+        let (drain, close) = (self.services.drain.clone(), self.services.close.clone());
         let mut last = None;
         let changes = IntervalStream::new(tokio::time::interval(WATCH_INTERVAL))
-            .map(move |_| {
-                health(&service, &replica.status()).unwrap_or(ServingStatus::ServiceUnknown)
+            .map(move |_| match health(&service, &replica.status()) {
+                Some(ServingStatus::Serving) if drain.is_begun() => ServingStatus::NotServing,
+                status => status.unwrap_or(ServingStatus::ServiceUnknown),
             })
             .filter_map(move |status| {
                 let changed = last.replace(status) != Some(status);
@@ -67,10 +68,7 @@ impl HealthService for Health {
                     changed.then(|| Ok(HealthCheckResponse { status: status.into() })),
                 )
             })
-            .take_until(async move {
-                // An error means that the services are gone, which is a stop too.
-                let _ = stopping.wait_for(|stopping| *stopping).await;
-            })
+            .take_until(close.cancelled_owned())
             .chain(futures::stream::once(async {
                 Err(Error::from(raft::Error::ShuttingDown).into())
             }));

@@ -16,6 +16,9 @@ use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 use http_body::Frame;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -41,20 +44,64 @@ pub(super) struct Carries {
     pub(super) first: usize,
     /// Longest later message; nothing follows the first of a unary call.
     pub(super) later: Option<usize>,
+    /// It ends by itself: a node that stops waits for it.
+    pub(super) ends: bool,
+}
+
+/// How a server is drained: who is under way is let through, and who comes after is refused.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Drain {
+    begun: CancellationToken,
+    under_way: TaskTracker,
+}
+
+impl Drain {
+    /// Nothing new is begun from now on; completes once what is under way is through.
+    pub(super) async fn drained(&self) {
+        self.under_way.close();
+        self.under_way.wait().await;
+    }
+
+    /// Refuses new calls after `begun`.
+    pub(super) fn new(begun: CancellationToken) -> Self {
+        Self { begun, under_way: TaskTracker::new() }
+    }
+
+    /// One more thing under way, until it is dropped.
+    pub(super) fn enter(&self) -> Result<TaskTrackerToken, raft::Error> {
+        // Counted before it is looked at: nothing slips in between.
+        let token = self.under_way.token();
+        if self.begun.is_cancelled() { Err(raft::Error::ShuttingDown) } else { Ok(token) }
+    }
+
+    /// Says when it has begun.
+    pub(super) fn token(&self) -> CancellationToken {
+        self.begun.clone()
+    }
+
+    /// True once new calls are refused.
+    pub(super) fn is_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
 }
 
 /// Says what the method at a path takes in.
 pub(super) type Rules = fn(&str) -> Carries;
 
 /// Puts [`Metered`] around a service.
-#[derive(Clone, Copy)]
-pub(super) struct Meter(pub(super) Rules);
+#[derive(Clone)]
+pub(super) struct Meter {
+    /// What methods take in.
+    pub(super) rules: Rules,
+    /// How the server is drained.
+    pub(super) drain: Drain,
+}
 
 impl<S> Layer<S> for Meter {
     type Service = Metered<S>;
 
     fn layer(&self, inner: S) -> Metered<S> {
-        Metered { inner, rules: self.0 }
+        Metered { inner, rules: self.rules, drain: self.drain.clone() }
     }
 }
 
@@ -63,6 +110,7 @@ impl<S> Layer<S> for Meter {
 pub(super) struct Metered<S> {
     inner: S,
     rules: Rules,
+    drain: Drain,
 }
 
 impl<S> Service<Request<Body>> for Metered<S>
@@ -81,17 +129,23 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let account = request.extensions().get::<Account>();
         let account = account.expect("every connection has an account").clone();
-        let Ok(call) = account.hold(CALL_BYTES) else {
-            let refused = Status::from(Error::from(raft::Error::Overloaded)).into_http();
-            return Box::pin(std::future::ready(Ok(refused)));
-        };
         let carries = (self.rules)(request.uri().path());
+        let held = account.hold(CALL_BYTES).map_err(|_| raft::Error::Overloaded);
+        let entered = held.and_then(|held| Ok((held, self.drain.enter()?)));
+        let (held, under_way) = match entered {
+            Ok((held, under_way)) => (held, carries.ends.then_some(under_way)),
+            Err(error) => {
+                let refused = Status::from(Error::from(error)).into_http();
+                return Box::pin(std::future::ready(Ok(refused)));
+            }
+        };
         let received = account.clone();
         let request = request.map(|body| Body::new(Received::new(body, received, carries)));
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
-            Ok(response.map(|body| Body::new(Sent { body, account, _call: call })))
+            let sent = |body| Body::new(Sent { body, account, _held: held, _under_way: under_way });
+            Ok(response.map(sent))
         })
     }
 }
@@ -238,7 +292,8 @@ impl Messages {
 struct Sent {
     body: Body,
     account: Account,
-    _call: Held,
+    _held: Held,
+    _under_way: Option<TaskTrackerToken>,
 }
 
 /// A frame on its way to the socket.
@@ -290,7 +345,7 @@ mod tests {
     use super::*;
 
     fn messages(first: usize, later: Option<usize>) -> Messages {
-        let carries = Carries { first, later };
+        let carries = Carries { first, later, ends: true };
         Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 }
     }
 

@@ -19,14 +19,13 @@ pub mod peer;
 mod pipeline;
 mod turns;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_server::AdminServer;
 use lockstep_proto::v1::client_server::ClientServer;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
 
@@ -34,7 +33,7 @@ use crate::config::limits;
 use crate::raft::{Error, Replica};
 pub use connection::Door;
 use forward::Forward;
-use metered::{Carries, Meter};
+use metered::{Carries, Drain, Meter};
 use turns::Turns;
 
 /// Flow-control windows, in bytes: above bandwidth times delay of a data centre. A client can make
@@ -55,8 +54,6 @@ const FETCHES_MAX: usize = 4;
 /// A client that is gone without a reset is noticed after interval plus timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long calls that are under way may take to end once the node stops.
-const DRAIN_MAX: Duration = Duration::from_secs(2);
 
 /// How the services behave.
 #[derive(Clone, Debug)]
@@ -73,19 +70,31 @@ pub struct Services {
     replica: Replica,
     options: Options,
     forward: Arc<Forward>,
-    stopping: watch::Sender<bool>,
+    drain: Drain,
+    close: CancellationToken,
     uploads: Turns,
     fetches: Turns,
 }
 
 impl Services {
-    /// Services over a replica.
-    pub fn new(replica: Replica, options: Options) -> Self {
+    /// Services over a replica. Nothing new is begun after `drain`; `close` ends the streams that
+    /// clients keep open.
+    pub fn new(
+        replica: Replica,
+        options: Options,
+        drain: CancellationToken,
+        close: CancellationToken,
+    ) -> Self {
         let forward = Arc::new(Forward::default());
         let uploads = Turns::new(UPLOADS_MAX, UPLOADS_WAITING_MAX);
         let fetches = Turns::new(FETCHES_MAX, FETCHES_MAX);
-        let stopping = watch::Sender::new(false);
-        Self { replica, options, forward, stopping, uploads, fetches }
+        let drain = Drain::new(drain);
+        Self { replica, options, forward, drain, close, uploads, fetches }
+    }
+
+    /// Completes once all that was begun before the drain is answered.
+    pub async fn drained(&self) {
+        self.drain.drained().await;
     }
 
     /// The leader's client address, if `error` says that another node leads and this request may
@@ -102,30 +111,17 @@ impl Services {
     }
 }
 
-/// Serves clients and operators who come in by `door` until `shutdown`, then lets what is under way
-/// end within two seconds.
+/// Serves clients and operators who come in by `door`, which is shut when the services drain. Ends
+/// once they are closed and every call has ended.
 ///
 /// # Errors
 /// When the server fails.
-pub async fn serve_clients(
-    door: Door,
-    services: Services,
-    shutdown: impl Future<Output = ()> + Send,
-) -> Result<(), tonic::transport::Error> {
-    let stopping = services.stopping.clone();
-    let mut stopped = stopping.subscribe();
-    let shutdown = async move {
-        shutdown.await;
-        stopping.send_replace(true);
-    };
-    let drained = async {
-        // The sender lives in `services`, so this can only end because it said so.
-        let _ = stopped.wait_for(|stopping| *stopping).await;
-        tokio::time::sleep(DRAIN_MAX).await;
-    };
-    let server = Server::builder()
+pub async fn serve_clients(door: Door, services: Services) -> Result<(), tonic::transport::Error> {
+    let (drain, close) = (services.drain.clone(), services.close.clone());
+    let incoming = door.incoming(drain.token());
+    Server::builder()
         .layer(answered::Answering)
-        .layer(Meter(carries))
+        .layer(Meter { rules: carries, drain })
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
@@ -135,25 +131,24 @@ pub async fn serve_clients(
         .add_service(AdminServer::new(services.clone()))
         .add_service(HealthServer::new(health::Health::new(services.clone())))
         .add_service(reflection())
-        .serve_with_incoming_shutdown(door.incoming(), shutdown);
-    tokio::select! {
-        result = server => result,
-        () = drained => Ok(()),
-    }
+        .serve_with_incoming_shutdown(incoming, close.cancelled_owned())
+        .await
 }
 
 /// What each method takes in.
 fn carries(path: &str) -> Carries {
     let (plain, payload) = (PLAIN_MESSAGE_BYTES_MAX, PAYLOAD_MESSAGE_BYTES_MAX);
-    let (first, later) = match path {
-        "/lockstep.v1.Client/ExecuteStream" => (payload, Some(payload)),
-        "/lockstep.v1.Admin/UploadModule" => (plain, Some(payload)),
-        _ if path.starts_with("/lockstep.v1.Client/") => (payload, None),
-        "/lockstep.v1.Admin/ImportState" => (payload, None),
-        _ if path.starts_with("/grpc.reflection.") => (plain, Some(plain)),
-        _ => (plain, None),
+    let (first, later, ends) = match path {
+        // Each command of a stream is waited for by itself.
+        "/lockstep.v1.Client/ExecuteStream" => (payload, Some(payload), false),
+        "/lockstep.v1.Admin/UploadModule" => (plain, Some(payload), true),
+        "/lockstep.v1.Admin/FetchSnapshot" | "/grpc.health.v1.Health/Watch" => (plain, None, false),
+        _ if path.starts_with("/lockstep.v1.Client/") => (payload, None, true),
+        "/lockstep.v1.Admin/ImportState" => (payload, None, true),
+        _ if path.starts_with("/grpc.reflection.") => (plain, Some(plain), false),
+        _ => (plain, None, true),
     };
-    Carries { first, later }
+    Carries { first, later, ends }
 }
 
 fn reflection() -> tonic_reflection::server::v1::ServerReflectionServer<

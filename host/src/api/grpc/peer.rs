@@ -7,11 +7,12 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt as _};
 use lockstep_proto::peer;
 use lockstep_proto::peer::peer_server::{Peer, PeerServer};
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::Door;
-use super::metered::{Carries, Meter};
+use super::metered::{Carries, Drain, Meter};
 use crate::raft::network::{
     FIRST_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine,
     PeerHandler, Rejected, WINDOW_BYTES,
@@ -26,7 +27,7 @@ fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// Serves peers who come in by `door` until `shutdown`, with the limits and connection settings
+/// Serves peers who come in by `door` until `end`, with the limits and connection settings
 /// that traffic between nodes needs.
 ///
 /// # Errors
@@ -34,16 +35,21 @@ fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService
 pub async fn serve<SM: Machine>(
     door: Door,
     handler: Arc<PeerHandler<SM>>,
-    shutdown: impl Future<Output = ()> + Send,
+    end: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
+    let ended = Arc::clone(&handler);
+    let shutdown = async move {
+        end.cancelled().await;
+        ended.stop();
+    };
     Server::builder()
-        .layer(Meter(carries))
+        .layer(Meter { rules: carries, drain: Drain::default() })
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service(handler))
-        .serve_with_incoming_shutdown(door.incoming(), shutdown)
+        .serve_with_incoming_shutdown(door.incoming(CancellationToken::new()), shutdown)
         .await
 }
 
@@ -55,7 +61,7 @@ fn carries(path: &str) -> Carries {
         }
         _ => None,
     };
-    Carries { first: FIRST_MESSAGE_BYTES_MAX, later }
+    Carries { first: FIRST_MESSAGE_BYTES_MAX, later, ends: false }
 }
 
 /// The client of `raft::network` relies on these: FAILED_PRECONDITION is a refusal to show to the

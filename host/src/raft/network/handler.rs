@@ -14,7 +14,7 @@ use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
 use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotOf;
-use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::gate::{AppendGate, Gate};
 use super::hello::Local;
@@ -39,7 +39,7 @@ pub(super) type AppendReplies =
 pub struct PeerHandler<SM: Machine> {
     gate: Arc<Gate<SM>>,
     inbox: Inbox,
-    stopped: watch::Sender<bool>,
+    stopped: CancellationToken,
 }
 
 impl<SM: Machine> PeerHandler<SM> {
@@ -56,12 +56,12 @@ impl<SM: Machine> PeerHandler<SM> {
         directory: Arc<Directory>,
     ) -> Self {
         let gate = Arc::new(Gate::new(raft, local, network, trusted, space, directory));
-        Self { gate, inbox: Inbox::new(snapshots), stopped: watch::Sender::new(false) }
+        Self { gate, inbox: Inbox::new(snapshots), stopped: CancellationToken::new() }
     }
 
     /// Ends the streams that peers keep open, and refuses new ones, so that a server can drain.
     pub fn stop(&self) {
-        self.stopped.send_replace(true);
+        self.stopped.cancel();
     }
 
     /// AppendEntries, pipelined: the first request is the hello. Returns once that was accepted;
@@ -78,7 +78,7 @@ impl<SM: Machine> PeerHandler<SM> {
         }
         let failure = Failure::default();
         let gate = AppendGate::new(Arc::clone(&self.gate), from);
-        let input = decoded(gate, requests, self.stopped.subscribe(), failure.clone());
+        let input = decoded(gate, requests, self.stopped.clone(), failure.clone());
         let results = self.gate.raft.stream_append(input).map(|result| match result {
             Ok(result) => Ok(append_reply(&result)),
             Err(fatal) => Err(Rejected::Stopped(fatal.to_string())),
@@ -238,7 +238,7 @@ impl<SM: Machine> PeerHandler<SM> {
         S: Stream<Item = Result<T, E>> + Unpin,
         E: std::fmt::Display,
     {
-        if *self.stopped.borrow() {
+        if self.stopped.is_cancelled() {
             return Err(stopping());
         }
         match tokio::time::timeout(HELLO_TIMEOUT, requests.next()).await {
@@ -277,7 +277,7 @@ impl Failure {
 fn decoded<SM, S, E>(
     gate: AppendGate<SM>,
     requests: S,
-    stopped: watch::Receiver<bool>,
+    stopped: CancellationToken,
     failure: Failure,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static
 where
@@ -285,27 +285,24 @@ where
     S: Stream<Item = Result<peer::AppendRequest, E>> + Send + Unpin + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    futures::stream::unfold(
-        (gate, requests, stopped),
-        move |(mut gate, mut requests, mut stopped)| {
-            let failure = failure.clone();
-            async move {
-                let request = tokio::select! {
-                    request = requests.next() => request?,
-                    _ = stopped.wait_for(|stopped| *stopped) => {
-                        failure.set(stopping());
-                        return None;
-                    }
-                };
-                let request = request.map_err(|error| Rejected::Failed(error.to_string()));
-                match request.and_then(|request| gate.pass(request)) {
-                    Ok(request) => Some((request, (gate, requests, stopped))),
-                    Err(reason) => {
-                        failure.set(reason);
-                        None
-                    }
+    futures::stream::unfold((gate, requests, stopped), move |(mut gate, mut requests, stopped)| {
+        let failure = failure.clone();
+        async move {
+            let request = tokio::select! {
+                request = requests.next() => request?,
+                () = stopped.cancelled() => {
+                    failure.set(stopping());
+                    return None;
+                }
+            };
+            let request = request.map_err(|error| Rejected::Failed(error.to_string()));
+            match request.and_then(|request| gate.pass(request)) {
+                Ok(request) => Some((request, (gate, requests, stopped))),
+                Err(reason) => {
+                    failure.set(reason);
+                    None
                 }
             }
-        },
-    )
+        }
+    })
 }

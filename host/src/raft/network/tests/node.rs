@@ -10,6 +10,7 @@ use openraft::{Config, EntryPayload, Raft, SnapshotPolicy};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
@@ -127,7 +128,7 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let door = api::Door::new(listener, Budget::new(128 << 20), 64, "peers");
-        let server = api::peer::serve(door, handler.clone(), std::future::pending());
+        let server = api::peer::serve(door, handler.clone(), CancellationToken::new());
         let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
         Self {
             raft,
