@@ -155,10 +155,9 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileConfig {
-    /// Shortest wait without a leader before an election, in milliseconds.
-    pub election_timeout_ms_min: u64,
-    /// Longest such wait, in milliseconds.
-    pub election_timeout_ms_max: u64,
+    /// A node that has heard no leader for so long stands for election, or has done so already: it
+    /// waits for three quarters of this at least. In milliseconds.
+    pub election_timeout_ms: u64,
     /// Time between two heartbeats of a leader, in milliseconds.
     pub heartbeat_interval_ms: u64,
     /// A checkpoint is taken after this many bytes of log since the last.
@@ -198,8 +197,7 @@ pub struct FileConfig {
 impl Default for FileConfig {
     fn default() -> Self {
         Self {
-            election_timeout_ms_min: 500,
-            election_timeout_ms_max: 1000,
+            election_timeout_ms: 1000,
             heartbeat_interval_ms: 100,
             checkpoint_log_bytes: 128 << 20,
             checkpoint_log_entries: 200_000,
@@ -271,11 +269,8 @@ impl FileConfig {
         if self.heartbeat_interval_ms == 0 {
             return value("heartbeat_interval_ms must be above 0");
         }
-        if self.election_timeout_ms_min < 2 * self.heartbeat_interval_ms {
-            return value("election_timeout_ms_min must be twice heartbeat_interval_ms or more");
-        }
-        if self.election_timeout_ms_max <= self.election_timeout_ms_min {
-            return value("election_timeout_ms_max must be above election_timeout_ms_min");
+        if self.election_timeout_ms < 5 * self.heartbeat_interval_ms {
+            return value("election_timeout_ms must be five times heartbeat_interval_ms or more");
         }
         if self.checkpoint_log_bytes == 0 || self.checkpoint_log_entries == 0 {
             return value("checkpoint_log_bytes and checkpoint_log_entries must be above 0");

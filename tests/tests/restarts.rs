@@ -54,6 +54,10 @@ async fn term_and_vote_are_preserved() {
     }
     cluster.level(&[1, 2, 3], SOON).await;
     let before = cluster.statuses().await;
+    // Whoever sees that the leader has ended would stand for election.
+    for node in &cluster.nodes {
+        node.pause().await;
+    }
     for node in &mut cluster.nodes {
         node.kill().await;
     }

@@ -152,6 +152,9 @@ async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
     if let Some(v1::Sealed { index, to, voters, voters_ready }) = &status.sealed {
         say!("sealed since index {index}; {voters_ready} of {voters} voters run engine {to}");
     }
+    if let Some(v1::VoterChange { before, after }) = &status.voter_change {
+        say!("voters change from {before:?} to {after:?}");
+    }
     say!("");
     view::print_nodes(&status);
     Ok(())

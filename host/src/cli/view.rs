@@ -49,6 +49,7 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "halted": Some(&status.halted).filter(|why| !why.is_empty()),
         "replicated_profile": Some(&status.replicated_profile).filter(|it| !it.is_empty()),
         "sealed": status.sealed.as_ref().map(sealed_json),
+        "voter_change": status.voter_change.as_ref().map(voter_change_json),
         "checkpoints": status.checkpoints.iter().map(checkpoint_json).collect::<Vec<_>>(),
         "alarms": status.alarms,
     })
@@ -61,6 +62,10 @@ fn sealed_json(sealed: &v1::Sealed) -> Value {
         "voters": sealed.voters,
         "voters_ready": sealed.voters_ready,
     })
+}
+
+fn voter_change_json(change: &v1::VoterChange) -> Value {
+    json!({ "before": change.before, "after": change.after })
 }
 
 fn node_json(node: &v1::Node) -> Value {
@@ -250,6 +255,7 @@ mod tests {
             role: Role::Follower.into(),
             machines: vec![v1::Machine { name: "kv".into(), ..v1::Machine::default() }],
             sealed: Some(v1::Sealed { index: 9, to: "p".into(), voters: 3, voters_ready: 1 }),
+            voter_change: Some(v1::VoterChange { before: vec![1, 2], after: vec![1] }),
             ..v1::StatusReply::default()
         };
         let led = status_json(&led);
@@ -257,6 +263,7 @@ mod tests {
         assert_eq!(led["leader_id"], 2);
         let sealed = json!({ "index": 9, "to": "p", "voters": 3, "voters_ready": 1 });
         assert_eq!(led["sealed"], sealed);
+        assert_eq!(led["voter_change"], json!({ "before": [1, 2], "after": [1] }));
         assert_eq!(led["machines"][0]["name"], "kv");
         assert_eq!(led["machines"][0]["parked"], Value::Null);
         assert_eq!(led["machines"][0]["state"], "running");

@@ -4,28 +4,31 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use openraft::SnapshotPolicy;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::Group;
 use super::opened::{DiskLibrary, Opened};
-use crate::config::{Config, FileConfig};
+use crate::config::Config;
 use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
+use crate::raft::admin::MembershipTask;
 use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::proposer::Proposer;
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::replica::{Replica, Shared};
 use crate::raft::duties::checkpoints::CheckpointTask;
 use crate::raft::duties::courier::Courier;
+use crate::raft::duties::election::ElectionTask;
+use crate::raft::duties::fitness::FitnessTask;
 use crate::raft::duties::modules::ModuleTask;
-use crate::raft::duties::parking::ParkingTask;
 use crate::raft::duties::profile::ProfileTask;
 use crate::raft::duties::pulse;
 use crate::raft::duties::recovery::watch_recovery;
 use crate::raft::duties::reports::ReportTask;
 use crate::raft::duties::space::Space;
+use crate::raft::duties::stall;
+use crate::raft::duties::timing::raft_config;
 use crate::raft::network::{Local, Network, PeerHandler};
 use crate::raft::store::history::LogHistory;
 use crate::raft::store::log_store::LogStore;
@@ -169,10 +172,12 @@ impl Wiring {
         let modules =
             ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
         let space = Arc::clone(&self.space);
+        let (changes, change_requests) = MembershipTask::queue();
         let (recovered_sender, recovered) = watch::channel(false);
         let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
         let replica = Replica::new(Shared {
             recovered,
+            changes,
             local: self.local,
             member: self.member,
             raft: raft.clone(),
@@ -186,7 +191,7 @@ impl Wiring {
             space: self.space,
         });
         let (heartbeat, election) =
-            (config.file.heartbeat_interval_ms, config.file.election_timeout_ms_min);
+            (config.file.heartbeat_interval_ms, config.file.election_timeout_ms);
         let pulse = pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election));
         tasks.spawn(named("the pulse", pulse));
         tasks.spawn(named("proposals", proposing.run()));
@@ -196,7 +201,11 @@ impl Wiring {
         tasks.spawn(named("modules", modules.run()));
         tasks.spawn(named("reports", reports.run()));
         tasks.spawn(named("the engine profile", profile.run()));
-        tasks.spawn(named("parking", ParkingTask::new(replica.clone()).run()));
+        tasks.spawn(named("fitness", FitnessTask::new(replica.clone()).run()));
+        tasks.spawn(named("elections", ElectionTask::new(replica.clone()).run()));
+        let membership = MembershipTask::new(replica.clone(), change_requests);
+        tasks.spawn(named("the membership", membership.run()));
+        tasks.spawn(named("stalls", stall::watch(replica.clone(), self.log.clone())));
         tasks.spawn(named("room on disk", async move { space.run().await }));
         Group { replica, raft, log: self.log, peers, tasks }
     }
@@ -257,25 +266,6 @@ async fn show_log(raft: &Raft, last_at_start: Option<LogIndex>) -> anyhow::Resul
         .await
         .context("the replica did not start")?;
     Ok(())
-}
-
-/// How openraft runs here: snapshots and purges are ours alone (`raft::duties::checkpoints`),
-/// pre-vote keeps a node that was cut off from disturbing the leader, and a restarted leader is
-/// elected again rather than trusted. `ParkingTask` lets a node stand in elections once it knows
-/// that it may.
-fn raft_config(config: &FileConfig) -> openraft::Config {
-    openraft::Config {
-        cluster_name: "lockstep".to_owned(),
-        election_timeout_min: config.election_timeout_ms_min,
-        election_timeout_max: config.election_timeout_ms_max,
-        heartbeat_interval: config.heartbeat_interval_ms,
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        enable_elect: false,
-        enable_pre_vote: Some(true),
-        enable_leader_restore: Some(false),
-        ..openraft::Config::default()
-    }
 }
 
 /// The wall clock. Only the leader reads it, to stamp entries.

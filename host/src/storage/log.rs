@@ -254,6 +254,12 @@ impl Log {
         self.read_section(range, bytes_max, true)
     }
 
+    /// Which write to disk is under way, by a number of its own; nothing while none is. One that
+    /// stays the same for long hangs, or the disk is slow.
+    pub fn at_work(&self) -> Option<u64> {
+        self.open.shared.progress.at_work()
+    }
+
     /// Waits until all that was written is synced, and leaves a mark that says so: a later start
     /// takes no damage for a torn end. For the end of the process.
     pub fn sync(&self) -> Result<(), Error> {

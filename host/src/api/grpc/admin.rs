@@ -193,7 +193,7 @@ impl Admin for Services {
     ) -> Reply<v1::ClusterRemoveReply> {
         let origin = Origin::of_admin(request.metadata());
         let node_id = request.into_inner().node_id;
-        let result = self.replica.remove(NodeId(node_id)).await;
+        let result = self.replica.remove(NodeId(node_id), origin.deadline).await;
         let forward = async |leader: LeaderClient| leader.cluster_remove(node_id).await;
         self.or_forward(result, origin, forward).await?;
         Ok(Response::new(v1::ClusterRemoveReply {}))
@@ -315,15 +315,16 @@ impl Services {
             Joining::Voter(node) => {
                 return Ok(v1::ClusterAddReply { node_id: node.0, voter: true });
             }
-            Joining::Learner(node) => node,
+            Joining::Learner(node) if learner => node,
+            Joining::Learner(node) => {
+                self.replica.promote(node, origin.deadline).await?;
+                node
+            }
             Joining::New(node, member) => {
-                self.replica.add_learner(node, member).await?;
+                self.replica.add(node, member, !learner, origin.deadline).await?;
                 node
             }
         };
-        if !learner {
-            self.replica.promote(node, origin.deadline).await?;
-        }
         Ok(v1::ClusterAddReply { node_id: node.0, voter: !learner })
     }
 }

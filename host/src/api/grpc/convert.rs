@@ -1,16 +1,18 @@
 //! From the daemon's types to messages, and back where a message holds one. One function per
 //! type; nothing here decides anything.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use lockstep_proto::v1;
 use lockstep_proto::v1::fetch_snapshot_reply::Header;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
 use crate::raft::ask::status::{
-    CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status,
+    CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status, VoterChange,
 };
 use crate::raft::{Fetched, Limits, LimitsChange, StatePart};
-use crate::types::{LogIndex, MachineId, StateDigest};
+use crate::types::{LogIndex, MachineId, NodeId, StateDigest};
 
 /// A machine.
 pub(super) fn machine(status: MachineStatus) -> v1::Machine {
@@ -94,7 +96,13 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         halted: status.halted.unwrap_or_default(),
         replicated_profile: status.replicated_profile.unwrap_or_default(),
         sealed: status.sealed.map(sealed),
+        voter_change: status.change.map(voter_change),
     }
+}
+
+fn voter_change(change: VoterChange) -> v1::VoterChange {
+    let ids = |nodes: BTreeSet<NodeId>| nodes.into_iter().map(|node| node.0).collect();
+    v1::VoterChange { before: ids(change.before), after: ids(change.after) }
 }
 
 fn sealed(status: SealStatus) -> v1::Sealed {

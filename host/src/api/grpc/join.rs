@@ -11,6 +11,7 @@ use super::edge::echo;
 use super::error::Error as ApiError;
 use super::forward::connect;
 use crate::raft::Error;
+use crate::raft::admin::moved;
 use crate::raft::ask::status::{NodeStatus, Role, Status};
 use crate::types::{ClusterId, Incarnation, Member, NodeId};
 
@@ -81,20 +82,6 @@ pub(super) fn examine(
              needed: stop it, delete its data folder, start it again, and add it then"
         ));
     }
-    if let Some(known) = own.nodes.iter().find(|node| node.node == id) {
-        return examine_known(known, client_addr, incarnation);
-    }
-    if theirs.role == i32::from(WireRole::Stopped) {
-        return refuse(format!("node {id} at {client_addr} has stopped: its log says why"));
-    }
-    if theirs.engine_profile != own.engine_profile {
-        return refuse(format!(
-            "node {id} at {client_addr} would not compute the same state: its engine profile is \
-             {}, this cluster's is {}. Run the same version of lockstep on the same architecture",
-            echo(&theirs.engine_profile),
-            own.engine_profile
-        ));
-    }
     let member = Member {
         peer_addr: reachable(&theirs.peer_addr, client_addr),
         client_addr: reachable(&theirs.client_addr, client_addr),
@@ -106,6 +93,20 @@ pub(super) fn examine(
         return refuse(format!(
             "node {id} at {client_addr} says that it is at {peers:?} for peers and at {clients:?} \
              for clients: {reason}"
+        ));
+    }
+    if let Some(known) = own.nodes.iter().find(|node| node.node == id) {
+        return examine_known(known, client_addr, &member, theirs);
+    }
+    if theirs.role == i32::from(WireRole::Stopped) {
+        return refuse(format!("node {id} at {client_addr} has stopped: its log says why"));
+    }
+    if theirs.engine_profile != own.engine_profile {
+        return refuse(format!(
+            "node {id} at {client_addr} would not compute the same state: its engine profile is \
+             {}, this cluster's is {}. Run the same version of lockstep on the same architecture",
+            echo(&theirs.engine_profile),
+            own.engine_profile
         ));
     }
     if let Some(other) = own.nodes.iter().find(|node| node.member.peer_addr == member.peer_addr) {
@@ -121,17 +122,34 @@ pub(super) fn examine(
 fn examine_known(
     known: &NodeStatus,
     client_addr: &str,
-    incarnation: Incarnation,
+    member: &Member,
+    theirs: &v1::StatusReply,
 ) -> Result<Joining, Error> {
     let id = known.node;
-    if known.member.incarnation == incarnation.0 {
-        return Ok(if known.voter { Joining::Voter(id) } else { Joining::Learner(id) });
+    if known.member.incarnation == member.incarnation {
+        let stays = is_at(&known.member.peer_addr, &theirs.peer_addr)
+            && is_at(&known.member.client_addr, &theirs.client_addr);
+        return match known.voter {
+            _ if !stays => Err(Error::Refused(moved(id, &known.member, member))),
+            true => Ok(Joining::Voter(id)),
+            false => Ok(Joining::Learner(id)),
+        };
     }
     Err(Error::Refused(format!(
         "node id {id} is a member already, with another disk than the node at {client_addr} has. \
          Start the new node with an id of its own on an empty data folder, and add it; if the \
          other disk is gone, `lockstep cluster remove {id}`"
     )))
+}
+
+/// Whether a node that gives this address for itself can be the one that is known at another: it
+/// may listen on all interfaces, one of which is known.
+fn is_at(known: &str, own: &str) -> bool {
+    let port = |address: &str| address.rsplit_once(':').map(|(_, port)| port.to_owned());
+    match own.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_unspecified() => port(known) == port(own),
+        _ => known == own,
+    }
 }
 
 /// The address a node gives for itself, or, when that says "all interfaces", the same port on the
@@ -182,6 +200,7 @@ pub(super) mod tests {
             halted: None,
             replicated_profile: None,
             sealed: None,
+            change: None,
             alarms: Vec::new(),
         }
     }
@@ -208,6 +227,8 @@ pub(super) mod tests {
         };
         assert_eq!(check(&newcomer(3, 3)), Ok(Joining::New(NodeId(3), member)));
         assert_eq!(check(&newcomer(2, 2)), Ok(Joining::Learner(NodeId(2))));
+        let everywhere = v1::StatusReply { peer_addr: "0.0.0.0:7502".into(), ..newcomer(2, 2) };
+        assert_eq!(check(&everywhere), Ok(Joining::Learner(NodeId(2))));
         let same_cluster = v1::StatusReply { cluster_id: vec![7; 16].into(), ..newcomer(3, 3) };
         assert!(matches!(check(&same_cluster), Ok(Joining::New(..))));
     }
@@ -219,6 +240,10 @@ pub(super) mod tests {
             (newcomer(3, 1), "is this node"),
             (newcomer(1, 3), "node id 1 is a member already"),
             (newcomer(2, 9), "cluster remove 2"),
+            (
+                v1::StatusReply { client_addr: "127.0.0.1:7499".into(), ..newcomer(2, 2) },
+                "says now that it has 127.0.0.1:7502 and 127.0.0.1:7499",
+            ),
             (
                 v1::StatusReply { cluster_id: vec![8; 16].into(), ..newcomer(3, 3) },
                 "another cluster",

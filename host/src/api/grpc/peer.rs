@@ -75,7 +75,9 @@ fn status(rejected: Rejected) -> Status {
         Rejected::DiskFull => Status::resource_exhausted(message),
         Rejected::Superseded => Status::cancelled(message),
         Rejected::Failed(_) => Status::internal(message),
-        Rejected::Parked(_) | Rejected::Stopped(_) => Status::unavailable(message),
+        Rejected::Parked(_) | Rejected::Stalled(_) | Rejected::Stopped(_) => {
+            Status::unavailable(message)
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! Why a request to the replica failed, named by what the caller can do about it.
 
 use openraft::errors::{
-    ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
+    ChangeMembershipError, ClientWriteError, ForwardReason, ForwardToLeader, LinearizableReadError,
+    RaftError,
 };
 
+use crate::raft::admin::BUSY;
 use crate::raft::type_config::TypeConfig;
 use crate::types::{ClusterId, Member, NodeId};
 
@@ -132,8 +134,23 @@ impl Error {
         match error {
             ClientWriteError::ForwardToLeader(forward) => Self::from_forward(&forward),
             ClientWriteError::LogEntryDiscarded(_) => Self::LeaderChanged,
-            ClientWriteError::ChangeMembershipError(error) => Self::Refused(error.to_string()),
-            ClientWriteError::PreconditionFailed(error) => Self::Refused(error.to_string()),
+            ClientWriteError::ChangeMembershipError(error) => Self::Refused(match error {
+                // Another step is not committed yet, of this leader or of the one before it.
+                ChangeMembershipError::InProgress(_)
+                | ChangeMembershipError::UncommittedLeaderLog(_) => BUSY.to_owned(),
+                ChangeMembershipError::EmptyMembership(_) => {
+                    "the cluster would have no voter left".to_owned()
+                }
+                ChangeMembershipError::LearnerNotFound(missing) => {
+                    format!("node {} is not in the cluster", missing.node_id)
+                }
+                ChangeMembershipError::UnsupportedMembershipTransition(_)
+                | ChangeMembershipError::NodeMetadataChanged(_) => {
+                    "the membership cannot be changed in this way".to_owned()
+                }
+            }),
+            // The only one is of the second step of a change: another change came between.
+            ClientWriteError::PreconditionFailed(_) => Self::LeaderChanged,
         }
     }
 

@@ -9,11 +9,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver as _;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::budget::Held;
 use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
+use crate::raft::admin::Request;
 use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::proposer::{Pending, Proposer};
@@ -55,6 +56,8 @@ pub struct Shared {
     pub asked_checkpoints: AskedCheckpoints,
     /// Room on disk.
     pub space: Arc<Space>,
+    /// Where changes of the membership are queued.
+    pub changes: mpsc::Sender<Request>,
     /// True once reads here cannot go back behind what was read before a restart.
     pub recovered: watch::Receiver<bool>,
 }
@@ -221,11 +224,8 @@ impl Replica {
             Some(reason) => Err(Error::Parked(reason.clone())),
             None => Ok(()),
         };
-        match metrics.current_leader {
-            Some(leader) if leader == self.shared.local.node_id() => {
-                check_parked()?;
-                if status::is_cut_off(&metrics) { Err(Error::NoLeader) } else { Ok(()) }
-            }
+        match status::leader(&self.shared, &metrics) {
+            Some(leader) if leader == self.shared.local.node_id() => check_parked(),
             Some(leader) => match metrics.membership_config.membership().get_node(&leader) {
                 Some(member) => Err(Error::NotLeader { leader: (leader, member.clone()) }),
                 None => Err(Error::NoLeader),

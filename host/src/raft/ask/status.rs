@@ -1,6 +1,7 @@
 //! What a node can say of itself without asking anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -10,10 +11,11 @@ pub use crate::machine::CheckpointRecord;
 pub use crate::machine::Restoring;
 use crate::machine::{GuestHandle, Limits, Published, Sealed, View, divergent};
 use crate::raft::ask::replica::Shared;
+use crate::raft::duties::timing::patience;
 use crate::raft::type_config::{RaftLogId, TypeConfig};
 use crate::types::{ClusterId, Incarnation, LogIndex, Member, ModuleDigest, NodeId, Term};
 
-/// A node that has not been heard from for so long is taken to be away.
+/// A follower that has not answered for so long is taken to be away.
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 type Metrics = openraft::RaftMetrics<TypeConfig>;
@@ -91,6 +93,31 @@ pub struct SealStatus {
     pub voters_ready: usize,
 }
 
+/// A change of the voters that is begun and not finished: until then it takes a majority of those
+/// before and of those after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VoterChange {
+    /// The voters before.
+    pub before: BTreeSet<NodeId>,
+    /// The voters after.
+    pub after: BTreeSet<NodeId>,
+}
+
+impl fmt::Display for VoterChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |voters: &BTreeSet<NodeId>| {
+            voters.iter().map(NodeId::to_string).collect::<Vec<_>>().join(", ")
+        };
+        write!(
+            f,
+            "the voters are changed from {} to {}: until that is finished, a majority of both \
+             must be there",
+            list(&self.before),
+            list(&self.after)
+        )
+    }
+}
+
 /// The whole node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -134,6 +161,8 @@ pub struct Status {
     pub replicated_profile: Option<String>,
     /// The engine change under way.
     pub sealed: Option<SealStatus>,
+    /// The change of voters under way.
+    pub change: Option<VoterChange>,
     /// What an operator should look at, a sentence each.
     pub alarms: Vec<String>,
 }
@@ -152,7 +181,7 @@ pub(in crate::raft) fn of(shared: &Shared) -> Status {
         member: shared.member.clone(),
         role: role(shared, &metrics),
         term: metrics.current_term,
-        leader: metrics.current_leader,
+        leader: leader(shared, &metrics),
         last_log: metrics.last_log_index,
         committed: index(&metrics.local_committed),
         applied: applied(shared, &metrics),
@@ -165,6 +194,7 @@ pub(in crate::raft) fn of(shared: &Shared) -> Status {
         halted: view.halted.clone(),
         replicated_profile: view.engine_profile.clone(),
         sealed: sealed(shared, &view, &metrics),
+        change: change(&metrics),
         alarms: alarms(shared, &metrics),
     }
 }
@@ -211,6 +241,14 @@ fn nodes(metrics: &Metrics) -> Vec<NodeStatus> {
         .collect()
 }
 
+/// The change of voters under way, as far as this node's log tells.
+fn change(metrics: &Metrics) -> Option<VoterChange> {
+    match metrics.membership_config.membership().get_joint_config().as_slice() {
+        [before, after] => Some(VoterChange { before: before.clone(), after: after.clone() }),
+        _ => None,
+    }
+}
+
 /// The machines as applied here, by name.
 pub(in crate::raft) fn machines(shared: &Shared) -> Vec<MachineStatus> {
     let view = shared.directory.view();
@@ -238,11 +276,40 @@ pub(in crate::raft) fn machines(shared: &Shared) -> Vec<MachineStatus> {
     view.machines.values().map(describe).collect()
 }
 
+/// Who leads and is there, as far as this node knows. openraft names the last leader for ever; here
+/// one that was not heard for longer than anybody waits before an election is none.
+pub(super) fn leader(shared: &Shared, metrics: &Metrics) -> Option<NodeId> {
+    let leader = metrics.current_leader?;
+    let is_there = if leader == shared.local.node_id() {
+        !is_cut_off(shared, metrics)
+    } else {
+        shared.local.heard().hears(leader, patience(shared.raft.config()))
+    };
+    is_there.then_some(leader)
+}
+
 /// Whether this node leads by name only: no majority has answered it for longer than followers
 /// wait before they elect another.
-pub(in crate::raft) fn is_cut_off(metrics: &Metrics) -> bool {
+fn is_cut_off(shared: &Shared, metrics: &Metrics) -> bool {
+    let patience = patience(shared.raft.config());
     let others = metrics.membership_config.membership().voter_ids().count() > 1;
-    others && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > SILENCE_MAX)
+    others && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > patience)
+}
+
+/// What a node says that has heard no leader for longer than it waits before an election.
+fn leaderless(shared: &Shared, metrics: &Metrics) -> Option<String> {
+    let silence = shared.local.heard().silence();
+    let is_led =
+        matches!(role(shared, metrics), Role::Leader | Role::Uninitialized | Role::Stopped)
+            || leader(shared, metrics).is_some();
+    let is_member = metrics.membership_config.membership().nodes().next().is_some();
+    (is_member && !is_led && silence > patience(shared.raft.config())).then(|| {
+        format!(
+            "no leader has been heard for {} s: an election is under way, or a majority of the \
+             voters cannot be reached",
+            silence.as_secs()
+        )
+    })
 }
 
 /// Nodes that this leader has not heard from lately.
@@ -289,9 +356,10 @@ fn sealed(shared: &Shared, view: &View, metrics: &Metrics) -> Option<SealStatus>
 
 fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     let mut alarms = shared.local.alarms();
-    if is_cut_off(metrics) {
+    if metrics.state == ServerState::Leader && is_cut_off(shared, metrics) {
         alarms.push("this leader cannot reach a majority: it answers nothing".to_owned());
     }
+    alarms.extend(leaderless(shared, metrics));
     let silent = silent_nodes(shared, metrics);
     alarms.extend(silent.iter().map(|node| format!("node {node} does not answer")));
     if let Err(fatal) = &metrics.running_state {
@@ -304,6 +372,8 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
         let SealStatus { sealed, voters, voters_ready } = change;
         format!("{sealed}, and takes no writes; {voters_ready} of {voters} voters run that build")
     }));
+    alarms.extend(change(metrics).map(|change| change.to_string()));
+    alarms.extend(shared.local.stalls().current().map(|stall| stall.to_string()));
     alarms.extend(disagreements(&view, metrics));
     alarms.extend(shared.space.check().err().map(|error| error.to_string()));
     alarms.extend(shared.snapshots.alarm());

@@ -3,10 +3,13 @@
 
 pub mod checkpoints;
 pub mod courier;
+pub mod election;
+pub mod fitness;
 pub mod modules;
-pub mod parking;
 pub mod profile;
 pub mod pulse;
 pub mod recovery;
 pub mod reports;
 pub mod space;
+pub mod stall;
+pub mod timing;

@@ -90,24 +90,48 @@ impl Network {
     /// Asks whether a node could lead.
     ///
     /// # Errors
-    /// `Parked` says why it must not; any other, why it did not say.
+    /// `Parked` and `Stalled` say why it must not; any other, why it did not say.
     pub async fn could_lead(
         &self,
         node: NodeId,
         member: &Member,
         timeout: Duration,
     ) -> Result<(), Rejected> {
-        match self.standing(node, member, timeout).await?.parked {
-            none if none.is_empty() => Ok(()),
-            reason => Err(Rejected::Parked(reason)),
+        let said = self.standing(node, member, timeout).await?;
+        match (said.parked, said.stalled) {
+            (parked, _) if !parked.is_empty() => Err(Rejected::Parked(parked)),
+            (_, stalled) if !stalled.is_empty() => Err(Rejected::Stalled(stalled)),
+            _ => Ok(()),
         }
+    }
+
+    /// Asks a node whether it leads.
+    pub async fn leads(&self, node: NodeId, member: &Member, timeout: Duration) -> Leads {
+        let deadline = tokio::time::Instant::now() + timeout;
+        let hello = self.peer(node, member).hello();
+        let (Some(hello), Ok(mut control)) = (hello, self.link(node, member, Lane::Control)) else {
+            return Leads::Unknown;
+        };
+        // The first call on a connection that has broken says nothing of the node: it fails, and
+        // the next one dials.
+        for _ in 0..2 {
+            let request = peer::StandingRequest { hello: Some(hello.clone()) };
+            match tokio::time::timeout_at(deadline, control.standing(request)).await {
+                Ok(Ok(reply)) if reply.get_ref().leads => return Leads::Yes,
+                Ok(Ok(_)) => return Leads::No,
+                Ok(Err(status)) if status.code() == Code::Unavailable => return Leads::Gone,
+                Ok(Err(status)) if status.code() == Code::Unknown => {}
+                Ok(Err(_)) | Err(_) => return Leads::Unknown,
+            }
+        }
+        Leads::Gone
     }
 
     /// Asks a node what it knows of itself and of the cluster.
     ///
     /// # Errors
     /// Why it did not say.
-    pub(super) async fn standing(
+    pub(in crate::raft) async fn standing(
         &self,
         node: NodeId,
         member: &Member,
@@ -154,11 +178,28 @@ impl Network {
     }
 }
 
+/// What a node is, as far as the question whether it leads tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leads {
+    /// It says that it leads.
+    Yes,
+    /// It says that it does not.
+    No,
+    /// Nobody listens there, or whoever does ends the connection: the process has ended.
+    Gone,
+    /// It did not answer, or would not.
+    Unknown,
+}
+
 /// What a node says of itself and of the cluster.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Said {
+pub(in crate::raft) struct Said {
     /// Why it must not lead; empty when it could.
-    pub(super) parked: String,
+    pub(in crate::raft) parked: String,
+    /// What it waits for in vain, and so should not lead; empty when for nothing.
+    pub(in crate::raft) stalled: String,
+    /// What its machines have applied.
+    pub(in crate::raft) applied: LogIndex,
     /// The members that its log names.
     pub(super) members: Vec<(NodeId, Incarnation)>,
     /// The checkpoints that the cluster agreed on, and on which state.
@@ -176,6 +217,8 @@ impl From<peer::StandingReply> for Said {
         };
         Self {
             parked: reply.parked,
+            stalled: reply.stalled,
+            applied: reply.applied_index,
             members: reply.members.into_iter().filter_map(disk).collect(),
             agreed: reply.agreed.into_iter().filter_map(digest).collect(),
         }

@@ -11,7 +11,7 @@ use lockstep_proto::peer::install_snapshot_request::{Header, Part};
 use openraft::Raft;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotOf;
 use tokio_util::sync::CancellationToken;
@@ -77,10 +77,12 @@ impl<SM: Machine> PeerHandler<SM> {
             return Err(Rejected::Malformed("the first request is more than a hello".into()));
         }
         let failure = Failure::default();
-        let gate = AppendGate::new(Arc::clone(&self.gate), from);
+        let local = Arc::clone(&self.gate.local);
+        let ended = EndOfStream { local: Arc::clone(&local), from };
+        let gate = (AppendGate::new(Arc::clone(&self.gate), from), ended);
         let input = decoded(gate, requests, self.stopped.clone(), failure.clone());
-        let results = self.gate.raft.stream_append(input).map(|result| match result {
-            Ok(result) => Ok(append_reply(&result)),
+        let results = self.gate.raft.stream_append(input).map(move |result| match result {
+            Ok(result) => Ok(append_reply(&local, from, &result)),
             Err(fatal) => Err(Rejected::Stopped(fatal.to_string())),
         });
         // When the input ended for a reason, the peer learns it after its last reply.
@@ -101,7 +103,7 @@ impl<SM: Machine> PeerHandler<SM> {
         match results.next().await {
             Some(Ok(result)) => Ok(peer::AppendReply {
                 engine_profile: self.gate.local.profile().to_owned(),
-                ..append_reply(&result)
+                ..append_reply(&self.gate.local, from, &result)
             }),
             Some(Err(fatal)) => Err(Rejected::Stopped(fatal.to_string())),
             None => Err(Rejected::Stopped("openraft has ended".into())),
@@ -114,6 +116,7 @@ impl<SM: Machine> PeerHandler<SM> {
         let vote = codec::decode_vote_request(&request.payload)?;
         self.gate.check_vote(from, &vote.vote)?;
         let result = if request.pre_vote {
+            self.gate.local.heard().another_stands();
             self.gate.raft.pre_vote(vote).await
         } else {
             self.gate.raft.vote(vote).await
@@ -131,10 +134,13 @@ impl<SM: Machine> PeerHandler<SM> {
         let transfer = codec::decode_transfer(&request.payload)?;
         self.gate.check_vote(from, transfer.from_leader())?;
         // Meant for another, it still frees this node to vote for that one at once.
-        if *transfer.to_node_id() == self.gate.local.node_id()
-            && let Some(reason) = &self.gate.directory.view().parked
-        {
-            return Err(Rejected::Parked(reason.clone()));
+        if *transfer.to_node_id() == self.gate.local.node_id() {
+            if let Some(reason) = &self.gate.directory.view().parked {
+                return Err(Rejected::Parked(reason.clone()));
+            }
+            if let Some(stall) = self.gate.local.stalls().current() {
+                return Err(Rejected::Stalled(stall.to_string()));
+            }
         }
         let result = self.gate.raft.handle_transfer_leader(transfer).await;
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
@@ -148,7 +154,7 @@ impl<SM: Machine> PeerHandler<SM> {
     ) -> Result<peer::StandingReply, Rejected> {
         // Two nodes that do not know each other must not ask each other for ever.
         self.gate.admit_known(request.hello.as_ref()).await?;
-        let view = self.gate.directory.view();
+        let (view, stalled) = (self.gate.directory.view(), self.gate.local.stalls().current());
         let known = |(node, member): (NodeId, &Member)| peer::KnownMember {
             node: node.0,
             incarnation: member.incarnation.to_vec().into(),
@@ -162,6 +168,9 @@ impl<SM: Machine> PeerHandler<SM> {
             parked: view.parked.clone().unwrap_or_default(),
             members: self.gate.roster().members().map(known).collect(),
             agreed: agreed.collect(),
+            leads: self.gate.raft.is_leader(),
+            stalled: stalled.map(|stall| stall.to_string()).unwrap_or_default(),
+            applied_index: self.gate.directory.applied(),
         })
     }
 
@@ -254,9 +263,29 @@ fn stopping() -> Rejected {
     Rejected::Stopped("it is shutting down".into())
 }
 
-fn append_reply(result: &StreamAppendResult<TypeConfig>) -> peer::AppendReply {
+/// The answer to a leader. Unless that leads no more, it was heard.
+fn append_reply(
+    local: &Local,
+    from: NodeId,
+    result: &StreamAppendResult<TypeConfig>,
+) -> peer::AppendReply {
+    if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
+        local.heard().note(from);
+    }
     let payload: Bytes = codec::encode_append_result(result);
     peer::AppendReply { payload, ..Default::default() }
+}
+
+/// Notes the end of a leader's stream, in whatever way it goes.
+struct EndOfStream {
+    local: Arc<Local>,
+    from: NodeId,
+}
+
+impl Drop for EndOfStream {
+    fn drop(&mut self) {
+        self.local.heard().stream_ended(self.from);
+    }
 }
 
 /// Why an input ended before its peer ended it.
@@ -275,7 +304,7 @@ impl Failure {
 
 /// The requests of a peer that pass the gate, until one does not or this node stops.
 fn decoded<SM, S, E>(
-    gate: AppendGate<SM>,
+    gate: (AppendGate<SM>, EndOfStream),
     requests: S,
     stopped: CancellationToken,
     failure: Failure,
@@ -296,7 +325,7 @@ where
                 }
             };
             let request = request.map_err(|error| Rejected::Failed(error.to_string()));
-            match request.and_then(|request| gate.pass(request)) {
+            match request.and_then(|request| gate.0.pass(request)) {
                 Ok(request) => Some((request, (gate, requests, stopped))),
                 Err(reason) => {
                     failure.set(reason);

@@ -16,7 +16,9 @@ use lockstep_proto::peer::Hello;
 
 use super::TERM_JUMP_MAX;
 use super::alarms::{Alarms, Side};
+use super::heard::Heard;
 use super::roster::{Roster, Standing};
+use crate::raft::duties::stall::Stalls;
 use crate::types::{ClusterId, Incarnation, Member, NodeId, Term};
 
 /// Version of the messages between nodes and of log entries.
@@ -148,6 +150,8 @@ pub struct Local {
     adopt: Mutex<Adopt>,
     alarms: Mutex<Alarms>,
     profiles: Mutex<BTreeMap<NodeId, Profile>>,
+    heard: Heard,
+    stalls: Stalls,
 }
 
 impl Local {
@@ -167,12 +171,24 @@ impl Local {
             adopt: Mutex::new(adopt),
             alarms: Mutex::new(Alarms::new(Instant::now())),
             profiles: Mutex::default(),
+            heard: Heard::default(),
+            stalls: Stalls::default(),
         })
     }
 
     /// This node's id.
     pub fn node_id(&self) -> NodeId {
         self.node_id
+    }
+
+    /// What this node has lately heard of a leader.
+    pub fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    /// What this node waits for in vain.
+    pub fn stalls(&self) -> &Stalls {
+        &self.stalls
     }
 
     /// The cluster, once this node is in one.

@@ -16,6 +16,7 @@ mod codec;
 mod connections;
 mod gate;
 mod handler;
+mod heard;
 mod hello;
 mod pipeline;
 mod receive_snapshot;
@@ -29,8 +30,9 @@ use std::time::Duration;
 
 use crate::types::{LogIndex, Term};
 
-pub use connections::Network;
+pub use connections::{Leads, Network};
 pub use handler::{Machine, PeerHandler};
+pub use heard::Heard;
 pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};
 
 /// Longest message between nodes, in bytes. Requests are cut to size by whoever reads the log;
@@ -94,6 +96,9 @@ pub enum Rejected {
     /// This node applies nothing, and so must not lead; the text says why.
     #[error("this node is parked: {0}")]
     Parked(String),
+    /// This node waits in vain for its disk or a guest, and so should not lead.
+    #[error("{0}")]
+    Stalled(String),
     /// This node takes no more calls.
     #[error("this node has stopped: {0}")]
     Stopped(String),

@@ -220,7 +220,7 @@ impl StateMachine {
         ))
     }
 
-    /// From here on this node keeps the log and applies nothing. `ParkingTask` does the rest.
+    /// From here on this node keeps the log and applies nothing. `FitnessTask` does the rest.
     fn park(&mut self, reason: String) -> Response {
         tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
         self.machines.park_node(reason.clone());

@@ -21,6 +21,8 @@ pub(super) struct Progress {
     first_error: OnceLock<Error>,
     written_upto: AtomicU64,
     synced_upto: AtomicU64,
+    /// Batches that the writer has begun and ended: odd while it is at one.
+    batches: AtomicU64,
 }
 
 impl Progress {
@@ -30,6 +32,7 @@ impl Progress {
             first_error: OnceLock::new(),
             written_upto: AtomicU64::new(synced_upto),
             synced_upto: AtomicU64::new(synced_upto),
+            batches: AtomicU64::new(0),
         }
     }
 
@@ -61,6 +64,16 @@ impl Progress {
     /// Up to which byte of the log everything is known to be on disk.
     pub(super) fn synced_upto(&self) -> u64 {
         self.synced_upto.load(Ordering::Acquire)
+    }
+
+    /// The writer begins with what has waited, or has ended it.
+    pub(super) fn turn(&self) {
+        self.batches.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Which batch the writer is at; nothing while it has nothing to do.
+    pub(super) fn at_work(&self) -> Option<u64> {
+        Some(self.batches.load(Ordering::Acquire)).filter(|batches| batches % 2 == 1)
     }
 
     pub(super) fn set_synced_upto(&self, upto: u64) {
@@ -156,6 +169,18 @@ mod tests {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| all.report(&Ok(()))));
         assert!(panicked.is_err());
         assert!(receiver.recv().unwrap().is_err());
+    }
+
+    /// The writer is at a batch from its begin to its end, and each has a number of its own.
+    #[test]
+    fn batches_are_told_apart() {
+        let progress = Progress::new(0);
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            seen.push(progress.at_work());
+            progress.turn();
+        }
+        assert_eq!(seen, [None, Some(1), None, Some(3)]);
     }
 
     /// The first error stays the first.

@@ -96,6 +96,7 @@ impl Writer {
         // However this ends, nobody waits for ever.
         let _stopped = Stopped(Arc::clone(&self.shared));
         while let Some(Pending { runs, waiting, unneeded, .. }) = self.shared.take() {
+            self.shared.progress.turn();
             let result = self.write(&runs);
             if let Err(error) = &result {
                 self.shared.progress.latch(error.clone());
@@ -105,6 +106,7 @@ impl Writer {
                 return;
             }
             self.remove(&unneeded);
+            self.shared.progress.turn();
         }
     }
 
