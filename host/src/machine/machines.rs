@@ -102,6 +102,9 @@ impl Machines {
     /// Makes these the machines that are seen from outside, as of `applied`. Until then what they
     /// do shows nowhere, so that a state under construction answers no query.
     pub fn go_live(&mut self, applied: LogIndex) {
+        if self.node_parked.is_none() {
+            self.assert_whole(applied);
+        }
         self.live = true;
         self.publish();
         self.advance(applied);
@@ -114,10 +117,17 @@ impl Machines {
         proposal: Proposal,
         membership: &Membership,
     ) -> Result<Applied, HostFailure> {
+        let time_before = self.tables.time_ms;
+        let is_frequent = matches!(proposal, Proposal::Commands { .. } | Proposal::Tick { .. });
         let applied = match self.refuse(&proposal) {
             Some(refusal) => Response::Refused(refusal).into(),
             None => self.apply_proposal(index, proposal, membership).await?,
         };
+        assert!(self.tables.time_ms >= time_before, "replicated time went back at {index}");
+        // Commands and ticks change nothing else of the tables.
+        if !is_frequent {
+            self.assert_whole(index);
+        }
         self.advance(index);
         Ok(applied)
     }
@@ -178,6 +188,23 @@ impl Machines {
                 self.set_limits(machine, &change).await?.into()
             }
         })
+    }
+
+    /// Asserts what always holds of the tables, and between them and what runs.
+    fn assert_whole(&self, applied: LogIndex) {
+        self.tables.assert_whole(applied);
+        assert!(
+            self.running.keys().eq(self.tables.machines.keys()),
+            "exactly the machines of the tables run, at {applied}"
+        );
+        for (id, record) in &self.tables.machines {
+            assert_eq!(self.running[id].limits, record.limits, "limits of {id:?} at {applied}");
+        }
+        for (digest, pieces) in &self.staging {
+            let bytes: usize = pieces.iter().map(Bytes::len).sum();
+            let staged = self.tables.modules.get(digest).map(|module| module.staged);
+            assert_eq!(staged, u64::try_from(bytes).ok(), "what is staged of {digest}");
+        }
     }
 
     /// Notes that an entry without a proposal (blank, membership) has been applied.
@@ -244,7 +271,10 @@ impl Machines {
                 continue;
             };
             let context = Context { index, time_ms, seed: self.seed(machine, index) };
-            outcomes.extend(running.guest.apply(context, batch).await?);
+            let count = batch.count();
+            let of_batch = running.guest.apply(context, batch).await?;
+            assert_eq!(of_batch.len(), count, "one outcome a command, at {index}");
+            outcomes.extend(of_batch);
         }
         Ok(outcomes)
     }

@@ -34,6 +34,11 @@ impl Batch {
             data.put_slice(&command.bytes);
             ends.push(u32::try_from(data.len()).expect("the proposer bounds entries"));
         }
+        assert!(!commands.is_empty(), "a batch has commands");
+        assert!(
+            commands.iter().all(|command| command.machine == machine),
+            "a batch is for one machine"
+        );
         let in_session = commands.iter().any(|command| command.session.is_some());
         let sessions = commands.iter().filter(|_| in_session).map(|command| command.session);
         Self { machine, ends, sessions: sessions.collect(), data: data.freeze() }
@@ -61,6 +66,7 @@ impl Batch {
 
     /// A batch of one command of this one.
     pub(in crate::machine) fn only(&self, position: usize) -> Self {
+        assert!(position < self.count(), "command {position} of {}", self.count());
         let at = |position: usize| usize::try_from(self.ends[position]).expect("32 bits fit");
         let start = if position == 0 { 0 } else { at(position - 1) };
         let data = self.data.slice(start..at(position));
@@ -76,6 +82,7 @@ impl Batch {
 
     /// Writes the batch (docs/formats.md, "Commands").
     pub(in crate::machine) fn put(&self, out: &mut BytesMut) {
+        let before = out.len();
         let length = |length: usize| u32::try_from(length).expect("the proposer bounds entries");
         out.put_u64_le(self.machine.0);
         out.put_u32_le(length(self.ends.len()));
@@ -90,6 +97,7 @@ impl Batch {
             out.put_u64_le(slot.acknowledged_up_to);
         }
         out.put_slice(&self.data);
+        assert_eq!(out.len() - before, self.encoded_bytes(), "a batch is as long as it said");
     }
 
     /// Reads a batch from the front of `body` and checks it; the data is not copied.

@@ -181,6 +181,7 @@ impl Instance {
             }
             Some(Err(outcome)) => self.apply_apart(context, &batch, outcome)?,
         };
+        assert_eq!(outcomes.len(), batch.count(), "one outcome a command, at {}", context.index);
         self.image_if_due()?;
         Ok(outcomes)
     }
@@ -252,7 +253,8 @@ impl Instance {
     /// Calls the live guest, and notes the call if it succeeds.
     fn call(&mut self, context: Context, batch: &Batch, part: Part) -> Result<Replies, Failure> {
         let replies = self.live.apply(&context, laid_out(batch))?;
-        let fuel = self.blueprint.limits.fuel_per_command - self.live.fuel_left();
+        let (limit, left) = (self.blueprint.limits.fuel_per_command, self.live.fuel_left());
+        let fuel = limit.checked_sub(left).expect("a call leaves no more fuel than it had");
         self.fuel_used = self.fuel_used.saturating_add(fuel);
         self.journal.push(context, batch.clone(), part, fuel);
         Ok(replies)
@@ -285,6 +287,10 @@ impl Instance {
         if let Some(log) = &self.log {
             live.set_log(log.clone());
         }
+        assert!(
+            live.memory_bytes() <= self.live.memory_bytes(),
+            "a guest that failed had no less memory than before"
+        );
         let failed = std::mem::replace(&mut self.live, live);
         if shared.is_none() {
             return self.take_image(failed.into_room());
@@ -389,7 +395,9 @@ impl Instance {
     }
 
     fn take_image(&mut self, room: Option<Image>) -> Result<(), HostFailure> {
-        self.image = Some(Arc::new(self.live.image(room).map_err(host)?));
+        let image = self.live.image(room).map_err(host)?;
+        assert_eq!(image.bytes(), self.live.memory_bytes(), "an image is as long as its memory");
+        self.image = Some(Arc::new(image));
         self.journal.clear();
         self.importing = false;
         Ok(())

@@ -21,7 +21,7 @@ use crate::machine::guest::thread::GuestHandle;
 use crate::machine::library::ModuleLibrary;
 use crate::machine::machines::{Environment, Machines, Running, describe, describe_failure};
 use crate::machine::tables::{MachineRecord, Tables};
-use crate::types::{MachineId, ModuleDigest};
+use crate::types::{LogIndex, MachineId, ModuleDigest};
 use crate::wasm::{self, Image, Limits};
 
 /// Section of a module: a chunk with its `ModuleHead`, then its bytes, all or those staged so far.
@@ -131,6 +131,7 @@ impl Machines {
                 frozen,
             ));
         }
+        assert_eq!(guests.len(), self.tables.machines.len(), "each machine is frozen");
         let library = Arc::clone(&self.environment.library);
         Ok(FrozenState { tables: self.tables.clone(), modules, guests, library })
     }
@@ -224,6 +225,10 @@ impl Machines {
 
     /// Exactly the machines in the tables have come with their guest's state.
     fn check_complete(&self) -> Result<(), HostFailure> {
+        // How far the log is applied is not in the tables: `go_live` asserts that as well.
+        if let Some(rule) = self.tables.broken_rule(LogIndex::MAX) {
+            return Err(malformed(&format!("its tables break the rule that {rule}")));
+        }
         if self.running.keys().any(|id| !self.tables.machines.contains_key(id)) {
             return Err(malformed("it has the state of a machine that does not exist"));
         }
@@ -281,6 +286,7 @@ impl FrozenGuest {
         let image = self.frozen.image();
         let failed = |error| HostFailure::Stop(format!("cannot read an image: {error}"));
         for block in image.blocks().map_err(failed)? {
+            assert!(block.end <= image.bytes(), "a block lies in its image: {block:?}");
             let offset = u64::try_from(block.start).expect("a length fits");
             let mut chunk = Vec::with_capacity(OFFSET_BYTES + block.len());
             chunk.extend_from_slice(&offset.to_le_bytes());

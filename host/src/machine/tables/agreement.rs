@@ -58,6 +58,8 @@ impl CheckpointRecord {
 impl Tables {
     /// Notes that all nodes take a snapshot at `index`.
     pub fn note_checkpoint(&mut self, index: LogIndex) {
+        let last = self.checkpoints.last_key_value().map(|(last, _)| *last);
+        assert!(last < Some(index), "checkpoint {index} follows {last:?}");
         self.checkpoints.insert(index, CheckpointRecord::default());
         while self.checkpoints.len() > CHECKPOINTS_KEPT {
             self.checkpoints.pop_first();
@@ -77,6 +79,10 @@ impl Tables {
     pub fn judge(&mut self, membership: &Membership) -> Option<String> {
         for record in self.checkpoints.values_mut() {
             record.agreed = record.agreed.or_else(|| record.majority(membership));
+            assert!(
+                record.agreed.is_none() || !record.reports.is_empty(),
+                "nothing is agreed on that nobody reported"
+            );
         }
         // What was agreed on later settles what was open before.
         let mut open =

@@ -2,6 +2,7 @@
 //! nothing but that entry, so they are equal on all nodes at equal indices.
 
 pub(in crate::machine) mod agreement;
+mod invariants;
 pub(in crate::machine) mod seal;
 
 use std::cmp::Ordering;
@@ -164,6 +165,8 @@ impl Tables {
             return Ok(false);
         }
         record.staged += length;
+        assert!(record.staged <= record.length, "pieces are checked before they are staged");
+        assert!(record.touched <= index, "entries are applied in order");
         record.touched = index;
         Ok(true)
     }
@@ -175,7 +178,8 @@ impl Tables {
             spare.retain(|(_, digest)| self.modules[digest].is_partial() == is_partial);
             let over = (spare.len() + 1).saturating_sub(max);
             for (_, digest) in spare.into_iter().take(over) {
-                self.modules.remove(&digest);
+                let gone = self.modules.remove(&digest);
+                assert!(gone.is_some(), "what is spare is there");
             }
         }
     }
@@ -281,6 +285,8 @@ impl Tables {
     /// Notes that the next part is in; the last one completes the machine.
     pub fn note_part(&mut self, part: &StatePart) {
         if let Some(record) = self.machines.get_mut(&part.machine) {
+            let next = record.restoring.map(|restoring| restoring.parts);
+            assert_eq!(next, Some(part.number), "parts are checked before they are noted");
             let more = record.restoring.filter(|_| !part.last);
             record.restoring = more.map(|Restoring { schema, parts }| {
                 let parts = parts + 1;

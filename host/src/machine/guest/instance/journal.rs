@@ -70,6 +70,8 @@ impl Journal {
 
     /// Notes a call that succeeded with `batch`, which is a part of the one in the log.
     pub(super) fn push(&mut self, context: Context, batch: Batch, part: Part, fuel: u64) {
+        let last = self.calls.last().map(|call| call.context.index);
+        assert!(last <= Some(context.index), "a call of {} follows {last:?}", context.index);
         self.fuel = self.fuel.saturating_add(fuel);
         self.bytes += taken(&batch);
         let machine = batch.machine();
@@ -81,9 +83,10 @@ impl Journal {
     pub(super) fn shed(&mut self, bytes_max: usize) {
         while self.bytes > bytes_max {
             let gone = self.calls[self.recent].batch.take().expect("it is in memory");
-            self.bytes -= taken(&gone);
+            self.bytes = self.bytes.checked_sub(taken(&gone)).expect("it was counted in");
             self.recent += 1;
         }
+        assert!(self.recent <= self.calls.len(), "what went from memory was there");
     }
 
     /// Makes all calls again, in order.
