@@ -2,7 +2,12 @@
 //!
 //! The records are the guest's; magic, lengths and checksum around them are `export` and
 //! `import`, so that no guest writes its own.
+//!
+//! A serde type is one record, in CBOR (RFC 8949): the record carries the names of fields and the
+//! types of values. So fields may be added, removed and reordered by serde's own rules, and a value
+//! of another type is refused rather than read as something else.
 
+use ciborium::de::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -11,6 +16,12 @@ use serde::de::DeserializeOwned;
 /// Any `Default` serde type has this by itself, as one record: fine up to some megabytes, since
 /// that record is a second copy of the state. A larger state implements it by hand, a few dozen
 /// kilobytes a record.
+///
+/// A record of a serde type holds names and types of what is in it. An import of another version of
+/// the type goes by serde's rules: unknown fields are skipped, a field that is missing needs
+/// `#[serde(default)]`, and a value that does not fit its type is refused. As in JSON, nothing and
+/// `Some` of nothing are one: `Some(None)` of an `Option<Option<T>>` comes back as `None`. Values
+/// may be nested in one another up to 256 levels deep.
 pub trait Portable: Sized {
     /// Where an export stands, such as the last key that was written.
     type Position: Default;
@@ -34,19 +45,155 @@ impl<T: Default + Serialize + DeserializeOwned> Portable for T {
         if *exported {
             return false;
         }
-        bincode::serde::encode_into_std_write(self, record, bincode::config::standard())
-            .expect("a state of plain values can be encoded");
+        ciborium::into_writer(self, record).expect("a state of plain values can be encoded");
         *exported = true;
         true
     }
 
     fn import_record(&mut self, _: u32, record: &[u8]) -> Result<(), String> {
-        let read = bincode::serde::decode_from_slice(record, bincode::config::standard());
-        let (state, length) = read.map_err(|error| error.to_string())?;
-        if length != record.len() {
-            return Err("bytes are left over after the state".to_owned());
+        let mut rest = record;
+        *self = ciborium::from_reader(&mut rest).map_err(in_words)?;
+        if rest.is_empty() {
+            return Ok(());
         }
-        *self = state;
-        Ok(())
+        Err(format!("{} bytes are left over after the state", rest.len()))
+    }
+}
+
+fn in_words(error: Error<std::io::Error>) -> String {
+    match error {
+        Error::Semantic(_, words) => words,
+        Error::Syntax(offset) => format!("it is no CBOR at byte {offset}"),
+        Error::Io(_) => "it ends early".to_owned(),
+        Error::RecursionLimitExceeded => "it is nested too deep".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// What a state of one type comes to in another.
+    fn moved<A: Portable, B: Portable + Default>(state: &A) -> Result<B, String> {
+        let mut record = Vec::new();
+        assert!(state.export_record(&mut A::Position::default(), &mut record));
+        let mut other = B::default();
+        other.import_record(1, &record).map(|()| other)
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Signed {
+        total: i64,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Unsigned {
+        total: u64,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Narrow {
+        total: u8,
+    }
+
+    /// A number keeps its value in a wider or a narrower type, or is refused: 42 was once read as
+    /// 84 where `i64` had become `u64`.
+    #[test]
+    fn numbers_keep_their_value() {
+        assert_eq!(moved(&Signed { total: 42 }), Ok(Unsigned { total: 42 }));
+        assert_eq!(moved(&Unsigned { total: 42 }), Ok(Signed { total: 42 }));
+        assert_eq!(moved(&Signed { total: 255 }), Ok(Narrow { total: 255 }));
+        let refused = moved::<_, Unsigned>(&Signed { total: -1 });
+        assert_eq!(refused, Err("unexpected negative integer".to_owned()));
+        let refused = moved::<_, Signed>(&Unsigned { total: u64::MAX });
+        assert_eq!(refused, Err("integer too large".to_owned()));
+        let refused = moved::<_, Narrow>(&Signed { total: 256 });
+        assert_eq!(refused, Err("invalid value: integer `256`, expected u8".to_owned()));
+        for total in [i64::MIN, -1, 0, i64::MAX] {
+            assert_eq!(moved(&Signed { total }), Ok(Signed { total }));
+        }
+    }
+
+    /// A value of another type is refused, and the refusal names both.
+    #[test]
+    fn other_types_are_refused() {
+        let refused = |value: &BTreeMap<String, String>| moved::<_, Signed>(value).unwrap_err();
+        let text = BTreeMap::from([("total".to_owned(), "42".to_owned())]);
+        assert_eq!(refused(&text), "invalid type: string \"42\", expected integer");
+        let yes = BTreeMap::from([("total".to_owned(), true)]);
+        let said = moved::<_, Signed>(&yes).unwrap_err();
+        assert_eq!(said, "invalid type: boolean `true`, expected integer");
+        let half = BTreeMap::from([("total".to_owned(), 0.5)]);
+        let said = moved::<_, Signed>(&half).unwrap_err();
+        assert_eq!(said, "invalid type: floating point `0.5`, expected integer");
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Earlier {
+        name: String,
+        total: i64,
+        last: Option<(u8, char)>,
+        kind: Kind,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Later {
+        kind: Kind,
+        total: i64,
+        #[serde(default)]
+        limits: BTreeMap<u16, f64>,
+        #[serde(default = "seven")]
+        seven: u8,
+        last: Option<(u8, char)>,
+    }
+
+    fn seven() -> u8 {
+        7
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    enum Kind {
+        #[default]
+        Empty,
+        Full {
+            at: u64,
+        },
+    }
+
+    /// Fields that were added, removed and reordered are what serde says: skipped, or their
+    /// default; one that is missing without a default is named.
+    #[test]
+    fn fields_change_by_serdes_rules() {
+        let (total, last) = (-3, Some((9, 'ü')));
+        let name = "a name".to_owned();
+        let earlier = Earlier { name, total, last, kind: Kind::Full { at: 1 << 40 } };
+        let later = Later {
+            kind: Kind::Full { at: 1 << 40 },
+            total,
+            limits: BTreeMap::new(),
+            seven: 7,
+            last,
+        };
+        assert_eq!(moved(&earlier), Ok(later));
+        let refused = moved::<Later, Earlier>(&Later::default()).unwrap_err();
+        assert_eq!(refused, "missing field `name`");
+    }
+
+    /// A record that is cut, longer than its value, or of the layout that bincode had, is refused.
+    #[test]
+    fn other_bytes_are_refused() {
+        let mut record = Vec::new();
+        Signed { total: 1000 }.export_record(&mut false, &mut record);
+        let refused = |record: &[u8]| Signed::default().import_record(1, record).unwrap_err();
+        assert_eq!(refused(&record[..record.len() - 1]), "it ends early");
+        assert_eq!(refused(&[&record[..], &[0]].concat()), "1 bytes are left over after the state");
+        assert_eq!(refused(&[0xff]), "invalid type: break, expected map");
+        // 42, zigzag-encoded.
+        let bincode = refused(&[84]);
+        assert!(bincode.starts_with("invalid type: bytes"), "{bincode}");
     }
 }
