@@ -2,12 +2,16 @@
 //!
 //! It validates the body, and translates it into what [`stack_pointer`] runs.
 
+use std::ops::Range;
+
 use wasmparser::{
-    BlockType, FuncToValidate, FuncValidator, FuncValidatorAllocations, FunctionBody, ModuleArity,
-    Operator, ValidatorResources,
+    BinaryReader, BlockType, CompositeInnerType, FuncToValidate, FuncValidator,
+    FuncValidatorAllocations, FunctionBody, ModuleArity, Operator, ValidatorResources,
+    WasmModuleResources as _,
 };
 
-use super::stack_pointer::{self, Label, Step};
+use super::stack_pointer::{self, Returned};
+use super::step::{Label, Step};
 use super::work::Work;
 use crate::config::limits;
 
@@ -41,12 +45,31 @@ impl From<wasmparser::BinaryReaderError> for Wrong {
     }
 }
 
+/// A function to be looked at again.
+struct Unproved {
+    function: FuncToValidate<ValidatorResources>,
+    /// Where its body lies, in bytes of the whole component.
+    body: Range<usize>,
+}
+
+/// A function that is refused.
+pub(super) struct Refused {
+    pub(super) wrong: Wrong,
+    pub(super) function: u32,
+    /// Where its body begins.
+    pub(super) start: usize,
+}
+
 /// Checks the bodies of functions. It keeps its buffers from one to the next.
 #[derive(Default)]
 pub(super) struct Functions {
     allocations: FuncValidatorAllocations,
     steps: Vec<Step>,
     offsets: Vec<usize>,
+    /// Functions of the module so far that return a parameter.
+    returned: Returned,
+    /// Those of which there is no proof as long as it is not known what others return.
+    unproved: Vec<Unproved>,
     /// What compiling all functions so far is estimated to take, in nanoseconds.
     cost_ns: u64,
 }
@@ -60,26 +83,53 @@ impl Functions {
         pointer: &mut Option<u32>,
     ) -> Result<(), Wrong> {
         check_size(body)?;
+        let again = again(&function);
+        let parameters = parameters(&function);
         let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
-        let written = self.translate(&mut validator, body, *pointer)?;
-        let results = results(&validator);
+        let (written, work) = self.translate(&mut validator, body, *pointer)?;
+        self.add_cost(&work)?;
+        let (index, results) = (validator.index(), results(&validator));
         self.allocations = validator.into_allocations();
+        if let Some(parameter) = stack_pointer::returns(&self.steps, parameters, results) {
+            self.returned.insert(index, parameter);
+        }
         let Some(global) = written else { return Ok(()) };
         *pointer = Some(global);
-        stack_pointer::prove(&self.steps, results).map_err(|unproved| Wrong::StackPointer {
-            global,
-            reason: unproved.reason,
-            offset: self.offsets[unproved.step],
-        })
+        if stack_pointer::prove(&self.steps, results, &Returned::new()).is_err() {
+            self.unproved.push(Unproved { function: again, body: body.range() });
+        }
+        Ok(())
     }
 
-    /// Fills `steps`, and returns the global that the function writes.
+    /// Looks again at the functions of a module that were not proved yet, now that it is known what
+    /// the others return. `bytes` are those of the whole component.
+    pub(super) fn end_module(&mut self, pointer: Option<u32>, bytes: &[u8]) -> Result<(), Refused> {
+        let returned = std::mem::take(&mut self.returned);
+        for Unproved { function, body } in std::mem::take(&mut self.unproved) {
+            let (index, start) = (function.index, body.start);
+            let refused = |wrong| Refused { wrong, function: index, start };
+            let code = bytes.get(body).expect("it was read from there");
+            let body = FunctionBody::new(BinaryReader::new(code, start));
+            let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
+            self.translate(&mut validator, &body, pointer).map_err(refused)?;
+            let results = results(&validator);
+            self.allocations = validator.into_allocations();
+            let global = pointer.expect("it writes the pointer");
+            stack_pointer::prove(&self.steps, results, &returned).map_err(|unproved| {
+                let stack_pointer::Unproved { step, reason } = unproved;
+                refused(Wrong::StackPointer { global, reason, offset: self.offsets[step] })
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Fills `steps`, and returns the global that the function writes, and what compiling it asks.
     fn translate(
         &mut self,
         validator: &mut FuncValidator<ValidatorResources>,
         body: &FunctionBody<'_>,
         pointer: Option<u32>,
-    ) -> Result<Option<u32>, Wrong> {
+    ) -> Result<(Option<u32>, Work), Wrong> {
         self.steps.clear();
         self.offsets.clear();
         for local in body.get_locals_reader()? {
@@ -106,8 +156,7 @@ impl Functions {
             self.offsets.push(offset);
         }
         operators.finish()?;
-        self.add_cost(&work)?;
-        let Some(pointer) = written else { return Ok(None) };
+        let Some(pointer) = written else { return Ok((None, work)) };
         // Other globals are never written; what they hold is not followed.
         for step in &mut self.steps {
             if let Step::GlobalGet(global) = *step {
@@ -115,7 +164,7 @@ impl Functions {
                 *step = if global == pointer { Step::PointerGet } else { other };
             }
         }
-        Ok(Some(pointer))
+        Ok((Some(pointer), work))
     }
 
     /// What compiling all functions so far is estimated to take, in milliseconds.
@@ -161,6 +210,21 @@ fn arity(operator: &Operator<'_>, validator: &FuncValidator<ValidatorResources>)
     }
 }
 
+/// The same function, to be validated once more.
+fn again(function: &FuncToValidate<ValidatorResources>) -> FuncToValidate<ValidatorResources> {
+    let FuncToValidate { resources, index, ty, features } = function;
+    FuncToValidate { resources: resources.clone(), index: *index, ty: *ty, features: *features }
+}
+
+fn parameters(function: &FuncToValidate<ValidatorResources>) -> u32 {
+    let kind = function.resources.sub_type_at(function.ty);
+    let count = kind.map_or(0, |kind| match &kind.composite_type.inner {
+        CompositeInnerType::Func(kind) => kind.params().len(),
+        _ => 0,
+    });
+    u32::try_from(count).expect("a function has few parameters")
+}
+
 fn results(validator: &FuncValidator<ValidatorResources>) -> u32 {
     let kind = validator.type_index_of_function(validator.index());
     let arity = kind.and_then(|kind| validator.block_type_arity(BlockType::FuncType(kind)));
@@ -203,6 +267,10 @@ fn step(operator: &Operator<'_>, validator: &FuncValidator<ValidatorResources>) 
         Operator::BrTable { targets } => Step::BranchTable(labels(targets)),
         Operator::Return => Step::Return,
         Operator::Unreachable => Step::Trap,
+        Operator::Call { function_index } => match operator.operator_arity(validator) {
+            Some((pops, pushes)) => Step::Call { function: *function_index, pops, pushes },
+            None => Step::Unknown,
+        },
         // Only operators that branch have an arity that depends on where they stand, and those
         // that branch in other ways are not offered.
         other => match other.operator_arity(validator) {

@@ -18,6 +18,7 @@ mod function;
 #[cfg(test)]
 mod pointer_tests;
 mod stack_pointer;
+mod step;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -30,7 +31,7 @@ pub use error::{Error, Place};
 
 use self::component::Component;
 use self::core_module::{CoreModule, Counts};
-use self::function::Functions;
+use self::function::{Functions, Refused};
 use super::limits::Limits;
 use crate::config::limits::{self, MODULE_BYTES_MAX};
 
@@ -128,7 +129,7 @@ impl<'a> Inspection<'a> {
                 self.shape.core_modules += 1;
             }
             Payload::Version { .. } => self.components.push(Component::default()),
-            Payload::End(_) if self.core_module.is_some() => self.core_module = None,
+            Payload::End(_) if self.core_module.is_some() => self.end_core_module()?,
             Payload::End(_) => drop(self.components.pop()),
             Payload::ModuleSection { unchecked_range, .. } => {
                 let most = limits::MODULE_CORE_MODULES_MAX;
@@ -178,6 +179,14 @@ impl<'a> Inspection<'a> {
             core_module.check_pointer(std::mem::replace(&mut self.has_pointer, true))?;
         }
         Ok(())
+    }
+
+    fn end_core_module(&mut self) -> Result<(), Error> {
+        let Some(core_module) = self.core_module.take() else { return Ok(()) };
+        self.functions.end_module(core_module.pointer, self.bytes).map_err(|refused| {
+            let Refused { wrong, function, start } = refused;
+            core_module.refusal(wrong, function, start, self.bytes)
+        })
     }
 
     fn finish(mut self) -> Result<Shape, Error> {

@@ -198,6 +198,62 @@ fn what_moves_the_pointer_is_refused() {
     }
 }
 
+/// What is said of a function of this body that calls one which returns its first parameter, by
+/// some ways or by all, and stands behind it in the module.
+fn calling(returning: &str, body: &str) -> Result<(), String> {
+    let body = body.replace("PROLOGUE", PROLOGUE).replace("EPILOGUE", EPILOGUE);
+    core_module(&format!(
+        "(global $sp (mut i32) (i32.const 65536)) (memory 1)
+         (func $f (param $p i32) (param $q i32) (result i32) (local $fp i32) (local $x i32)
+           {body})
+         (func $memset (param $to i32) (param $byte i32) (param $n i32) (result i32) (local $x i32)
+           {returning})"
+    ))
+}
+
+/// What `clang` emits where a frame is cleared by `memset`, which returns what it was given: the
+/// address of the frame comes back through the call.
+#[test]
+fn a_frame_that_comes_back_through_a_call_is_proved() {
+    let through =
+        "PROLOGUE (local.set $fp (call $memset (local.get $fp) (i32.const 0) (i32.const 64)))
+                   EPILOGUE (i32.const 1)";
+    let good = [
+        "(memory.fill (local.get $to) (local.get $byte) (local.get $n)) (local.get $to)",
+        "(if (i32.eqz (local.get $n)) (then (return (local.get $to))))
+         (local.set $x (local.get $to))
+         (loop $again
+           (i32.store8 (local.get $x) (local.get $byte))
+           (local.set $x (i32.add (local.get $x) (i32.const 1)))
+           (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+         (local.get $to)",
+    ];
+    for returning in good {
+        assert_eq!(calling(returning, through), Ok(()), "{returning}");
+        let second =
+            through.replace("(local.get $fp) (i32.const 0)", "(i32.const 0) (local.get $fp)");
+        let reason = calling(returning, &second).expect_err("another parameter");
+        assert!(reason.ends_with("it does not put it back"), "{reason}");
+    }
+    let bad = [
+        "(local.set $to (i32.const 8)) (local.get $to)",
+        "(local.get $x)",
+        "(if (local.get $n) (then (local.set $to (i32.const 1)))) (local.get $to)",
+        "(if (local.get $n) (then (return (local.get $byte)))) (local.get $to)",
+        "(br_if 0 (local.get $byte) (local.get $n)) drop (local.get $to)",
+        "(loop $again (local.set $to (i32.const 1)) (br_if $again (local.get $n))) (local.get $to)",
+        "(i32.add (local.get $to) (i32.const 0))",
+    ];
+    for returning in bad {
+        let reason = calling(returning, through).expect_err(returning);
+        assert!(reason.starts_with("function 0 `f` of core module 0 (offset 0x"), "{reason}");
+        assert!(
+            reason.ends_with("it cannot be shown that it puts it back"),
+            "{returning}: {reason}"
+        );
+    }
+}
+
 /// A function without a name is known by its index, its imports counted; and the offset is where
 /// the way out is.
 #[test]

@@ -11,7 +11,18 @@
 //! again with less believed, until nothing changes. A way that ends in a trap doesn't count: the
 //! instance is dropped.
 //!
+//! LLVM takes the frame's address from the result of a call where it knows that the callee returns
+//! what it was given, as `memset` does. So it is found out of functions which of their parameters
+//! they return, and a call of such a function gives what it was given for that one.
+//!
 //! Invariant: it errs on the side of refusing. It needs code that has been validated.
+
+use std::collections::BTreeMap;
+
+use super::step::{Label, Step};
+
+/// Functions that always return one of their parameters, and which.
+pub(super) type Returned = BTreeMap<u32, u32>;
 
 /// Locals whose value is known at once. LLVM keeps the pointer in one local, or, unoptimized, in
 /// one and a fresh copy, so older ones are forgotten.
@@ -22,57 +33,6 @@ const WORK_PER_STEP_MAX: usize = 200;
 /// Work where two ways meet: what is known on one is compared with what is known on the other.
 const WORK_PER_MEETING: usize = 32;
 
-/// What an operator does, as far as the pointer is concerned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// Takes values from the operand stack and puts others there.
-    Other {
-        pops: u32,
-        pushes: u32,
-    },
-    Constant(i32),
-    Add,
-    Subtract,
-    LocalGet(u32),
-    LocalSet(u32),
-    LocalTee(u32),
-    /// Reads a global that may be the pointer; `PointerGet` once it is known to be.
-    GlobalGet(u32),
-    PointerGet,
-    PointerSet,
-    Block(Label),
-    Loop(Label),
-    If(Label),
-    Else,
-    End,
-    Branch(u32),
-    BranchIf(u32),
-    /// Labels, none twice.
-    BranchTable(Box<[u32]>),
-    Return,
-    /// The rest of the block is never reached.
-    Trap,
-    /// It is not known what it does.
-    Unknown,
-}
-
-impl Step {
-    /// How long it is in the code: a switch grows with its labels.
-    fn length(&self) -> usize {
-        match self {
-            Self::BranchTable(labels) => 1 + labels.len(),
-            _ => 1,
-        }
-    }
-}
-
-/// Values that a block takes and leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Label {
-    pub(super) parameters: u32,
-    pub(super) results: u32,
-}
-
 /// Why there is no proof, and at which step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unproved {
@@ -81,17 +41,41 @@ pub(super) struct Unproved {
 }
 
 /// Proves that each way out of the function finds the pointer as it was at entry.
-pub(super) fn prove(steps: &[Step], results: u32) -> Result<(), Unproved> {
+pub(super) fn prove(steps: &[Step], results: u32, returned: &Returned) -> Result<(), Unproved> {
+    follow(steps, results, returned, 0).map(drop)
+}
+
+/// Which of its parameters a function returns on each way out, if there is one. Only one that ends
+/// by reading a parameter is looked at.
+pub(super) fn returns(steps: &[Step], parameters: u32, results: u32) -> Option<u32> {
+    let [.., Step::LocalGet(last), Step::End] = steps else { return None };
+    if results != 1 || *last >= parameters {
+        return None;
+    }
+    match follow(steps, results, &Returned::new(), parameters) {
+        Ok(Some(Value::Parameter(parameter))) => Some(parameter),
+        _ => None,
+    }
+}
+
+/// Follows a function until what is believed of its loops holds. With parameters, what it returns
+/// on each way out; without, that each way out finds the pointer as it was.
+fn follow(
+    steps: &[Step],
+    results: u32,
+    returned: &Returned,
+    parameters: u32,
+) -> Result<Option<Value>, Unproved> {
     let length: usize = steps.iter().map(Step::length).sum();
     let mut work = WORK_PER_STEP_MAX.saturating_mul(length);
     let mut heads = Vec::new();
     loop {
-        let mut run = Run::new(&mut heads, &mut work, results);
+        let mut run = Run::new(&mut heads, &mut work, results, returned, parameters);
         for (position, step) in steps.iter().enumerate() {
             run.take(step).map_err(|reason| Unproved { step: position, reason })?;
         }
         if run.settled {
-            return Ok(());
+            return Ok(run.result);
         }
     }
 }
@@ -100,6 +84,8 @@ pub(super) fn prove(steps: &[Step], results: u32) -> Result<(), Unproved> {
 enum Value {
     /// The pointer at entry, plus this.
     Pointer(i32),
+    /// What the function was given for this parameter.
+    Parameter(u32),
     Constant(i32),
     Any,
 }
@@ -193,6 +179,11 @@ struct Run<'a> {
     /// What is believed at the head of each loop, by its number.
     heads: &'a mut Vec<Option<State>>,
     work: &'a mut usize,
+    returned: &'a Returned,
+    /// Whether the result is asked for, and not the pointer.
+    asks_result: bool,
+    /// What was returned on all ways out so far.
+    result: Option<Value>,
     /// Loops met so far.
     loops: usize,
     frames: Vec<Frame>,
@@ -206,12 +197,22 @@ struct Run<'a> {
 type Taken = Result<(), &'static str>;
 
 impl<'a> Run<'a> {
-    fn new(heads: &'a mut Vec<Option<State>>, work: &'a mut usize, results: u32) -> Self {
+    fn new(
+        heads: &'a mut Vec<Option<State>>,
+        work: &'a mut usize,
+        results: u32,
+        returned: &'a Returned,
+        parameters: u32,
+    ) -> Self {
         let frame = Frame { kind: Kind::Function, results, height: 0, parameters: 0, end: None };
-        let entry = State { pointer: Value::Pointer(0), locals: Vec::new() };
+        let mut entry = State { pointer: Value::Pointer(0), locals: Vec::new() };
+        (0..parameters).for_each(|local| entry.set(local, Value::Parameter(local)));
         Self {
             heads,
             work,
+            returned,
+            asks_result: parameters > 0,
+            result: None,
             loops: 0,
             frames: vec![frame],
             operands: Vec::new(),
@@ -270,6 +271,20 @@ impl<'a> Run<'a> {
                     self.pop()?;
                 }
                 self.push_any(pushes);
+            }
+            Step::Call { function, pops, pushes } => {
+                let parameter = self.returned.get(&function).copied();
+                let mut given = Value::Any;
+                for number in (0..pops).rev() {
+                    let value = self.pop()?;
+                    if parameter == Some(number) {
+                        given = value;
+                    }
+                }
+                match (parameter, pushes) {
+                    (Some(_), 1) => self.operands.push(given),
+                    _ => self.push_any(pushes),
+                }
             }
             Step::Constant(value) => self.operands.push(Value::Constant(value)),
             Step::Add => {
@@ -417,7 +432,12 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn check_exit(&self) -> Taken {
+    fn check_exit(&mut self) -> Taken {
+        if self.asks_result {
+            let result = self.operands.last().copied().ok_or(MALFORMED)?;
+            self.result = Some(self.result.map_or(result, |before| before.join(result)));
+            return Ok(());
+        }
         match self.state.as_ref().map(|state| state.pointer) {
             Some(Value::Pointer(0)) => Ok(()),
             Some(Value::Any) => Err("it cannot be shown that it puts it back"),
