@@ -21,11 +21,17 @@ struct Dev {
 impl Dev {
     /// Starts it and waits until it has said what to type next.
     async fn start(nodes: &str, port: u16, data: &Path) -> Self {
+        let (dev, _) = Self::start_with("guest-kv", nodes, port, data).await;
+        dev
+    }
+
+    /// The same with another guest; also what it printed.
+    async fn start_with(guest: &str, nodes: &str, port: u16, data: &Path) -> (Self, String) {
         let mut process = tokio::process::Command::new(program::lockstep())
             .args(["dev", "--nodes", nodes, "--port", &port.to_string(), "--data-dir"])
             .arg(data)
             .arg("--guest")
-            .arg(program::guest("guest-kv"))
+            .arg(program::guest(guest))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -34,15 +40,17 @@ impl Dev {
         let mut lines = BufReader::new(process.stdout.take().expect("it is piped")).lines();
         let ready = async {
             let mut printed = String::new();
-            while !(printed.contains("lockstep kv") && printed.contains("SET")) {
+            while !printed.contains("lockstep status") {
                 let line = lines.next_line().await.expect("its output can be read");
                 let line = line.unwrap_or_else(|| panic!("it ended after printing: {printed}"));
                 printed.push_str(&line);
+                printed.push('\n');
             }
+            printed
         };
         let typed = tokio::time::timeout(SOON, ready).await;
-        typed.expect("it says soon what to type next");
-        Self { process, port, _lines: lines }
+        let printed = typed.expect("it says soon what to type next");
+        (Self { process, port, _lines: lines }, printed)
     }
 
     /// What `lockstep kv` prints, once the machine answers.
@@ -94,6 +102,34 @@ async fn dev_runs_the_main_job() {
             assert!(status.success(), "{status}");
         }
         assert!(!files::snapshot(&data).is_empty(), "the data stays");
+    }
+}
+
+/// It prints lines that fit the guest. Another `--guest` on data that has the machine is not used,
+/// and it says so, and how to change it; the same one is no news.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_speaks_of_the_guest_that_runs() {
+    let cluster = Plan::new(0).start_bare().await;
+    let data = cluster.directory().join("dev-data");
+    let port = ports::free_block(103);
+    let rows: [(&str, &[&str], &[&str]); 3] = [
+        (
+            "counter",
+            &["lockstep exec --machine kv", "lockstep query"],
+            &["lockstep kv", "not used"],
+        ),
+        ("counter", &["lockstep exec --machine kv"], &["not used"]),
+        (
+            "guest-kv",
+            &["is not used: machine kv runs counter", "--data-dir", "machine remove kv", "exec"],
+            &["lockstep kv"],
+        ),
+    ];
+    for (guest, said, not_said) in rows {
+        let (dev, printed) = Dev::start_with(guest, "1", port, &data).await;
+        program::assert_holds(guest, &printed, said);
+        assert!(!not_said.iter().any(|part| printed.contains(part)), "{printed}");
+        assert!(dev.end_by(Signal::TERM).await.success());
     }
 }
 

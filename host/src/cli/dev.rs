@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use lockstep_client::{Client, reason, v1};
+use sha2::{Digest as _, Sha256};
 
 use super::cluster::form;
 use super::dev_nodes::{Event, Nodes};
@@ -17,10 +18,12 @@ use super::output::say;
 use crate::config::{Config, FileConfig};
 use crate::node;
 use crate::telemetry::Format;
-use crate::types::NodeId;
+use crate::types::{NodeId, short};
 
 /// The machine that `dev` creates.
 const MACHINE: &str = "kv";
+/// The guest that `lockstep kv` speaks to.
+const REFERENCE_GUEST: &str = "guest-kv";
 /// A node's peer port is its client port plus this.
 const PEER_PORT_OFFSET: u16 = 100;
 /// How long a step may take: starting compiles guests and replays the log.
@@ -101,11 +104,11 @@ pub(super) async fn run(arguments: Arguments, logging: Logging) -> anyhow::Resul
 async fn run_one(arguments: Arguments) -> anyhow::Result<()> {
     say!("starting a node, data in {}", arguments.config(1).data_dir.display());
     let mut node = Box::pin(node::run(arguments.config(1)));
-    tokio::select! {
+    let guest = tokio::select! {
         result = &mut node => return result,
         result = prepare(&arguments) => result?,
-    }
-    print_next(&arguments);
+    };
+    print_next(&arguments, &guest);
     node.await
 }
 
@@ -120,8 +123,8 @@ async fn run_three(arguments: Arguments, logging: Logging) -> anyhow::Result<()>
         },
     };
     match prepared {
-        Ok(()) => {
-            print_next(&arguments);
+        Ok(guest) => {
+            print_next(&arguments, &guest);
             say!("kill any one node and go on: {}", nodes.pids());
             nodes.watch().await;
             nodes.stop().await
@@ -133,8 +136,9 @@ async fn run_three(arguments: Arguments, logging: Logging) -> anyhow::Result<()>
     }
 }
 
-/// Brings the nodes to where they can be used, from wherever they are.
-async fn prepare(arguments: &Arguments) -> anyhow::Result<()> {
+/// Brings the nodes to where they can be used, from wherever they are, and returns the name of the
+/// guest.
+async fn prepare(arguments: &Arguments) -> anyhow::Result<String> {
     let first = client_of(&arguments.client_addr(1).to_string())?;
     let client = Client::connect(arguments.endpoints())?.with_timeout(STEP_TIMEOUT);
     let status = first.status().await.context("node 1 does not answer")?;
@@ -182,14 +186,17 @@ async fn add(client: &Client, address: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Creates the machine, unless there is one.
-async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Result<()> {
+/// Creates the machine, unless there is one, and returns the name of its guest.
+async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Result<String> {
     let ping = lockstep_client::resp::encode_command(&["PING"]);
     // A linearizable query waits for a leader that has applied its log.
     match client.query(MACHINE, ping, lockstep_client::Consistency::Linearizable).await {
         Err(error) if error.reason == reason::NO_SUCH_MACHINE => {}
-        Err(error) => return Err(error).context("the cluster does not answer"),
-        Ok(_) => return Ok(()),
+        // A guest other than the reference guest may fail in it, which is an answer as well.
+        Err(error) if error.outcome != lockstep_client::Outcome::AppliedError => {
+            return Err(error).context("the cluster does not answer");
+        }
+        _ => return keep_machine(client, arguments).await,
     }
     let Some(file) = &arguments.guest else {
         bail!(
@@ -198,12 +205,32 @@ async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Resul
         );
     };
     let digest = client.upload_module(read_module(file)?).await?;
-    client.create_machine(MACHINE, digest, v1::Limits::default()).await?;
+    let machine = client.create_machine(MACHINE, digest, v1::Limits::default()).await?;
     say!("created machine {MACHINE} on {}", file.display());
-    Ok(())
+    Ok(machine.guest_name)
 }
 
-fn print_next(arguments: &Arguments) {
+/// The machine is there: `--guest` changes no machine, and says so where it names another module.
+async fn keep_machine(client: &Client, arguments: &Arguments) -> anyhow::Result<String> {
+    let machine = client.describe_machine(MACHINE).await?;
+    if let Some(file) = &arguments.guest {
+        let digest: [u8; 32] = Sha256::digest(read_module(file)?).into();
+        if machine.module_digest != digest[..] {
+            say!(
+                "--guest {} is not used: machine {MACHINE} runs {} (module {}) already. To begin \
+                 anew with the other, choose another --data-dir, or run `lockstep machine remove \
+                 {MACHINE}` and this command again; its data goes with it",
+                file.display(),
+                machine.guest_name,
+                short(&view::hex(&machine.module_digest))
+            );
+        }
+    }
+    Ok(machine.guest_name)
+}
+
+/// Says what to type next to a machine that runs this guest.
+fn print_next(arguments: &Arguments, guest: &str) {
     let endpoints = arguments.endpoints().join(",");
     let option = match (arguments.nodes, arguments.port) {
         (1, 7400) => String::new(),
@@ -212,8 +239,14 @@ fn print_next(arguments: &Arguments) {
     say!("");
     say!("ready on {endpoints}. In another terminal:");
     say!("");
-    say!("  lockstep kv{option} SET greeting hello");
-    say!("  lockstep kv{option} GET greeting");
+    if guest == REFERENCE_GUEST {
+        say!("  lockstep kv{option} SET greeting hello");
+        say!("  lockstep kv{option} GET greeting");
+    } else {
+        say!("  lockstep exec --machine {MACHINE}{option} COMMAND");
+        say!("  lockstep query --machine {MACHINE}{option} QUERY");
+        say!("  lockstep machine describe {MACHINE}{option}");
+    }
     say!("  lockstep status{option}");
     say!("");
     say!("Ctrl-C stops it; the data stays in {}.", arguments.data_dir.display());
