@@ -103,6 +103,28 @@ pub mod limits {
     pub const GUEST_MEMORY_BYTES_MIN: u64 = 64 << 10;
     /// Most: what 32 bits address, but for the page that would end where they do.
     pub const GUEST_MEMORY_BYTES_MAX: u64 = (4 << 30) - (64 << 10);
+    /// Linear memory of a guest while it is admitted, in bytes: what it may declare to start with,
+    /// and what it may use to describe itself and in the self-test, which holds up to four copies.
+    pub const ADMISSION_MEMORY_BYTES_MAX: u64 = 256 << 20;
+    /// Fuel for a call of a guest while it is admitted, but for the probe commands.
+    pub const ADMISSION_FUEL: u64 = 100_000_000;
+    /// Fuel for making one instance: a start function runs again for each fork and each rollback.
+    /// One without an end costs some 30 ms.
+    pub const START_FUEL: u64 = 50_000_000;
+    /// Fuel for a probe of the self-test: a command, or a query.
+    pub const PROBE_FUEL: u64 = 50_000_000;
+    /// Bytes of an export that the self-test takes in again; one that is longer it leaves alone.
+    pub const PROBE_EXPORT_BYTES_MAX: u64 = 1 << 20;
+    /// Fuel that a call of `log` takes beside what the guest does for it: what a call out of the
+    /// sandbox takes, in time, of instructions.
+    pub const LOG_FUEL: u64 = 2_000;
+    /// Fuel for each byte of a line that is read, of the first lines of a call: they are checked,
+    /// escaped and written.
+    pub const LOG_FUEL_PER_BYTE: u64 = 32;
+    /// Chunks of an export that may be as short as they like.
+    pub const EXPORT_SMALL_CHUNKS_MAX: u64 = 1_000;
+    /// Bytes that the others have at least, on average: each is a call of the guest.
+    pub const EXPORT_CHUNK_BYTES_MIN: u64 = 1 << 10;
     /// Table elements of one guest, where its machine sets none.
     pub const GUEST_TABLE_ELEMENTS_DEFAULT: u64 = 20_000;
     /// Most table elements that a machine can be given; the host holds some 16 bytes for each.

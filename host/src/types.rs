@@ -197,8 +197,13 @@ pub enum Outcome {
     Rejected(Bytes),
     /// The guest trapped; the text is the trap's, without addresses.
     Trapped(String),
-    /// The batch used more fuel than its limit.
-    OutOfFuel,
+    /// The call used up its fuel.
+    OutOfFuel {
+        /// The limit of the machine that gave it so much, by its name.
+        limit: &'static str,
+        /// How much it had, and used.
+        fuel: u64,
+    },
     /// A reply was longer than the limit, in bytes.
     TooLarge {
         /// Length of the reply.
@@ -216,7 +221,7 @@ impl Outcome {
         match self {
             Self::Accepted(reply) | Self::Rejected(reply) => reply.len(),
             Self::Trapped(reason) => reason.len(),
-            Self::OutOfFuel | Self::TooLarge { .. } | Self::NoSuchMachine => 0,
+            Self::OutOfFuel { .. } | Self::TooLarge { .. } | Self::NoSuchMachine => 0,
         }
     }
 }

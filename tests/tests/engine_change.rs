@@ -310,6 +310,7 @@ async fn a_seal_is_taken_back() {
 async fn a_machine_that_cannot_export_stops_the_seal() {
     let cluster = Plan::new(1).start().await;
     cluster.create_machine("hostile", &program::guest("hostile")).await.ok();
+    cluster.client().execute("hostile", "flood at export").await.expect("it is yet to flood");
     let refused = engine::run_next(&cluster, &["cluster", "seal"]).await;
     refused.refused(&["no export of machine hostile", "mend or remove the machine"]);
     let written = cluster.client().execute(kv::MACHINE, kv::text("SET k v")).await;

@@ -128,6 +128,8 @@ async fn a_machine_is_described() {
         "active_limits",
         "applied_index",
         "checkpoint",
+        "fuel_highest",
+        "fuel_last",
         "guest_name",
         "id",
         "limits",

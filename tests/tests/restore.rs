@@ -161,6 +161,7 @@ async fn what_cannot_be_restored_is_refused() {
     let mut cluster = Plan::new(3).start().await;
     load::fill(&cluster.client(), "key", 500).await;
     cluster.create_machine("hostile", &program::guest("hostile")).await.ok();
+    cluster.client().execute("hostile", "flood at export").await.expect("it is yet to flood");
     let file = snapshot(&cluster).await;
     cluster.level(&[1, 2, 3], SOON).await;
     let folder = cluster.directory().to_owned();

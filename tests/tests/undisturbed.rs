@@ -69,7 +69,7 @@ impl Watched {
 async fn guests_fail_outside_of_commands() {
     let watched = Watched::start("outside").await;
     let early = watched.create("call-at-start", &[]).await;
-    early.refused(&["cannot describe itself"]);
+    early.refused(&["does not start", "its start function trapped"]);
     let large = watched.create("large-table", &[]).await;
     large.refused(&["table"]);
     watched.create("large-table", &["--table-elements", "1000000"]).await.ok();

@@ -57,6 +57,17 @@ pub struct Error {
     pub code: Code,
     /// Where the leader serves clients, when the node asked was not the leader and knows it.
     pub leader_addr: Option<String>,
+    /// Where the command stands in the log, when the guest failed in it.
+    pub place: Option<LogPlace>,
+}
+
+/// Where a command stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPlace {
+    /// Index of the entry.
+    pub index: u64,
+    /// Which of the entry's commands it is, from 0 on.
+    pub position: u64,
 }
 
 impl Error {
@@ -67,7 +78,14 @@ impl Error {
         code: Code,
         message: impl Into<String>,
     ) -> Self {
-        Self { outcome, reason: reason.into(), message: message.into(), code, leader_addr: None }
+        Self {
+            outcome,
+            reason: reason.into(),
+            message: message.into(),
+            code,
+            leader_addr: None,
+            place: None,
+        }
     }
 
     /// No connection could be made.
@@ -123,6 +141,7 @@ impl Error {
                 message: status.message().to_owned(),
                 code: status.code(),
                 leader_addr: info.metadata.get(reason::LEADER_ADDR).cloned(),
+                place: LogPlace::read(|key| info.metadata.get(key)),
             },
             _ => Self::from_transport(status),
         }
@@ -136,6 +155,7 @@ impl Error {
             message: failure.message,
             code: Code::from_i32(failure.code),
             leader_addr: failure.metadata.get(reason::LEADER_ADDR).cloned(),
+            place: LogPlace::read(|key| failure.metadata.get(key)),
         }
     }
 
@@ -181,6 +201,13 @@ impl Error {
         const REASONS: [&str; 3] =
             [reason::CONNECTION_LOST, reason::LEADER_CHANGED, reason::STOPPED];
         self.is_transient() || REASONS.contains(&self.reason.as_str())
+    }
+}
+
+impl LogPlace {
+    fn read<'a>(metadata: impl Fn(&str) -> Option<&'a String>) -> Option<Self> {
+        let number = |key| metadata(key)?.parse().ok();
+        Some(Self { index: number(reason::LOG_INDEX)?, position: number(reason::LOG_POSITION)? })
     }
 }
 

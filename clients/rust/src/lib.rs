@@ -24,7 +24,7 @@ pub use client::{
     Answered, COMMAND_BYTES_MAX, Client, Consistency, Executed, FORWARD_HEADER, FORWARDED_HEADER,
     Options,
 };
-pub use error::{Error, Outcome};
+pub use error::{Error, LogPlace, Outcome};
 pub use fetch::FetchedSnapshot;
 pub use lockstep_proto::v1;
 pub use restore::Restore;

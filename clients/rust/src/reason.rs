@@ -15,6 +15,10 @@ pub const LEADER_ADDR: &str = "leader_addr";
 /// Metadata key of the time after which to try again, in milliseconds; in a unary call's error it
 /// stands in a `google.rpc.RetryInfo` as well.
 pub const RETRY_AFTER_MS: &str = "retry_after_ms";
+/// Metadata key of the index of the log entry that held a command that failed.
+pub const LOG_INDEX: &str = "log_index";
+/// Metadata key of the command's position in that entry, from 0 on.
+pub const LOG_POSITION: &str = "log_position";
 
 /// Another node leads.
 pub const NOT_LEADER: &str = "NOT_LEADER";

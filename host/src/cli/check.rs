@@ -34,6 +34,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     say!("imports    {}", list(&shape.imports));
     say!("memory     {} bytes at the start", shape.memory_bytes);
     say!("code       {} functions in {} core modules", shape.functions, shape.core_modules);
+    for warning in module.warnings() {
+        say!("warning    {warning}");
+    }
     let limit = limits::MODULE_COMPILE_MS_MAX;
     say!("compiling  {} ms estimated, of {limit} that it may", shape.compile_ms);
     Ok(())

@@ -222,7 +222,7 @@ async fn keep_machine(client: &Client, arguments: &Arguments) -> anyhow::Result<
                  {MACHINE}` and this command again; its data goes with it",
                 file.display(),
                 machine.guest_name,
-                short(&view::hex(&machine.module_digest))
+                short(&hex::encode(&machine.module_digest))
             );
         }
     }

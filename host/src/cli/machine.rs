@@ -131,6 +131,7 @@ async fn describe(name: &str, endpoint: Endpoint, json: bool) -> anyhow::Result<
     say!("guest      {} (state schema {})", machine.guest_name, machine.schema_version);
     say!("uses time  {}", if machine.uses_time { "yes" } else { "no" });
     say!("memory     {} bytes", machine.memory_bytes);
+    say!("fuel       {} last, {} highest, a command", machine.fuel_last, machine.fuel_highest);
     say!("applied    {}", machine.applied_index);
     say!("state      {}", view::state_text(&machine));
     view::print_checkpoint(machine.checkpoint.as_ref());

@@ -94,6 +94,8 @@ pub(super) fn machine_json(machine: &v1::Machine) -> Value {
         "schema_version": machine.schema_version,
         "uses_time": machine.uses_time,
         "memory_bytes": machine.memory_bytes,
+        "fuel_last": machine.fuel_last,
+        "fuel_highest": machine.fuel_highest,
         "applied_index": machine.applied_index,
         "state": state(machine),
         "restoring": machine.restoring.as_ref().map(restoring_json),

@@ -87,6 +87,9 @@ impl CompiledModules {
             return Ok(module);
         }
         let module = engine.compile(bytes).map_err(|error| error.to_string())?;
+        for warning in module.warnings() {
+            tracing::warn!(%digest, %warning, "the self-test of a module");
+        }
         tracing::info!(%digest, ms = %started.elapsed().as_millis(), "a module was compiled");
         self.save(engine, digest, &module);
         Ok(module)

@@ -19,7 +19,8 @@ use super::{Applied, HostFailure, Response, Then};
 use crate::machine::entry::batch::Batch;
 use crate::machine::entry::proposal::Proposal;
 use crate::machine::guest::history::History;
-use crate::machine::guest::instance::{Blueprint, outcome_of};
+use crate::machine::guest::instance::Blueprint;
+use crate::machine::guest::outcome::outcome_of;
 use crate::machine::guest::restoring::check_schema;
 use crate::machine::guest::thread::GuestHandle;
 use crate::machine::tables::agreement::CheckpointRecord;
@@ -274,7 +275,12 @@ impl Machines {
             let count = batch.count();
             let of_batch = running.guest.apply(context, batch).await?;
             assert_eq!(of_batch.len(), count, "one outcome a command, at {index}");
-            outcomes.extend(of_batch);
+            for outcome in of_batch {
+                if !matches!(outcome, Outcome::Accepted(_) | Outcome::Rejected(_)) {
+                    running.guest.log_failure(index, outcomes.len(), &describe(&outcome));
+                }
+                outcomes.push(outcome);
+            }
         }
         Ok(outcomes)
     }
@@ -294,7 +300,7 @@ impl Machines {
             Ok(running) => running,
             Err(Failure::Host(reason)) => return Err(HostFailure::Stop(reason)),
             Err(failure) => {
-                let reason = format!("its guest does not start: {}", describe_failure(&failure));
+                let reason = failure.to_string();
                 return Ok(Response::Refused(Refusal::ModuleNotReady(reason)));
             }
         };
@@ -421,7 +427,9 @@ pub fn describe(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Accepted(_) | Outcome::Rejected(_) => "the guest answered".to_owned(),
         Outcome::Trapped(reason) => format!("the guest trapped: {reason}"),
-        Outcome::OutOfFuel => "the guest ran out of fuel".to_owned(),
+        Outcome::OutOfFuel { limit, fuel } => {
+            format!("the guest used up its fuel of {fuel} ({limit})")
+        }
         Outcome::TooLarge { length, limit } => {
             format!("the guest's reply has {length} bytes, the limit is {limit}")
         }

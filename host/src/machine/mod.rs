@@ -20,6 +20,7 @@ pub use entry::proposal::Proposal;
 pub use guest::expected::Expected;
 pub use guest::history::{History, MemoryHistory};
 pub use guest::instance::{Blueprint, Frozen, Instance};
+pub use guest::outcome::FuelUse;
 pub use guest::restoring::check_schema;
 pub use guest::thread::GuestHandle;
 pub use guest::window::{Asker, Query, Told};

@@ -2,20 +2,24 @@
 //!
 //! It checks all that a guest returns, so that what it hands on fits.
 
-use wasmtime::{Store, Trap};
+use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::admission::Error;
 use super::bindings::{self, Calls, Instance, Prepared};
 use super::engine::Manifest;
 use super::guest::{Batch, Context, ExportError, ExportStopped, Failure, Replies};
 use super::guest_log::{GuestLog, Place, printable};
-use super::limits::{Limits, Room};
+use super::limits::{Limits, NoStart, Room};
 use super::memory::{self, Memory};
-use crate::config::limits::EXPORT_CHUNK_BYTES;
+use crate::config::limits::{
+    ADMISSION_FUEL, EXPORT_CHUNK_BYTES, EXPORT_CHUNK_BYTES_MIN, EXPORT_SMALL_CHUNKS_MAX, START_FUEL,
+};
 
 /// What wasmtime's error begins with when more crosses to the host than was allowed; its type is
 /// not public. The version is pinned, and a test makes a guest cross it.
 const CROSSED_TOO_MUCH: &str = "too much data is being copied between the host and the guest";
+/// The limit of a machine that gives exports and imports their fuel.
+const EXPORT_FUEL: &str = "fuel_per_export_step";
 /// Bytes of a guest's own words in the text of a failure.
 const WORDS_BYTES_MAX: usize = 512;
 
@@ -38,16 +42,15 @@ impl Caller {
         schema_version: u32,
         memory_bytes: Option<usize>,
     ) -> Result<(Self, Memory), Failure> {
-        let fuel = room.limits().fuel_per_command;
         let crossing_bytes_max = room.limits().crossing_bytes_max();
         let mut store = Store::new(engine, room);
         store.limiter(|room| room);
         store.set_hostcall_fuel(crossing_bytes_max);
-        begin(&mut store, fuel, Place::Start)?;
+        begin(&mut store, START_FUEL, Place::Start)?;
         let (instance, memory) =
             memory::creating(memory_bytes, || prepared.instantiate(&mut store));
         let memory = memory.map_err(Failure::Host)?;
-        let instance = instance.map_err(|error| failure(&mut store, &error))?;
+        let instance = instance.map_err(|error| start_failure(&mut store, &error))?;
         let memory = memory.ok_or_else(|| Failure::Malformed("it has no memory".to_owned()))?;
         Ok((Self { store, instance, schema_version }, memory))
     }
@@ -57,17 +60,17 @@ impl Caller {
         engine: &wasmtime::Engine,
         prepared: &Prepared<Room>,
     ) -> Result<Manifest, Error> {
-        let room = Room::new("(being admitted)", Limits::largest());
+        let room = Room::new("(being admitted)", Limits::for_admission());
         let (mut caller, _) =
             Self::start(engine, prepared, room, 0, None).map_err(|failure| match failure {
                 // Types are checked as an instance is made; nothing else ends like this there.
                 Failure::Malformed(reason) => Error::Contract(reason),
                 failure => failure.into(),
             })?;
-        let fuel = Limits::default().fuel_per_query;
-        let manifest =
-            caller.call(Place::Start, fuel, |calls, store| calls.call_describe(store))?;
-        Ok(manifest.into())
+        let fuel = ("admission", ADMISSION_FUEL);
+        let described =
+            caller.call(Place::Describe, fuel, |calls, store| calls.call_describe(store));
+        Ok(described?.into())
     }
 
     pub(super) fn apply(
@@ -79,6 +82,7 @@ impl Caller {
         let call = |calls: &Calls, store: &mut Store<Room>| {
             calls.call_apply(store, (*context).into(), batch.into())
         };
+        let fuel = ("fuel_per_command", fuel);
         let replies = self.call(Place::Entry(context.index), fuel, call)?;
         self.check(replies, batch.ends.len())
     }
@@ -93,28 +97,38 @@ impl Caller {
         let call = |calls: &Calls, store: &mut Store<Room>| {
             calls.call_query(store, (*context).into(), batch.into())
         };
-        let replies = self.call(Place::Query, fuel, call)?;
+        let replies = self.call(Place::Query, ("fuel_per_query", fuel), call)?;
         self.check(replies, batch.ends.len())
     }
 
+    /// A step's fuel is for as many bytes as one chunk may have: a guest that hands out less at a
+    /// time has less fuel for it, or an export would have no end.
     pub(super) fn export(&mut self, emit: &mut Emit<'_>) -> Result<u32, ExportError> {
-        self.step(Place::Export, |calls, store| calls.call_export_begin(store))?;
-        let mut bytes: u64 = 0;
+        let step = self.room().limits().fuel_per_export_step;
+        let begin = |calls: &Calls, store: &mut Store<Room>| calls.call_export_begin(store);
+        self.call(Place::Export, (EXPORT_FUEL, step), begin)?;
+        let mut fuel = self.fuel_left();
+        let (mut chunks, mut bytes) = (0_u64, 0_u64);
         loop {
-            let chunk = self.step(Place::Export, |calls, store| {
+            let chunk = self.call(Place::Export, (EXPORT_FUEL, fuel), |calls, store| {
                 calls.call_export_next(store, EXPORT_CHUNK_BYTES)
             })?;
             if chunk.is_empty() {
                 return Ok(self.schema_version);
             }
-            bytes = bytes.saturating_add(chunk.len() as u64);
-            self.check_export(chunk.len(), bytes)?;
+            let length = u64::try_from(chunk.len()).expect("a length in memory fits");
+            bytes = bytes.saturating_add(length);
+            chunks += 1;
+            self.check_export(length, chunks, bytes)?;
+            let earned = step.saturating_mul(length) / u64::from(EXPORT_CHUNK_BYTES);
+            fuel = self.fuel_left().saturating_add(earned).min(step);
             emit(chunk)?;
         }
     }
 
     pub(super) fn import(&mut self, schema: u32, chunk: &[u8], last: bool) -> Result<(), Failure> {
-        let taken = self.step(Place::Import, |calls, store| {
+        let fuel = self.room().limits().fuel_per_export_step;
+        let taken = self.call(Place::Import, (EXPORT_FUEL, fuel), |calls, store| {
             calls.call_import_chunk(store, schema, chunk, last)
         })?;
         taken.map_err(|reason| Failure::Refused(printable(cut(&reason))))
@@ -143,23 +157,16 @@ impl Caller {
         self.store.get_fuel().unwrap_or(0)
     }
 
-    fn step<T>(
-        &mut self,
-        place: Place,
-        call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
-    ) -> Result<T, Failure> {
-        self.call(place, self.room().limits().fuel_per_export_step, call)
-    }
-
+    /// Makes a call with so much fuel, which this limit gives it.
     fn call<T>(
         &mut self,
         place: Place,
-        fuel: u64,
+        (limit, fuel): (&'static str, u64),
         call: impl FnOnce(&Calls, &mut Store<Room>) -> wasmtime::Result<T>,
     ) -> Result<T, Failure> {
         begin(&mut self.store, fuel, place)?;
         call(self.instance.lockstep_guest_machine(), &mut self.store)
-            .map_err(|error| failure(&mut self.store, &error))
+            .map_err(|error| failure(&mut self.store, &error, (limit, fuel)))
     }
 
     fn check(&self, replies: bindings::Replies, count: usize) -> Result<Replies, Failure> {
@@ -167,10 +174,17 @@ impl Caller {
         Ok(Replies { data: replies.data, ends: replies.ends, rejected: replies.rejected })
     }
 
-    fn check_export(&self, chunk_bytes: usize, bytes: u64) -> Result<(), Failure> {
-        if chunk_bytes as u64 > u64::from(EXPORT_CHUNK_BYTES) {
+    /// Checks the newest chunk of an export, of so many and so many bytes.
+    fn check_export(&self, chunk_bytes: u64, chunks: u64, bytes: u64) -> Result<(), Failure> {
+        if chunk_bytes > u64::from(EXPORT_CHUNK_BYTES) {
             return Err(Failure::Malformed(format!(
                 "an export chunk has {chunk_bytes} bytes, and {EXPORT_CHUNK_BYTES} were asked for"
+            )));
+        }
+        if chunks > EXPORT_SMALL_CHUNKS_MAX + bytes / EXPORT_CHUNK_BYTES_MIN {
+            return Err(Failure::Malformed(format!(
+                "the {chunks} chunks of its export so far have {bytes} bytes, and beyond \
+                 {EXPORT_SMALL_CHUNKS_MAX} chunks {EXPORT_CHUNK_BYTES_MIN} each are the least"
             )));
         }
         let limit = self.room().limits().export_bytes_max;
@@ -187,27 +201,68 @@ fn begin(store: &mut Store<Room>, fuel: u64, place: Place) -> Result<(), Failure
 }
 
 /// Says whose fault an error of a call is, in words without addresses.
-fn failure(store: &mut Store<Room>, error: &wasmtime::Error) -> Failure {
+fn failure(
+    store: &mut Store<Room>,
+    error: &wasmtime::Error,
+    (limit, fuel): (&'static str, u64),
+) -> Failure {
     if let Some(reason) = store.data_mut().take_host_failure() {
         return Failure::Host(reason);
     }
     match error.downcast_ref::<Trap>() {
-        Some(Trap::OutOfFuel) => return Failure::OutOfFuel,
+        Some(Trap::OutOfFuel) => return Failure::OutOfFuel { limit, fuel },
         Some(trap) => return Failure::Trapped(trap_text(*trap, store.data_mut())),
         None => {}
     }
     let text = error.root_cause().to_string();
     if text.starts_with(CROSSED_TOO_MUCH) {
-        let limit = store.data().limits().replies_bytes_max();
-        return Failure::TooLarge { length: limit + 1, limit };
+        // Without the guest's own frames it is of what the call returned.
+        let of_a_line = error.downcast_ref::<WasmBacktrace>().is_some();
+        return crossed_too_much(store.data(), of_a_line);
     }
     Failure::Malformed(cut(&text).to_owned())
 }
 
+fn crossed_too_much(room: &Room, of_a_line: bool) -> Failure {
+    let what = match room.place() {
+        _ if of_a_line => "a line that it logs",
+        Place::Entry(_) | Place::Query => {
+            let limit = room.limits().replies_bytes_max();
+            return Failure::TooLarge { length: limit + 1, limit };
+        }
+        Place::Start | Place::Describe => "its manifest",
+        Place::Export => "a chunk of its export",
+        Place::Import => "its refusal",
+    };
+    let limit = room.limits().crossing_bytes_max();
+    Failure::Malformed(format!("{what} is longer than the {limit} bytes that go out at once"))
+}
+
+/// Says why an instance was not made.
+fn start_failure(store: &mut Store<Room>, error: &wasmtime::Error) -> Failure {
+    if let Some(reason) = error.downcast_ref::<NoStart>() {
+        return Failure::NoStart(reason.to_string());
+    }
+    match failure(store, error, ("start", START_FUEL)) {
+        Failure::OutOfFuel { fuel, .. } => {
+            Failure::NoStart(format!("its start function used up its fuel of {fuel}"))
+        }
+        Failure::Trapped(reason) => {
+            Failure::NoStart(format!("its start function trapped: {reason}"))
+        }
+        failure => failure,
+    }
+}
+
+/// What a guest said last may be long; what memory it was refused stands before it.
 fn trap_text(trap: Trap, room: &mut Room) -> String {
+    let mut text = trap.to_string();
+    if let Some(refused) = room.take_memory_refused() {
+        text = format!("{text}; it was refused memory: {refused}");
+    }
     match room.take_last_error() {
-        Some(words) => format!("{trap}; it said: {}", cut(&words)),
-        None => trap.to_string(),
+        Some(words) => format!("{text}; it said: {}", cut(&words)),
+        None => text,
     }
 }
 

@@ -4,12 +4,13 @@
 //! same failures and the same use of fuel, on any machine of that architecture.
 
 use std::hash::{Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, OperatorCost, OptLevel, Strategy, WasmFeatures};
+use wasmtime::{Config, OperatorCost, OptLevel, Strategy, VariableOperatorCost, WasmFeatures};
 
 use super::admission::{self, Error, Shape};
 use super::bindings::{self, Prepared};
@@ -24,7 +25,7 @@ use crate::types::ModuleDigest;
 
 /// Version of our own rules for applying an entry: what is called when, with what, and what its
 /// result comes to. A change that could make replicas differ raises it.
-const APPLY_VERSION: u32 = 3;
+const APPLY_VERSION: u32 = 4;
 
 /// The processor that code is made for: the baseline of its architecture, never the features of
 /// the machine it happens to run on.
@@ -48,9 +49,18 @@ pub fn stand_for_another_build() {
     ANOTHER_BUILD.store(true, Ordering::Relaxed);
 }
 
-/// What each operator costs, in fuel.
+/// What each operator costs, in fuel. One that calls the host, as growing memory does, takes as
+/// long as many others; memory that is copied or filled costs its bytes.
 fn cost() -> OperatorCost {
-    OperatorCost::new()
+    let variable =
+        VariableOperatorCost { memory_grow_per_page: 255, ..VariableOperatorCost::new() };
+    OperatorCost {
+        MemoryGrow: 255,
+        MemoryCopy: 10,
+        MemoryFill: 10,
+        variable,
+        ..OperatorCost::new()
+    }
 }
 
 /// What each costs in another build.
@@ -75,6 +85,7 @@ pub struct Module {
     prepared: Prepared<Room>,
     manifest: Arc<Manifest>,
     shape: Arc<Shape>,
+    warnings: Arc<[String]>,
 }
 
 /// What a guest says of itself; see `manifest` in `wit/guest.wit`.
@@ -164,7 +175,7 @@ impl Engine {
         bytes: &[u8],
         code: impl FnOnce() -> Result<Component, Error> + Send,
     ) -> Result<Module, Error> {
-        let shape = admission::inspect(bytes, &Limits::largest())?;
+        let shape = admission::inspect(bytes, &Limits::for_admission())?;
         // Both the compiler and `describe` may recurse deeper than the caller's stack.
         std::thread::scope(|scope| {
             std::thread::Builder::new()
@@ -184,8 +195,8 @@ impl Engine {
         let manifest = Caller::describe(&self.0.engine, &prepared)?;
         manifest.check()?;
         let (manifest, shape) = (Arc::new(manifest), Arc::new(shape));
-        let module = Module { component, prepared, manifest, shape };
-        self_test::run(self, &module)?;
+        let mut module = Module { component, prepared, manifest, shape, warnings: Arc::default() };
+        module.warnings = self_test::run(self, &module)?.into();
         Ok(module)
     }
 
@@ -203,6 +214,12 @@ impl Module {
     /// What it is made of.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// What its author should know of it, one sentence each: what the self-test saw that is no
+    /// reason to refuse it.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     pub(super) fn prepared(&self) -> &Prepared<Room> {
@@ -234,6 +251,7 @@ impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Host(reason) => Self::Engine(reason),
+            Failure::NoStart(reason) => Self::NoStart(reason),
             failure => Self::Describe(failure),
         }
     }
@@ -260,8 +278,9 @@ fn config(cost: OperatorCost) -> wasmtime::Result<Config> {
         .memory_may_move(false)
         .memory_init_cow(false)
         .with_host_memory(Arc::new(HostMemory))
-        // The text of a trap is replicated, and a backtrace is no part of it.
-        .wasm_backtrace_max_frames(None);
+        // The text of a trap is replicated, and a backtrace is no part of it. That there is one
+        // tells an error in the middle of a call from one after it.
+        .wasm_backtrace_max_frames(Some(NonZeroUsize::MIN));
     Ok(config)
 }
 
@@ -272,6 +291,14 @@ fn profile(engine: &wasmtime::Engine) -> String {
     APPLY_VERSION.hash(&mut hasher);
     std::env::consts::ARCH.hash(&mut hasher);
     limits::GUEST_STACK_BYTES.hash(&mut hasher);
+    let charges = [
+        limits::LOG_FUEL,
+        limits::LOG_FUEL_PER_BYTE,
+        limits::EXPORT_SMALL_CHUNKS_MAX,
+        limits::EXPORT_CHUNK_BYTES_MIN,
+        limits::START_FUEL,
+    ];
+    charges.hash(&mut hasher);
     format!("{:?}", Limits::default()).hash(&mut hasher);
     hex::encode(hasher.0.finalize())
 }

@@ -48,9 +48,17 @@ pub enum Failure {
     /// The guest trapped; the text is the trap's, and the guest's own last words.
     #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// It used more fuel than the call had.
-    #[error("the guest ran out of fuel")]
-    OutOfFuel,
+    /// No instance could be made of it, within its limits and the fuel for that.
+    #[error("the guest does not start: {0}")]
+    NoStart(String),
+    /// It used up all the fuel that the call had.
+    #[error("the guest used up its fuel of {fuel} ({limit})")]
+    OutOfFuel {
+        /// The limit that gave it so much, by its name.
+        limit: &'static str,
+        /// How much it had, and used.
+        fuel: u64,
+    },
     /// A reply, or all of them together, is over the limit.
     #[error("a reply has {length} bytes or more, and the limit is {limit}")]
     TooLarge {

@@ -22,6 +22,8 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(super) enum Place {
     /// An instance is being made.
     Start,
+    /// It says what it is.
+    Describe,
     /// The entry of this index is being applied.
     Entry(u64),
     /// Queries are being answered.
@@ -36,6 +38,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Start => f.write_str("start"),
+            Self::Describe => f.write_str("describe"),
             Self::Entry(index) => index.fmt(f),
             Self::Query => f.write_str("query"),
             Self::Export => f.write_str("export"),
@@ -83,21 +86,13 @@ impl GuestLog {
         match place {
             Place::Entry(index) => index <= self.0.replayed_up_to.load(Ordering::Relaxed),
             Place::Import => self.0.import_is_replay.load(Ordering::Relaxed),
-            Place::Start | Place::Query | Place::Export => false,
+            Place::Start | Place::Describe | Place::Query | Place::Export => false,
         }
     }
 
     /// Writes a line, unless there were too many lately. `line` must be [`printable`].
     pub(super) fn write(&self, place: Place, level: Level, line: &str) {
-        if self.is_replay(place) || !is_enabled(level) {
-            return;
-        }
-        let takes = {
-            let mut rate = self.rate();
-            self.tell(rate.turn(Instant::now()));
-            rate.takes()
-        };
-        if !takes {
+        if self.is_replay(place) || !is_enabled(level) || !self.takes() {
             return;
         }
         // The guest's words come last, so that nothing in them can pass for a field.
@@ -114,6 +109,24 @@ impl GuestLog {
             Level::Debug => say!(debug),
             Level::Trace => say!(trace),
         }
+    }
+
+    /// Says that a command of the entry at `index` failed, and how.
+    pub fn write_failure(&self, index: u64, position: usize, reason: &str) {
+        let place = Place::Entry(index);
+        if self.is_replay(place) || !is_enabled(Level::Warn) || !self.takes() {
+            return;
+        }
+        let machine = self.0.machine.as_str();
+        tracing::warn!(target: TARGET, %machine, %index, position, %reason, "a command failed");
+    }
+
+    /// Counts a line, tells of dropped ones where their second is over, and says whether it is to
+    /// be written.
+    fn takes(&self) -> bool {
+        let mut rate = self.rate();
+        self.tell(rate.turn(Instant::now()));
+        rate.takes()
     }
 
     /// Counts a line beyond those that one call may write.

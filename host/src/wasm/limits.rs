@@ -18,6 +18,11 @@ pub const THREAD_STACK_BYTES: usize = limits::GUEST_STACK_BYTES + (2 << 20);
 /// version is pinned, and a test grows a memory that far.
 const BEYOND_ADDRESSES: &str = "memory growth exceeds memory type's limits";
 
+/// Why an instance is not made: the limiter says it, and no guest hears of it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoStart(String);
+
 /// What belongs to one instance on the host's side.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -35,6 +40,11 @@ pub(super) struct Room {
     /// The calls under way were made before, and their lines written.
     quiet: bool,
     place: Place,
+    /// The memory is made, though it may have no bytes yet.
+    has_memory: bool,
+    /// The last memory that the call under way asked for and was not given. Replicated, as the last
+    /// error is.
+    memory_refused: Option<String>,
 }
 
 impl Room {
@@ -48,6 +58,8 @@ impl Room {
             log: None,
             quiet: false,
             place: Place::Start,
+            has_memory: false,
+            memory_refused: None,
         }
     }
 
@@ -75,6 +87,7 @@ impl Room {
     pub(super) fn begin_call(&mut self, place: Place) {
         self.lines_left = limits::GUEST_LOG_LINES_PER_CALL_MAX;
         self.last_error = None;
+        self.memory_refused = None;
         self.place = place;
         if let Some(log) = self.heard() {
             log.begin_call();
@@ -87,6 +100,14 @@ impl Room {
 
     pub(super) fn take_last_error(&mut self) -> Option<String> {
         self.last_error.take()
+    }
+
+    pub(super) fn take_memory_refused(&mut self) -> Option<String> {
+        self.memory_refused.take()
+    }
+
+    pub(super) fn place(&self) -> Place {
+        self.place
     }
 
     /// Counts a line, and says whether it is one of those that are looked at.
@@ -116,17 +137,38 @@ impl Room {
 }
 
 impl ResourceLimiter for Room {
+    /// A start function gets none: forks and copies run it again, and would be longer than their
+    /// original.
     fn memory_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(within(desired, self.limits.memory_bytes_max, maximum))
+        let limit = self.limits.memory_bytes_max;
+        let fits = within(desired, limit, maximum);
+        let has_memory = std::mem::replace(&mut self.has_memory, true);
+        if self.place != Place::Start {
+            if !fits {
+                self.memory_refused = Some(refusal(current, desired, limit, maximum));
+            }
+            return Ok(fits);
+        }
+        if has_memory {
+            return no_start(format!(
+                "its start function asks for more memory, and it has the {current} bytes that it \
+                 declares"
+            ));
+        }
+        if fits {
+            return Ok(true);
+        }
+        no_start(format!("it starts with {desired} bytes of memory, and the limit is {limit}"))
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
         if error.to_string() == BEYOND_ADDRESSES {
+            self.memory_refused = Some("it asked for more than 32 bits address".to_owned());
             return Ok(());
         }
         self.fail("the memory", error)
@@ -138,7 +180,11 @@ impl ResourceLimiter for Room {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(within(desired, self.limits.table_elements_max, maximum))
+        let limit = self.limits.table_elements_max;
+        if within(desired, limit, maximum) {
+            return Ok(true);
+        }
+        no_start(format!("it starts with a table of {desired} elements, and the limit is {limit}"))
     }
 
     fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -148,6 +194,21 @@ impl ResourceLimiter for Room {
     fn memories(&self) -> usize {
         1
     }
+}
+
+/// Which memory a guest did not get.
+fn refusal(current: usize, desired: usize, limit: u64, declared: Option<usize>) -> String {
+    let asked = format!("it has {current} bytes and asked for {desired}");
+    match declared {
+        Some(declared) if desired > declared => {
+            format!("{asked}, and it declares at most {declared}")
+        }
+        _ => format!("{asked}, and the limit is {limit} (memory_bytes_max)"),
+    }
+}
+
+fn no_start(reason: String) -> wasmtime::Result<bool> {
+    Err(wasmtime::Error::new(NoStart(reason)))
 }
 
 /// Whether a size is within the machine's limit and the maximum that the guest itself declares.

@@ -132,6 +132,18 @@ impl Limits {
         Self::from_values(LIMITS.map(|row| row.max))
     }
 
+    /// What a module may use while it is admitted, on the node that checks it and on every voter.
+    pub(super) fn for_admission() -> Self {
+        Self {
+            fuel_per_command: ADMISSION_FUEL,
+            fuel_per_query: ADMISSION_FUEL,
+            fuel_per_export_step: ADMISSION_FUEL,
+            memory_bytes_max: ADMISSION_MEMORY_BYTES_MAX,
+            table_elements_max: GUEST_TABLE_ELEMENTS_MAX,
+            ..Self::default()
+        }
+    }
+
     /// Refuses what no machine can have.
     ///
     /// # Errors

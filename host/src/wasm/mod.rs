@@ -13,6 +13,8 @@ mod admission;
 mod bindings;
 mod cache;
 mod caller;
+#[cfg(test)]
+mod charge_tests;
 mod engine;
 mod guest;
 mod guest_log;
@@ -22,6 +24,8 @@ mod memory;
 mod self_test;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod text_tests;
 
 pub use admission::{Error, Place, Shape};
 pub use caller::Emit;

@@ -7,10 +7,10 @@ use super::*;
 
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 static COUNTER: LazyLock<Module> = LazyLock::new(|| compiled("counter"));
-static HOSTILE: LazyLock<Module> = LazyLock::new(|| compiled("hostile"));
+pub(super) static HOSTILE: LazyLock<Module> = LazyLock::new(|| compiled("hostile"));
 static KV: LazyLock<Module> = LazyLock::new(|| compiled("guest-kv"));
 
-const CONTEXT: Context = Context { index: 7, time_ms: 1_700_000_000_000, seed: 3 };
+pub(super) const CONTEXT: Context = Context { index: 7, time_ms: 1_700_000_000_000, seed: 3 };
 
 pub(crate) fn component(name: &str) -> Vec<u8> {
     let folder = std::env::var_os("LOCKSTEP_GUESTS_DIR").map(PathBuf::from);
@@ -25,7 +25,7 @@ fn compiled(name: &str) -> Module {
 }
 
 /// Runs a test where guests run: on a thread with a stack for them.
-fn on_guest_thread(test: impl FnOnce() + Send + 'static) {
+pub(super) fn on_guest_thread(test: impl FnOnce() + Send + 'static) {
     let thread = std::thread::Builder::new().stack_size(THREAD_STACK_BYTES);
     if let Err(panic) = thread.spawn(test).unwrap().join() {
         std::panic::resume_unwind(panic);
@@ -34,13 +34,13 @@ fn on_guest_thread(test: impl FnOnce() + Send + 'static) {
 
 /// Requests as a batch.
 #[derive(Default)]
-struct Requests {
+pub(super) struct Requests {
     data: Vec<u8>,
     ends: Vec<u32>,
 }
 
 impl Requests {
-    fn of(requests: &[impl AsRef<[u8]>]) -> Self {
+    pub(super) fn of(requests: &[impl AsRef<[u8]>]) -> Self {
         let mut laid_out = Self::default();
         requests.iter().for_each(|request| laid_out.push(request.as_ref()));
         laid_out
@@ -51,7 +51,7 @@ impl Requests {
         self.ends.push(u32::try_from(self.data.len()).unwrap());
     }
 
-    fn batch(&self) -> Batch<'_> {
+    pub(super) fn batch(&self) -> Batch<'_> {
         Batch { data: &self.data, ends: &self.ends }
     }
 }
@@ -69,7 +69,7 @@ fn text(replies: &Replies) -> Vec<String> {
     replies.ends.iter().enumerate().map(one).collect()
 }
 
-fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>, Failure> {
+pub(super) fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>, Failure> {
     let replies = guest.apply(&CONTEXT, Requests::of(requests).batch());
     replies.map(|replies| text(&replies))
 }
@@ -202,7 +202,7 @@ fn an_export_can_be_stopped() {
     });
 }
 
-fn hostile() -> Guest {
+pub(super) fn hostile() -> Guest {
     let limits = Limits {
         fuel_per_command: 200_000_000,
         memory_bytes_max: 64 << 20,
@@ -223,7 +223,7 @@ fn every_failure_of_a_guest_is_a_value() {
         ("unreachable", trapped(unreachable)),
         ("recurse in memory", trapped("wasm trap: out of bounds memory access")),
         ("recurse", trapped("wasm trap: call stack exhausted")),
-        ("spin", Failure::OutOfFuel),
+        ("spin", Failure::OutOfFuel { limit: "fuel_per_command", fuel: 200_000_000 }),
         ("long reply", Failure::TooLarge { length: (1 << 20) + 1, limit: 128 << 10 }),
         ("flood", Failure::TooLarge { length: (32 << 20) + 1, limit: 32 << 20 }),
         ("no replies", malformed("0 replies to 1 requests")),
@@ -305,10 +305,8 @@ fn limits_change_between_calls() {
             let mut fork = guest.fork(&ENGINE, &HOSTILE).unwrap();
             fork.query(&CONTEXT, Requests::of(&["hello"]).batch(), u64::MAX).unwrap();
             assert!((query - 100_000..query).contains(&fork.fuel_left()));
-            assert_eq!(
-                fork.query(&CONTEXT, spin.batch(), u64::MAX).unwrap_err(),
-                Failure::OutOfFuel
-            );
+            let failure = fork.query(&CONTEXT, spin.batch(), u64::MAX).unwrap_err();
+            assert_eq!(failure, Failure::OutOfFuel { limit: "fuel_per_query", fuel: query });
         }
     });
 }
@@ -409,9 +407,19 @@ fn last_words_depend_on_the_guest_alone() {
 fn exports_and_imports_are_held_to_the_contract() {
     on_guest_thread(|| {
         let too_long = "an export chunk has 262145 bytes, and 262144 were asked for";
-        let mut fork = hostile().fork(&ENGINE, &HOSTILE).unwrap();
-        let failed = fork.export(&mut |_| Ok(())).unwrap_err();
-        assert_eq!(failed, Failure::Malformed(too_long.to_owned()).into());
+        let export = |command: &str| {
+            let mut guest = hostile();
+            apply(&mut guest, &[command]).unwrap();
+            guest.fork(&ENGINE, &HOSTILE).unwrap().export(&mut |_| Ok(())).unwrap_err().to_string()
+        };
+        let failed = export("flood at export");
+        assert_eq!(failed, format!("the guest broke its contract: {too_long}"));
+        let trap = "the guest trapped: wasm trap: wasm `unreachable` instruction executed";
+        let failed = export("hoard at export");
+        let memory = format!("{trap}; it was refused memory: it has ");
+        assert!(failed.starts_with(&memory), "{failed}");
+        assert!(failed.ends_with(", and the limit is 67108864 (memory_bytes_max)"), "{failed}");
+        assert_eq!(export("trap at export"), trap, "it was refused no memory");
         let refused = hostile().import(1, b"", true).unwrap_err();
         assert_eq!(refused, Failure::Refused("it takes nothing in".to_owned()));
     });

@@ -87,7 +87,7 @@ impl Services {
         let held = edge::begin(account, &command)?;
         let deadline = origin.deadline;
         let result = self.replica.execute(&machine, None, command.clone(), deadline, held).await;
-        let raft::Executed { outcome, index } = match result {
+        let raft::Executed { outcome, index, position } = match result {
             Ok(executed) => executed,
             Err(error) => match self.forward_address(&error, &origin) {
                 Some(leader) => {
@@ -104,7 +104,8 @@ impl Services {
                 None => return Err(Error::of_read(error)),
             },
         };
-        let (reply, rejected) = guest_reply(outcome, &machine)?;
+        let answered = guest_reply(outcome, &machine);
+        let (reply, rejected) = answered.map_err(|error| error.at(index, position))?;
         Ok(v1::ExecuteReply { reply, rejected, index })
     }
 

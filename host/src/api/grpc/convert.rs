@@ -24,6 +24,8 @@ pub(super) fn machine(status: MachineStatus) -> v1::Machine {
         schema_version: status.schema_version,
         uses_time: status.uses_time,
         memory_bytes: status.memory_bytes,
+        fuel_last: status.fuel_use.last,
+        fuel_highest: status.fuel_use.highest,
         applied_index: status.applied,
         parked: status.parked.unwrap_or_default(),
         limits: Some(limits(status.limits)),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lockstep_client::{Outcome as Certain, reason};
+use lockstep_client::{LogPlace, Outcome as Certain, reason};
 use lockstep_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::{ErrorInfo, RetryInfo, StatusExt as _};
@@ -26,6 +26,8 @@ pub(super) struct Error {
     message: String,
     /// Id, where it is known, and client address of the leader.
     leader: Option<(Option<u64>, String)>,
+    /// Where the command stands in the log that failed.
+    place: Option<LogPlace>,
 }
 
 /// When gRPC itself found an error.
@@ -70,7 +72,14 @@ impl Error {
     }
 
     fn new(code: Code, reason: &str, outcome: Certain, message: impl Into<String>) -> Self {
-        Self { code, reason: reason.into(), outcome, message: message.into(), leader: None }
+        Self {
+            code,
+            reason: reason.into(),
+            outcome,
+            message: message.into(),
+            leader: None,
+            place: None,
+        }
     }
 
     fn metadata(&self) -> BTreeMap<String, String> {
@@ -86,6 +95,10 @@ impl Error {
             let ms = RETRY_AFTER.as_millis().to_string();
             metadata.insert(reason::RETRY_AFTER_MS.to_owned(), ms);
         }
+        if let Some(LogPlace { index, position }) = self.place {
+            metadata.insert(reason::LOG_INDEX.to_owned(), index.to_string());
+            metadata.insert(reason::LOG_POSITION.to_owned(), position.to_string());
+        }
         metadata
     }
 
@@ -97,6 +110,12 @@ impl Error {
             error => error,
         };
         Self { outcome: Certain::NotApplied, ..error.into() }
+    }
+
+    /// Says where the failed command stands in the log.
+    pub(super) fn at(self, index: u64, position: usize) -> Self {
+        let position = u64::try_from(position).expect("an entry bounds its commands");
+        Self { place: Some(LogPlace { index, position }), ..self }
     }
 
     /// As one command of a stream gets it.
@@ -184,9 +203,9 @@ fn code_and_reason(error: &raft::Error) -> (Code, &'static str) {
 /// An error that the leader gave to a request passed on to it is the client's as it stands.
 impl From<lockstep_client::Error> for Error {
     fn from(error: lockstep_client::Error) -> Self {
-        let lockstep_client::Error { outcome, reason, message, code, leader_addr } = error;
+        let lockstep_client::Error { outcome, reason, message, code, leader_addr, place } = error;
         let leader = leader_addr.map(|address| (None, address));
-        Self { code, reason, outcome, message, leader }
+        Self { code, reason, outcome, message, leader, place }
     }
 }
 
@@ -201,9 +220,9 @@ pub(super) fn guest_reply(outcome: Outcome, machine: &str) -> Result<(bytes::Byt
         Outcome::Trapped(trap) => {
             applied(reason::GUEST_TRAP, format!("the guest of machine {machine:?} trapped: {trap}"))
         }
-        Outcome::OutOfFuel => applied(
+        Outcome::OutOfFuel { limit, fuel } => applied(
             reason::OUT_OF_FUEL,
-            format!("the guest of machine {machine:?} used more fuel than its limit"),
+            format!("the guest of machine {machine:?} used up its fuel of {fuel} ({limit})"),
         ),
         Outcome::TooLarge { length, limit } => applied(
             reason::REPLY_TOO_LARGE,
@@ -289,6 +308,19 @@ mod tests {
         }
     }
 
+    /// Where a failed command stands in the log reaches the client by a status and by a stream, and
+    /// by way of another node.
+    #[test]
+    fn the_place_of_a_failure_reaches_the_client() {
+        let error = guest_reply(Outcome::Trapped("x".into()), "m").unwrap_err().at(7, 3);
+        let place = Some(LogPlace { index: 7, position: 3 });
+        let by_status = lockstep_client::Error::from_status(&Status::from(error.clone()));
+        let by_stream = lockstep_client::Error::from_failure(error.into_failure());
+        assert_eq!((by_status.place, by_stream.place), (place, place));
+        let passed_on = Error::from(by_stream).into_failure();
+        assert_eq!(lockstep_client::Error::from_failure(passed_on).place, place);
+    }
+
     /// Not leader: the client learns where the leader is.
     #[test]
     fn not_leader_names_the_leader() {
@@ -313,7 +345,7 @@ mod tests {
         assert_eq!(guest_reply(Outcome::Rejected(bytes.clone()), "m"), Ok((bytes, true)));
         let rows = [
             (Outcome::Trapped("unreachable".into()), "GUEST_TRAP"),
-            (Outcome::OutOfFuel, "OUT_OF_FUEL"),
+            (Outcome::OutOfFuel { limit: "fuel_per_command", fuel: 9 }, "OUT_OF_FUEL"),
             (Outcome::TooLarge { length: 2, limit: 1 }, "REPLY_TOO_LARGE"),
         ];
         for (outcome, reason) in rows {

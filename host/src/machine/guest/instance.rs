@@ -24,6 +24,7 @@ use bytes::Bytes;
 use crate::machine::HostFailure;
 use crate::machine::entry::batch::Batch;
 use crate::machine::guest::history::History;
+use crate::machine::guest::outcome::{FuelUse, outcome_of};
 use crate::types::Outcome;
 use crate::wasm::{
     self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, GuestLog, Image,
@@ -77,6 +78,7 @@ pub struct Instance {
     asked: bool,
     cautious: u32,
     fuel_used: u64,
+    fuel_use: FuelUse,
     /// Where the guest is heard: on its own calls, on queries, and on commands that are tried; not
     /// as it repeats what was tried, and not on a replay.
     log: Option<GuestLog>,
@@ -119,6 +121,7 @@ impl Instance {
             asked: false,
             cautious: 0,
             fuel_used,
+            fuel_use: FuelUse::default(),
             log: None,
         })
     }
@@ -171,6 +174,7 @@ impl Instance {
                 Ok(replies) => outcomes_of(replies),
                 Err(failure) => {
                     let outcome = outcome_of(failure)?;
+                    self.note_failed(&batch, self.live.fuel_left());
                     self.roll_back()?;
                     self.apply_apart(context, &batch, outcome)?
                 }
@@ -221,9 +225,19 @@ impl Instance {
         match fork.apply(&context, laid_out(batch)) {
             Ok(replies) => Ok(Ok(Tried { replies, fuel_left: fork.fuel_left() })),
             Err(failure) => {
+                let fuel_left = fork.fuel_left();
+                self.note_failed(batch, fuel_left);
                 self.fork = None;
                 outcome_of(failure).map(Err)
             }
+        }
+    }
+
+    /// Notes what a command took that failed. Of several the one that failed is not known: each is
+    /// tried by itself then.
+    fn note_failed(&mut self, batch: &Batch, fuel_left: u64) {
+        if batch.count() == 1 {
+            self.fuel_use.note(self.blueprint.limits.fuel_per_command - fuel_left);
         }
     }
 
@@ -256,6 +270,8 @@ impl Instance {
         let (limit, left) = (self.blueprint.limits.fuel_per_command, self.live.fuel_left());
         let fuel = limit.checked_sub(left).expect("a call leaves no more fuel than it had");
         self.fuel_used = self.fuel_used.saturating_add(fuel);
+        let commands = u64::try_from(batch.count()).expect("an entry bounds the commands");
+        self.fuel_use.note(fuel.div_ceil(commands.max(1)));
         self.journal.push(context, batch.clone(), part, fuel);
         Ok(replies)
     }
@@ -347,6 +363,11 @@ impl Instance {
     /// Fuel of the calls between two images of a memory of so many bytes.
     pub fn image_fuel(memory_bytes: u64) -> u64 {
         IMAGE_FUEL_MIN.max(IMAGE_FUEL_PER_BYTE.saturating_mul(memory_bytes))
+    }
+
+    /// What commands took so far.
+    pub fn fuel_use(&self) -> FuelUse {
+        self.fuel_use
     }
 
     /// Size of the guest's memory, in bytes.
@@ -469,18 +490,4 @@ fn outcomes_of(replies: Replies) -> Vec<Outcome> {
         }
     };
     (0_u32..).zip(replies.ends).map(outcome).collect()
-}
-
-/// A guest's failure as an outcome; the host's own is an error.
-pub(in crate::machine) fn outcome_of(failure: Failure) -> Result<Outcome, HostFailure> {
-    match failure {
-        Failure::Trapped(reason) => Ok(Outcome::Trapped(reason)),
-        Failure::Malformed(reason) => {
-            Ok(Outcome::Trapped(format!("the guest broke its contract: {reason}")))
-        }
-        Failure::Refused(words) => Ok(Outcome::Rejected(Bytes::from(words))),
-        Failure::OutOfFuel => Ok(Outcome::OutOfFuel),
-        Failure::TooLarge { length, limit } => Ok(Outcome::TooLarge { length, limit }),
-        Failure::Host(reason) => Err(HostFailure::Stop(reason)),
-    }
 }

@@ -5,6 +5,7 @@ pub(in crate::machine) mod expected;
 pub(in crate::machine) mod history;
 pub(in crate::machine) mod import;
 pub(in crate::machine) mod instance;
+pub(in crate::machine) mod outcome;
 pub(in crate::machine) mod restoring;
 pub(in crate::machine) mod thread;
 pub(in crate::machine) mod window;

@@ -49,8 +49,8 @@ fn describe_import(outcome: &Outcome) -> String {
         Outcome::Rejected(words) => {
             format!("the guest refuses it: {}", String::from_utf8_lossy(words))
         }
-        Outcome::OutOfFuel => {
-            "the guest ran out of fuel: restore it with a larger --fuel-per-export-step".to_owned()
+        Outcome::OutOfFuel { .. } => {
+            format!("{}: restore it with a larger --fuel-per-export-step", describe(outcome))
         }
         outcome => describe(outcome),
     }

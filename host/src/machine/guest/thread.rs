@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::machine::HostFailure;
 use crate::machine::entry::batch::Batch;
 use crate::machine::guest::instance::{Blueprint, Frozen, Instance};
+use crate::machine::guest::outcome::FuelUse;
 use crate::machine::guest::window::{Query, Window};
 use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
@@ -49,8 +50,16 @@ pub struct ImportPart {
 #[derive(Clone, Debug)]
 pub struct GuestHandle {
     requests: mpsc::Sender<Request>,
-    memory_bytes: Arc<AtomicU64>,
+    gauges: Arc<Gauges>,
     log: GuestLog,
+}
+
+/// What is seen of a guest beside its answers.
+#[derive(Debug, Default)]
+struct Gauges {
+    memory_bytes: AtomicU64,
+    fuel_last: AtomicU64,
+    fuel_highest: AtomicU64,
 }
 
 impl GuestHandle {
@@ -78,8 +87,8 @@ impl GuestHandle {
     ) -> Result<Self, Failure> {
         let (requests, receiver) = mpsc::channel();
         let (started, start) = oneshot::channel();
-        let memory_bytes = Arc::new(AtomicU64::new(0));
-        let gauge = Arc::clone(&memory_bytes);
+        let gauges = Arc::new(Gauges::default());
+        let shown = Arc::clone(&gauges);
         let log = GuestLog::new(name);
         let heard = log.clone();
         std::thread::Builder::new()
@@ -88,9 +97,9 @@ impl GuestHandle {
             .spawn(move || match make() {
                 Ok(mut instance) => {
                     instance.set_log(heard);
-                    let (window, memory_bytes) = (Window::default(), gauge);
-                    let thread = Thread { instance, window, idle: false, memory_bytes };
-                    thread.show_memory();
+                    let window = Window::default();
+                    let thread = Thread { instance, window, idle: false, gauges: shown };
+                    thread.show();
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
                     thread.run(&receiver);
@@ -99,7 +108,7 @@ impl GuestHandle {
             })
             .map_err(|error| Failure::Host(format!("cannot start a guest thread: {error}")))?;
         start.await.map_err(|_| Failure::Host(GONE.to_owned()))??;
-        Ok(Self { requests, memory_bytes, log })
+        Ok(Self { requests, gauges, log })
     }
 
     /// Applies the batch of one entry: an outcome for each command.
@@ -147,9 +156,23 @@ impl GuestHandle {
         self.log.replays_up_to(index);
     }
 
+    /// A command of the entry at `index` failed: a line of the node's log says so, unless there are
+    /// too many or it said so before.
+    pub(in crate::machine) fn log_failure(&self, index: LogIndex, position: usize, reason: &str) {
+        self.log.write_failure(index, position, reason);
+    }
+
     /// Linear memory the guest holds, in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        self.memory_bytes.load(Ordering::Relaxed)
+        self.gauges.memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What commands took so far, since this node made the guest.
+    pub fn fuel_use(&self) -> FuelUse {
+        FuelUse {
+            last: self.gauges.fuel_last.load(Ordering::Relaxed),
+            highest: self.gauges.fuel_highest.load(Ordering::Relaxed),
+        }
     }
 
     async fn call<T>(&self, request: impl FnOnce(Done<T>) -> Request) -> Result<T, HostFailure> {
@@ -168,7 +191,7 @@ struct Thread {
     window: Window,
     /// Nothing is left to do but to wait for a request.
     idle: bool,
-    memory_bytes: Arc<AtomicU64>,
+    gauges: Arc<Gauges>,
 }
 
 impl Thread {
@@ -204,7 +227,7 @@ impl Thread {
             Request::Apply(context, batch, done) => {
                 let applied = self.instance.apply(context, batch);
                 // Before the answer: who has it may look.
-                self.show_memory();
+                self.show();
                 answer(done, applied)
             }
             Request::Query(context, queries) => {
@@ -216,7 +239,7 @@ impl Thread {
             Request::Import(part, done) => {
                 let ImportPart { schema, bytes, last } = part;
                 let imported = self.instance.import(schema, &bytes, last);
-                self.show_memory();
+                self.show();
                 answer(done, imported)
             }
         }
@@ -239,9 +262,12 @@ impl Thread {
         }
     }
 
-    fn show_memory(&self) {
+    fn show(&self) {
         let bytes = u64::try_from(self.instance.memory_bytes()).unwrap_or(u64::MAX);
-        self.memory_bytes.store(bytes, Ordering::Relaxed);
+        let FuelUse { last, highest } = self.instance.fuel_use();
+        self.gauges.memory_bytes.store(bytes, Ordering::Relaxed);
+        self.gauges.fuel_last.store(last, Ordering::Relaxed);
+        self.gauges.fuel_highest.store(highest, Ordering::Relaxed);
     }
 }
 

@@ -169,7 +169,7 @@ impl Window {
         assert_eq!(outcomes.len(), asked.queries.len(), "one outcome a query");
         self.expected.learn(outcomes.iter().map(Outcome::length).max().unwrap_or(0));
         for (query, outcome) in asked.queries.into_iter().zip(outcomes) {
-            let is_late = cut_short && outcome == Outcome::OutOfFuel;
+            let is_late = cut_short && matches!(outcome, Outcome::OutOfFuel { .. });
             query.asker.tell(Ok((!is_late).then_some(outcome)), applied);
         }
     }
@@ -242,7 +242,7 @@ mod tests {
         window.push(context(), vec![query(&caller, 1), query(&caller, 2)]);
         let asked = window.next(Instant::now()).unwrap();
         window.push(context(), vec![query(&caller, 3)]);
-        window.settle(asked, Err(Outcome::OutOfFuel), false);
+        window.settle(asked, Err(Outcome::OutOfFuel { limit: "fuel_per_query", fuel: 1 }), false);
         let lengths = std::iter::from_fn(|| window.next(Instant::now()).map(|asked| asked.ends));
         assert_eq!(lengths.collect::<Vec<_>>(), [[3], [1], [2]]);
     }

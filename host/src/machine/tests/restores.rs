@@ -171,6 +171,7 @@ async fn a_schema_that_is_not_imported_is_refused() {
 async fn a_snapshot_is_surveyed() {
     let (mut node, kv) = node_with_keys().await;
     let hostile = node.create("hostile", "hostile").await;
+    node.execute(hostile, &["flood at export"]).await;
     let half = node.restore("half", "guest-kv").await;
     let pieces = node.pieces().await;
     let contents = surveyed(&pieces);

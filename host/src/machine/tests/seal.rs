@@ -110,6 +110,7 @@ async fn another_engine_starts_from_exports() {
 async fn what_cannot_be_taken_over_is_named() {
     let mut node = Node::new();
     let hostile = node.create("hostile", "hostile").await;
+    node.execute(hostile, &["flood at export"]).await;
     let expected = "machine \"hostile\" cannot start from its export: its export was broken off";
     refuses(&mut node, expected).await;
 

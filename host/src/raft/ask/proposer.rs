@@ -303,8 +303,8 @@ fn distribute(answer: Result<(u64, Response), Error>, callers: Vec<Caller>) -> u
     };
     assert_eq!(replies.len(), callers.len(), "one outcome a command, at entry {index}");
     let longest = replies.iter().map(types::Outcome::length).max().unwrap_or(0);
-    for (caller, outcome) in callers.into_iter().zip(replies) {
-        caller.tell(Executed { outcome, index });
+    for (position, (caller, outcome)) in callers.into_iter().zip(replies).enumerate() {
+        caller.tell(Executed { outcome, index, position });
     }
     longest
 }

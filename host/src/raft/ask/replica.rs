@@ -82,6 +82,8 @@ pub struct Executed {
     pub outcome: Outcome,
     /// Index of the entry that held it.
     pub index: LogIndex,
+    /// Which of the commands of that entry it was, from 0 on.
+    pub position: usize,
 }
 
 /// The answer to a query.

@@ -9,7 +9,7 @@ use openraft::{Instant as _, ServerState};
 
 pub use crate::machine::CheckpointRecord;
 pub use crate::machine::Restoring;
-use crate::machine::{GuestHandle, Limits, Published, Sealed, View, divergent};
+use crate::machine::{FuelUse, GuestHandle, Limits, Published, Sealed, View, divergent};
 use crate::raft::ask::replica::Shared;
 use crate::raft::duties::timing::patience;
 use crate::raft::type_config::{RaftLogId, TypeConfig};
@@ -71,6 +71,8 @@ pub struct MachineStatus {
     pub active_limits: Option<Limits>,
     /// Linear memory it holds here, in bytes.
     pub memory_bytes: u64,
+    /// Fuel that its commands took here.
+    pub fuel_use: FuelUse,
     /// Last index it applied here.
     pub applied: LogIndex,
     /// Why this node applies nothing to it, if so.
@@ -267,6 +269,7 @@ pub(in crate::raft) fn machines(shared: &Shared) -> Vec<MachineStatus> {
             limits: published.limits,
             active_limits: published.active_limits,
             memory_bytes: published.guest.as_ref().map_or(0, GuestHandle::memory_bytes),
+            fuel_use: published.guest.as_ref().map(GuestHandle::fuel_use).unwrap_or_default(),
             applied,
             parked: view.parked.clone(),
             restoring: published.restoring,

@@ -137,6 +137,49 @@ pub enum Error {
         /// What differs.
         what: &'static str,
     },
+    /// No instance of it can be made.
+    #[error("the guest does not start: {0}")]
+    NoStart(String),
+    /// It fails whatever it is asked.
+    #[error(
+        "the guest fails in every one of the {count} probe {what} of the self-test, such as \
+         {probe}: {failure}. It must answer what it cannot read by a rejection"
+    )]
+    FailsAlways {
+        /// What the probes were, in the plural.
+        what: &'static str,
+        /// How many there were.
+        count: usize,
+        /// One of them, made printable.
+        probe: String,
+        /// How that one failed.
+        failure: Failure,
+    },
+    /// Its state cannot leave or enter.
+    #[error("the guest cannot {what}, {when}: {failure}")]
+    RoundTrip {
+        /// What it was to do.
+        what: &'static str,
+        /// In which state.
+        when: &'static str,
+        /// How it failed.
+        failure: Failure,
+    },
+    /// What it takes in is not what it exported.
+    #[error(
+        "the guest exports other bytes once it has taken in its own export, {when}: {after} bytes, \
+         and {before} before; they differ from byte {place} on"
+    )]
+    ExportDiffers {
+        /// In which state.
+        when: &'static str,
+        /// Length of the export that it took in.
+        before: usize,
+        /// Length of the one that it made then.
+        after: usize,
+        /// The first byte that differs.
+        place: usize,
+    },
     /// Its `describe` failed.
     #[error("the guest cannot describe itself: {0}")]
     Describe(Failure),

@@ -20,9 +20,28 @@ type Remembered = HashMap<Vec<u8>, u32>;
 thread_local! {
     /// What it was told to remember, in an order that depends on where the map lies in memory.
     static REMEMBERED: RefCell<Remembered> = RefCell::default();
-    /// Whether an export is to trap.
-    static TRAPS_AT_EXPORT: Cell<bool> = const { Cell::new(false) };
+    /// What is to go wrong at an export.
+    static AT_EXPORT: Cell<AtExport> = const { Cell::new(AtExport::Nothing) };
+    /// The rest of an export under way, or of an import as far as it is in.
+    static PORTED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
+
+/// What goes wrong at an export.
+#[derive(Clone, Copy)]
+enum AtExport {
+    Nothing,
+    /// It traps.
+    Trap,
+    /// It takes memory until there is no more.
+    Hoard,
+    /// It never ends, and its chunks are longer than they may be.
+    Flood,
+    /// It never ends, a byte at a time.
+    Drip,
+}
+
+/// First byte of an export.
+const EXPORT: u8 = b'H';
 
 impl wit::Guest for Hostile {
     fn describe() -> wit::Manifest {
@@ -54,34 +73,84 @@ impl wit::Guest for Hostile {
     }
 
     fn export_begin() {
-        if TRAPS_AT_EXPORT.get() {
-            trap();
+        match AT_EXPORT.get() {
+            AtExport::Trap => drop(trap()),
+            AtExport::Hoard => drop(hoard()),
+            AtExport::Nothing | AtExport::Flood | AtExport::Drip => PORTED.set(exported()),
         }
     }
 
-    /// Never ends, and is longer than it may be.
     fn export_next(max: u32) -> Vec<u8> {
-        vec![0; usize::try_from(max).expect("usize is at least 32 bits") + 1]
+        let max = usize::try_from(max).expect("usize is at least 32 bits");
+        match AT_EXPORT.get() {
+            AtExport::Flood => vec![0; max + 1],
+            AtExport::Drip => vec![0],
+            _ => PORTED.with_borrow_mut(|rest| rest.drain(..rest.len().min(max)).collect()),
+        }
     }
 
-    fn import_chunk(_: u32, _: Vec<u8>, _: bool) -> Result<(), String> {
-        Err("it takes nothing in".to_owned())
+    fn import_chunk(_: u32, bytes: Vec<u8>, last: bool) -> Result<(), String> {
+        PORTED.with_borrow_mut(|ported| ported.extend(bytes));
+        if last { import(&PORTED.take()) } else { Ok(()) }
     }
+}
+
+/// What it remembers: for each request its length, its bytes and its count, in the order of the
+/// requests.
+fn exported() -> Vec<u8> {
+    let mut bytes = vec![EXPORT];
+    REMEMBERED.with_borrow(|remembered| {
+        let mut sorted: Vec<_> = remembered.iter().collect();
+        sorted.sort();
+        for (request, count) in sorted {
+            let length = u32::try_from(request.len()).expect("requests are short enough");
+            bytes.extend(length.to_le_bytes());
+            bytes.extend(request);
+            bytes.extend(count.to_le_bytes());
+        }
+    });
+    bytes
+}
+
+fn import(bytes: &[u8]) -> Result<(), String> {
+    let Some((&EXPORT, mut rest)) = bytes.split_first() else {
+        return Err("it takes nothing in".to_owned());
+    };
+    let cut = || "its export is cut".to_owned();
+    while !rest.is_empty() {
+        let (length, more) = rest.split_first_chunk().ok_or_else(cut)?;
+        let length = usize::try_from(u32::from_le_bytes(*length)).expect("32 bits fit");
+        let (request, more) = more.split_at_checked(length).ok_or_else(cut)?;
+        let (count, more) = more.split_first_chunk().ok_or_else(cut)?;
+        let count = u32::from_le_bytes(*count);
+        REMEMBERED.with_borrow_mut(|remembered| remembered.insert(request.to_vec(), count));
+        rest = more;
+    }
+    Ok(())
 }
 
 /// Answers what is no misbehaviour; what it does not know it echoes.
 fn answer(request: &[u8]) -> Vec<u8> {
     match request {
         b"nan" => not_a_number(),
-        b"trap at export" => {
-            TRAPS_AT_EXPORT.set(true);
+        b"trap at export" => at_export(AtExport::Trap, request),
+        b"hoard at export" => at_export(AtExport::Hoard, request),
+        b"flood at export" => at_export(AtExport::Flood, request),
+        b"drip at export" => at_export(AtExport::Drip, request),
+        b"grow" => grow(),
+        _ if request.starts_with(b"say") => {
+            log(Level::Info, &String::from_utf8_lossy(request));
             request.to_vec()
         }
-        b"grow" => grow(),
         _ if request.starts_with(b"remember") => remember(request),
         _ if request.starts_with(b"count") => count(request).to_string().into_bytes(),
         _ => request.to_vec(),
     }
+}
+
+fn at_export(what: AtExport, request: &[u8]) -> Vec<u8> {
+    AT_EXPORT.set(what);
+    request.to_vec()
 }
 
 /// How often it was told this, this time included.
@@ -134,8 +203,11 @@ fn misbehave(request: &[u8]) -> Option<wit::Replies> {
         b"rejects another" => replies(b"abc".to_vec(), vec![3], vec![1]),
         b"rejects twice" => replies(b"abc".to_vec(), vec![3], vec![0, 0]),
         b"eat memory" => eat_memory(),
+        b"hoard" => hoard(),
         b"grow too far" => one_reply(grow_too_far().to_string().into_bytes()),
         b"chatter" => chatter(),
+        b"mutter" => mutter(),
+        b"long line" => long_line(),
         b"log" => speak(),
         b"last words" => last_words(),
         b"last words that are no text" => speak_no_text(),
@@ -202,6 +274,15 @@ fn eat_memory() -> wit::Replies {
     }
 }
 
+/// Takes memory until there is no more, which ends a guest in Rust.
+fn hoard() -> wit::Replies {
+    let mut taken: Vec<Vec<u8>> = Vec::new();
+    while black_box(true) {
+        taken.push(vec![1; 1 << 20]);
+    }
+    one_reply(taken.concat())
+}
+
 /// Takes 128 MiB of memory and keeps them, no page of them empty; answers how many pages.
 fn grow() -> Vec<u8> {
     let mut block = vec![0_u8; 128 << 20];
@@ -260,6 +341,20 @@ fn chatter() -> wit::Replies {
         log(Level::Info, &"x".repeat(10_000));
     }
     one_reply(b"heard".to_vec())
+}
+
+/// Logs nothing, without an end.
+fn mutter() -> wit::Replies {
+    while black_box(true) {
+        log(Level::Info, "");
+    }
+    one_reply(Vec::new())
+}
+
+/// Logs one line of 8 MiB.
+fn long_line() -> wit::Replies {
+    log(Level::Info, &"x".repeat(8 << 20));
+    one_reply(b"said".to_vec())
 }
 
 // The names of a component's exports are none that a native linker takes.

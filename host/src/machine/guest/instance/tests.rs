@@ -43,6 +43,7 @@ fn commands(random: &mut fastrand::Rng) -> Vec<String> {
     let count = random.usize(1..6);
     let one = |_| match poisoned && random.u8(..2) == 0 {
         true => POISON[random.usize(..POISON.len())].to_owned(),
+        false if random.u8(..4) == 0 => format!("say {}", "x".repeat(random.usize(..300))),
         false => format!("remember {}", "x".repeat(random.usize(..300))),
     };
     (0..count).map(one).collect()
@@ -160,6 +161,9 @@ fn forks_change_nothing() {
     on_guest_thread(|| {
         let mut asked = Instance::start(blueprint()).unwrap();
         let mut left_alone = Instance::start(blueprint()).unwrap();
+        for guest in [&mut asked, &mut left_alone] {
+            guest.apply(context(0), batch(&["flood at export".to_owned()])).unwrap();
+        }
         let mut random = fastrand::Rng::with_seed(5);
         for index in 0..60 {
             let commands = commands(&mut random);
@@ -243,7 +247,10 @@ fn a_refused_import_says_why() {
         let mut poor = kv();
         poor.limits.fuel_per_export_step = 1_000;
         let outcome = Instance::start(poor).unwrap().import(1, &exported()[0], false);
-        assert_eq!(outcome, Ok(Err(Outcome::OutOfFuel)));
+        assert_eq!(
+            outcome,
+            Ok(Err(Outcome::OutOfFuel { limit: "fuel_per_export_step", fuel: 1_000 }))
+        );
     });
 }
 
@@ -275,7 +282,7 @@ fn memory_grows_under_everything() {
                 let few = Limits { fuel_per_command: 2_000, ..limits };
                 busy.set_limits(few).unwrap();
                 let outcomes = busy.apply(context(index), set).unwrap();
-                assert!(matches!(outcomes[..], [Outcome::OutOfFuel]), "{outcomes:?}");
+                assert!(matches!(outcomes[..], [Outcome::OutOfFuel { .. }]), "{outcomes:?}");
                 busy.set_limits(limits).unwrap();
             } else {
                 let ok = vec![Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))];
