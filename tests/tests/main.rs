@@ -30,5 +30,6 @@ mod refusals;
 mod restarts;
 mod restore;
 mod stops;
+mod time;
 mod undisturbed;
 mod useless_leaders;

@@ -162,6 +162,13 @@ impl Client {
         Ok(reply.node_id)
     }
 
+    /// Sets the replicated time to the leader's wall clock; `wall_ms`, the caller's own, in
+    /// milliseconds since 1970, must confirm it.
+    pub async fn cluster_set_time(&self, wall_ms: u64) -> Result<v1::ClusterSetTimeReply, Error> {
+        let message = v1::ClusterSetTimeRequest { wall_ms };
+        Ok(admin!(self, Route::Leader, Kind::Once, long, cluster_set_time(message)))
+    }
+
     /// Stops writes and has every node take the snapshot that a build of engine profile `to` starts
     /// from; returns the log index of it. `without_absent`: also when a voter can't be reached.
     pub async fn cluster_seal(&self, to: &str, without_absent: bool) -> Result<u64, Error> {

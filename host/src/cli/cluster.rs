@@ -1,6 +1,6 @@
 //! `lockstep cluster`: forms, changes and shows a cluster.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -53,6 +53,11 @@ pub(super) enum Command {
         #[command(flatten)]
         endpoint: Endpoint,
     },
+    /// Set the time that guests see to the leader's wall clock, which this machine's must confirm
+    SetTime {
+        #[command(flatten)]
+        endpoint: Endpoint,
+    },
     /// Move the running cluster to the engine of this build: stop writes, and have every node keep
     /// what the new engine starts from
     Seal(seal::Arguments),
@@ -86,6 +91,7 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             let leader = endpoint.client()?.cluster_transfer(node_id).await?;
             say!("node {leader} leads");
         }
+        Command::SetTime { endpoint } => set_time(endpoint).await?,
         Command::Seal(arguments) => seal::run(arguments).await?,
         Command::Status { endpoint, json } => status(endpoint, json).await?,
     }
@@ -131,6 +137,18 @@ pub(super) async fn form(first: &Client, others: &[(String, Client)]) -> anyhow:
         );
     }
     Ok(first.cluster_init().await?)
+}
+
+async fn set_time(endpoint: Endpoint) -> anyhow::Result<()> {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+    let wall = wall.context("the clock of this machine is before 1970")?;
+    let wall_ms = u64::try_from(wall.as_millis()).context("the clock of this machine")?;
+    let set = endpoint.client()?.cluster_set_time(wall_ms).await?;
+    match set.stands_still_ms {
+        0 => say!("the time moved by {} ms", set.now_ms.saturating_sub(set.before_ms)),
+        ahead => say!("the time was {ahead} ms ahead: it stands still until the clock is there"),
+    }
+    Ok(())
 }
 
 async fn status(endpoint: Endpoint, json: bool) -> anyhow::Result<()> {

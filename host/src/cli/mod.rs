@@ -196,6 +196,7 @@ mod tests {
             "lockstep cluster remove 2",
             "lockstep cluster transfer",
             "lockstep cluster transfer 2",
+            "lockstep cluster set-time",
             "lockstep cluster status --json",
             "lockstep cluster seal",
             "lockstep cluster seal --to 0af9 --without-absent --no-wait",

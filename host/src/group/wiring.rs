@@ -1,7 +1,7 @@
 //! Which part of a group is given which: everything wired together, then spawned.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -17,6 +17,7 @@ use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::proposer::Proposer;
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::replica::{Replica, Shared};
+use crate::raft::clock::{Clock, System};
 use crate::raft::duties::checkpoints::CheckpointTask;
 use crate::raft::duties::courier::Courier;
 use crate::raft::duties::election::ElectionTask;
@@ -28,15 +29,16 @@ use crate::raft::duties::recovery::watch_recovery;
 use crate::raft::duties::reports::ReportTask;
 use crate::raft::duties::space::Space;
 use crate::raft::duties::stall;
+use crate::raft::duties::timekeeper::TimekeeperTask;
 use crate::raft::duties::timing::raft_config;
-use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::network::{Local, Network, Parts, PeerHandler};
 use crate::raft::store::history::LogHistory;
 use crate::raft::store::log_store::LogStore;
 use crate::raft::store::snapshots::Snapshots;
 use crate::raft::store::state_machine::{Progress, StateMachine};
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{DataDir, Identity, Log, LogState};
-use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId, TimeMs};
+use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId};
 
 /// How long openraft may take to look at the log it was given.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -52,6 +54,7 @@ pub(super) struct Wiring {
     snapshots: Arc<Snapshots>,
     incoming: SnapshotDir,
     space: Arc<Space>,
+    clock: Arc<Clock>,
     last_at_start: Option<LogIndex>,
     staged: mpsc::UnboundedReceiver<ModuleDigest>,
     progress: watch::Receiver<Progress>,
@@ -64,6 +67,7 @@ impl Wiring {
     /// # Errors
     /// What is on disk does not fit together, or the configuration is unusable.
     pub(super) async fn wire(config: &Config, opened: Opened) -> anyhow::Result<Self> {
+        let clock = Arc::new(Clock::new(Box::<System>::default())?);
         let Opened { data_dir, log, snapshots, modules, compiled, space, engine } = opened;
         let identity = data_dir.identity();
         let cluster = Arc::new(identity.cluster.map(OnceLock::from).unwrap_or_default());
@@ -105,6 +109,7 @@ impl Wiring {
         Ok(Self {
             member: member(config, &identity),
             space: Arc::new(space),
+            clock,
             log,
             raft,
             network,
@@ -136,21 +141,33 @@ impl Wiring {
 
     /// What answers the peers of this node.
     fn peers(&self, config: &Config) -> PeerHandler<StateMachine> {
-        PeerHandler::new(
-            self.raft.clone(),
-            Arc::clone(&self.local),
-            self.network.clone(),
-            config.file.trusted_peers.iter().copied().map(NodeId).collect(),
-            self.incoming.clone(),
-            Arc::clone(&self.space),
-            Arc::clone(&self.environment.directory),
-        )
+        let parts = Parts {
+            raft: self.raft.clone(),
+            local: Arc::clone(&self.local),
+            network: self.network.clone(),
+            trusted: config.file.trusted_peers.iter().copied().map(NodeId).collect(),
+            space: Arc::clone(&self.space),
+            directory: Arc::clone(&self.environment.directory),
+            clock: Arc::clone(&self.clock),
+        };
+        PeerHandler::new(parts, self.incoming.clone())
+    }
+
+    /// What keeps the clock of this node.
+    fn timekeeper(&self) -> TimekeeperTask {
+        TimekeeperTask {
+            node: self.local.node_id(),
+            clock: Arc::clone(&self.clock),
+            raft: self.raft.clone(),
+            network: self.network.clone(),
+            directory: Arc::clone(&self.environment.directory),
+        }
     }
 
     /// Starts every task of the group.
     pub(super) fn spawn(self, config: &Config) -> Group {
         let (courier, reports, profile) = self.reporting();
-        let peers = Arc::new(self.peers(config));
+        let (peers, timekeeper) = (Arc::new(self.peers(config)), self.timekeeper());
         let mut tasks = JoinSet::new();
         let raft = self.raft.clone();
         let directory = Arc::clone(&self.environment.directory);
@@ -158,11 +175,15 @@ impl Wiring {
             raft.clone(),
             Arc::clone(&directory),
             self.unsynced,
-            now_ms,
+            Arc::clone(&self.clock),
             &config.file,
         );
-        let (reader, reading) =
-            Reader::new(raft.clone(), Arc::clone(&directory), Arc::clone(&self.space), now_ms);
+        let (reader, reading) = Reader::new(
+            raft.clone(),
+            Arc::clone(&directory),
+            Arc::clone(&self.space),
+            Arc::clone(&self.clock),
+        );
         let checkpoints = CheckpointTask::new(
             raft.clone(),
             Arc::clone(&self.snapshots),
@@ -189,6 +210,7 @@ impl Wiring {
             snapshots: self.snapshots,
             asked_checkpoints: AskedCheckpoints::default(),
             space: self.space,
+            clock: self.clock,
         });
         let (heartbeat, election) =
             (config.file.heartbeat_interval_ms, config.file.election_timeout_ms);
@@ -201,6 +223,7 @@ impl Wiring {
         tasks.spawn(named("modules", modules.run()));
         tasks.spawn(named("reports", reports.run()));
         tasks.spawn(named("the engine profile", profile.run()));
+        tasks.spawn(named("the clock", timekeeper.run()));
         tasks.spawn(named("fitness", FitnessTask::new(replica.clone()).run()));
         tasks.spawn(named("elections", ElectionTask::new(replica.clone()).run()));
         let membership = MembershipTask::new(replica.clone(), change_requests);
@@ -266,10 +289,4 @@ async fn show_log(raft: &Raft, last_at_start: Option<LogIndex>) -> anyhow::Resul
         .await
         .context("the replica did not start")?;
     Ok(())
-}
-
-/// The wall clock. Only the leader reads it, to stamp entries.
-fn now_ms() -> TimeMs {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    TimeMs::try_from(since_epoch.as_millis()).unwrap_or(TimeMs::MAX)
 }

@@ -3,6 +3,7 @@
 
 pub mod admin;
 pub mod ask;
+pub mod clock;
 pub mod duties;
 pub mod network;
 pub mod store;
@@ -14,6 +15,7 @@ pub use admin::Fetched;
 pub use ask::error::{Certainty, Error};
 pub use ask::replica::{Answered, Consistency, Executed, Replica};
 pub use ask::status;
+pub use clock::TimeSet;
 pub use type_config::{EntryBytes, TypeConfig};
 
 /// openraft, as this daemon runs it.

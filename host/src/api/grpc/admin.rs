@@ -212,6 +212,22 @@ impl Admin for Services {
         Ok(Response::new(v1::ClusterTransferReply { node_id }))
     }
 
+    async fn cluster_set_time(
+        &self,
+        request: Request<v1::ClusterSetTimeRequest>,
+    ) -> Reply<v1::ClusterSetTimeReply> {
+        let origin = Origin::of_admin(request.metadata());
+        let wall_ms = request.into_inner().wall_ms;
+        let result = self.replica.set_time(wall_ms, origin.deadline).await;
+        let result = result.map(|set| v1::ClusterSetTimeReply {
+            before_ms: set.before_ms,
+            now_ms: set.now_ms,
+            stands_still_ms: set.stands_still_ms,
+        });
+        let forward = async |leader: LeaderClient| leader.cluster_set_time(wall_ms).await;
+        Ok(Response::new(self.or_forward(result, origin, forward).await?))
+    }
+
     async fn cluster_seal(
         &self,
         request: Request<v1::ClusterSealRequest>,

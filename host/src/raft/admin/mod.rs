@@ -1,4 +1,4 @@
-//! What operators ask of the replica: nodes, modules, machines, restores, another engine.
+//! What operators ask of the replica: nodes, modules, machines, restores, another engine, the time.
 
 mod changes;
 mod engine_change;
@@ -6,6 +6,7 @@ mod fetch;
 pub mod machine_admin;
 mod membership;
 mod restores;
+mod time;
 mod transfer;
 
 pub(super) use changes::BUSY;

@@ -27,8 +27,9 @@ use crate::raft::Raft;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Executed;
 use crate::raft::ask::returning::{Answered, Returning};
+use crate::raft::clock::Clock;
 use crate::raft::type_config::{EntryBytes, TypeConfig};
-use crate::types::{self, Command, MachineId, TimeMs};
+use crate::types::{self, Command, MachineId};
 
 type Outcome = Result<(Executed, Held), Error>;
 
@@ -69,7 +70,7 @@ pub struct Proposer {
 pub struct ProposerTask {
     raft: Raft,
     directory: Arc<Directory>,
-    clock: fn() -> TimeMs,
+    clock: Arc<Clock>,
     queue: mpsc::Receiver<Waiting>,
     queued_bytes: Arc<AtomicUsize>,
     entries_in_flight_max: usize,
@@ -77,7 +78,6 @@ pub struct ProposerTask {
     returning: Returning,
     /// What replies have had lately.
     expected: Expected,
-    last_time_ms: TimeMs,
 }
 
 impl Proposer {
@@ -86,7 +86,7 @@ impl Proposer {
         raft: Raft,
         directory: Arc<Directory>,
         unsynced: watch::Receiver<usize>,
-        clock: fn() -> TimeMs,
+        clock: Arc<Clock>,
         config: &FileConfig,
     ) -> (Self, ProposerTask) {
         let (sender, queue) = mpsc::channel(config.proposer_queue_commands_max);
@@ -106,7 +106,6 @@ impl Proposer {
             unsynced,
             returning: Returning::default(),
             expected: Expected::default(),
-            last_time_ms: 0,
         };
         (proposer, task)
     }
@@ -233,9 +232,7 @@ impl ProposerTask {
     async fn submit(&mut self, waiting: Vec<Waiting>) -> impl Future<Output = Answered> + use<> {
         let (commands, start) = (waiting.len(), Instant::now());
         let (batches, callers) = into_batches(waiting);
-        let floor = self.last_time_ms.max(self.directory.time_ms());
-        let time_ms = (self.clock)().max(floor);
-        self.last_time_ms = time_ms;
+        let time_ms = self.clock.stamp(self.directory.time_ms()).await;
         let entry = EntryBytes(Proposal::Commands { time_ms, batches }.encode());
         let length = entry.0.len();
         assert!(length <= limits::ENTRY_ENCODED_BYTES_MAX, "an entry has {length} bytes");

@@ -21,6 +21,7 @@ use crate::machine::{Asker, Context, Directory, GuestHandle, Proposal, Query, To
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::{Answered, check_writable};
+use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
 use crate::raft::type_config::EntryBytes;
 use crate::types::{LogIndex, TimeMs};
@@ -60,7 +61,7 @@ pub struct ReaderTask {
     raft: Raft,
     directory: Arc<Directory>,
     space: Arc<Space>,
-    clock: fn() -> TimeMs,
+    clock: Arc<Clock>,
     queue: mpsc::Receiver<Waiting>,
 }
 
@@ -70,7 +71,7 @@ impl Reader {
         raft: Raft,
         directory: Arc<Directory>,
         space: Arc<Space>,
-        clock: fn() -> TimeMs,
+        clock: Arc<Clock>,
     ) -> (Self, ReaderTask) {
         let (sender, queue) = mpsc::channel(PLACES);
         let reader = Self { queue: sender, places: Arc::new(Semaphore::new(PLACES)) };
@@ -153,8 +154,8 @@ impl ReaderTask {
     /// or writes have stopped: then nothing is appended, and reads go on at the time of the last
     /// entry.
     async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
-        let now = (self.clock)();
-        let is_late = now >= self.directory.time_ms() + TICK_LAG_MS;
+        let lags = |now| now >= self.directory.time_ms() + TICK_LAG_MS;
+        let is_late = self.clock.time_ms().is_none_or(lags);
         if !is_late || check_writable(&self.space, &self.directory).is_err() {
             return Ok(());
         }
@@ -166,7 +167,8 @@ impl ReaderTask {
         if !waiting.iter().any(uses_time) {
             return Ok(());
         }
-        let tick = Proposal::Tick { time_ms: now }.encode();
+        let time_ms = self.clock.stamp(self.directory.time_ms()).await;
+        let tick = Proposal::Tick { time_ms }.encode();
         let ticked = self.raft.client_write(EntryBytes(tick)).await;
         ticked.map(drop).map_err(Error::from_raft_write)
     }

@@ -21,6 +21,7 @@ use crate::raft::ask::proposer::{Pending, Proposer};
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::status;
 use crate::raft::ask::status::Status;
+use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
 use crate::raft::network::{Local, Network};
 use crate::raft::store::snapshots::SharedSnapshots;
@@ -58,6 +59,8 @@ pub struct Shared {
     pub space: Arc<Space>,
     /// Where changes of the membership are queued.
     pub changes: mpsc::Sender<Request>,
+    /// The replicated time.
+    pub clock: Arc<Clock>,
     /// True once reads here cannot go back behind what was read before a restart.
     pub recovered: watch::Receiver<bool>,
 }

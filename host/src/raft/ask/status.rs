@@ -380,6 +380,7 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     alarms.extend(disagreements(&view, metrics));
     alarms.extend(shared.space.check().err().map(|error| error.to_string()));
     alarms.extend(shared.snapshots.alarm());
+    alarms.extend(shared.clock.alarm());
     alarms.extend(shared.snapshots.export_failures());
     alarms
 }

@@ -12,4 +12,5 @@ pub mod recovery;
 pub mod reports;
 pub mod space;
 pub mod stall;
+pub mod timekeeper;
 pub mod timing;

@@ -17,7 +17,7 @@ use super::client::{Client, Peer};
 use super::hello::Local;
 use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Rejected, WINDOW_BYTES};
 use crate::raft::type_config::TypeConfig;
-use crate::types::{Incarnation, LogIndex, Member, NodeId, StateDigest};
+use crate::types::{Incarnation, LogIndex, Member, NodeId, StateDigest, TimeMs};
 
 /// A peer that takes longer to accept a connection is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -127,6 +127,19 @@ impl Network {
         Leads::Gone
     }
 
+    /// Asks a node what time it is.
+    ///
+    /// # Errors
+    /// Why it did not say.
+    pub async fn times(
+        &self,
+        node: NodeId,
+        member: &Member,
+        timeout: Duration,
+    ) -> Result<Times, Rejected> {
+        Ok(self.standing(node, member, timeout).await?.times)
+    }
+
     /// Asks a node what it knows of itself and of the cluster.
     ///
     /// # Errors
@@ -204,6 +217,17 @@ pub(in crate::raft) struct Said {
     pub(super) members: Vec<(NodeId, Incarnation)>,
     /// The checkpoints that the cluster agreed on, and on which state.
     pub(super) agreed: Vec<(LogIndex, StateDigest)>,
+    /// What time it is there.
+    pub(super) times: Times,
+}
+
+/// What time it is at a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// The replicated time, if the node knows it.
+    pub time_ms: Option<TimeMs>,
+    /// Its wall clock.
+    pub wall_ms: TimeMs,
 }
 
 impl From<peer::StandingReply> for Said {
@@ -219,6 +243,7 @@ impl From<peer::StandingReply> for Said {
             parked: reply.parked,
             stalled: reply.stalled,
             applied: reply.applied_index,
+            times: Times { time_ms: reply.time_ms, wall_ms: reply.wall_ms },
             members: reply.members.into_iter().filter_map(disk).collect(),
             agreed: reply.agreed.into_iter().filter_map(digest).collect(),
         }

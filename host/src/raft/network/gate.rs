@@ -14,6 +14,7 @@ use super::hello::Local;
 use super::roster::{Hearsay, Roster};
 use super::{Network, Refusal, Rejected, TERM_JUMP_MAX, codec, receive_snapshot};
 use crate::machine::{Directory, Proposal};
+use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
 use crate::raft::store::convert::{membership_from_raft, vote_from_raft};
 use crate::raft::type_config::{RaftVote, TypeConfig};
@@ -23,27 +24,40 @@ use crate::types::NodeId;
 /// What an entry takes in the log beside its own bytes, rounded up.
 const ENTRY_OVERHEAD_BYTES: u64 = 256;
 
+/// What a node answers its peers by.
+pub struct Parts<SM: Machine> {
+    /// Agreement.
+    pub raft: Raft<TypeConfig, SM>,
+    /// This node.
+    pub local: Arc<Local>,
+    /// By which members are asked who a stranger is.
+    pub network: Network,
+    /// Nodes that need no member's word.
+    pub trusted: Vec<NodeId>,
+    /// Room on disk.
+    pub space: Arc<Space>,
+    /// What is parked, removed, agreed on.
+    pub directory: Arc<Directory>,
+    /// What time it is.
+    pub clock: Arc<Clock>,
+}
+
 /// The checks.
 pub(super) struct Gate<SM: Machine> {
     pub(super) raft: Raft<TypeConfig, SM>,
     pub(super) local: Arc<Local>,
     pub(super) space: Arc<Space>,
     pub(super) directory: Arc<Directory>,
+    pub(super) clock: Arc<Clock>,
     hearsay: Hearsay,
     trusted: Vec<NodeId>,
 }
 
 impl<SM: Machine> Gate<SM> {
-    pub(super) fn new(
-        raft: Raft<TypeConfig, SM>,
-        local: Arc<Local>,
-        network: Network,
-        trusted: Vec<NodeId>,
-        space: Arc<Space>,
-        directory: Arc<Directory>,
-    ) -> Self {
+    pub(super) fn new(parts: Parts<SM>) -> Self {
+        let Parts { raft, local, network, trusted, space, directory, clock } = parts;
         let hearsay = Hearsay::new(network);
-        Self { raft, local, space, directory, hearsay, trusted }
+        Self { raft, local, space, directory, clock, hearsay, trusted }
     }
 
     /// Who calls, if it may. Of a caller that this node does not know, it asks the members that it

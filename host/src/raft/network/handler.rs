@@ -8,7 +8,6 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use lockstep_proto::peer;
 use lockstep_proto::peer::install_snapshot_request::{Header, Part};
-use openraft::Raft;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
@@ -16,12 +15,10 @@ use openraft::storage::RaftStateMachine;
 use openraft::type_config::alias::SnapshotOf;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::{AppendGate, Gate};
+use super::gate::{AppendGate, Gate, Parts};
 use super::hello::Local;
 use super::receive_snapshot::Inbox;
-use super::{HELLO_TIMEOUT, Network, PROPOSAL_BYTES_MAX, Rejected, codec};
-use crate::machine::Directory;
-use crate::raft::duties::space::Space;
+use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
 use crate::raft::type_config::{EntryBytes, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{Member, NodeId};
@@ -43,19 +40,9 @@ pub struct PeerHandler<SM: Machine> {
 }
 
 impl<SM: Machine> PeerHandler<SM> {
-    /// Answers for `raft`; snapshots of peers go to `snapshots`, as far as there is `space`, and
-    /// `directory` says what is parked. Through `network` members are asked who a stranger is;
-    /// nodes in `trusted` need nobody's word.
-    pub fn new(
-        raft: Raft<TypeConfig, SM>,
-        local: Arc<Local>,
-        network: Network,
-        trusted: Vec<NodeId>,
-        snapshots: SnapshotDir,
-        space: Arc<Space>,
-        directory: Arc<Directory>,
-    ) -> Self {
-        let gate = Arc::new(Gate::new(raft, local, network, trusted, space, directory));
+    /// Answers by these parts; snapshots of peers go to `snapshots`, as far as there is space.
+    pub fn new(parts: Parts<SM>, snapshots: SnapshotDir) -> Self {
+        let gate = Arc::new(Gate::new(parts));
         Self { gate, inbox: Inbox::new(snapshots), stopped: CancellationToken::new() }
     }
 
@@ -171,6 +158,8 @@ impl<SM: Machine> PeerHandler<SM> {
             leads: self.gate.raft.is_leader(),
             stalled: stalled.map(|stall| stall.to_string()).unwrap_or_default(),
             applied_index: self.gate.directory.applied(),
+            time_ms: self.gate.clock.time_ms(),
+            wall_ms: self.gate.clock.wall_ms().unwrap_or(0),
         })
     }
 

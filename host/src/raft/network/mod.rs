@@ -30,7 +30,8 @@ use std::time::Duration;
 
 use crate::types::{LogIndex, Term};
 
-pub use connections::{Leads, Network};
+pub use connections::{Leads, Network, Times};
+pub use gate::Parts;
 pub use handler::{Machine, PeerHandler};
 pub use heard::Heard;
 pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};

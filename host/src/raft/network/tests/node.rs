@@ -16,8 +16,9 @@ use super::memory::{MemoryLog, MemoryMachine};
 use crate::api;
 use crate::budget::Budget;
 use crate::machine::Directory;
+use crate::raft::clock::{Clock, System};
 use crate::raft::duties::space::Space;
-use crate::raft::network::{Local, Network, PeerHandler};
+use crate::raft::network::{Local, Network, Parts, PeerHandler};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::type_config::{Entry, TypeConfig};
 use crate::storage::snapshot::SnapshotDir;
@@ -115,15 +116,16 @@ impl Node {
         let raft =
             Raft::new(NodeId(node), config(), network.clone(), log, machine.clone()).await.unwrap();
         let space = Arc::new(Space::new(folder.path().to_owned(), 0).unwrap());
-        let handler = PeerHandler::new(
-            raft.clone(),
-            local.clone(),
-            network.clone(),
-            Vec::new(),
-            snapshots.clone(),
+        let parts = Parts {
+            raft: raft.clone(),
+            local: local.clone(),
+            network: network.clone(),
+            trusted: Vec::new(),
             space,
             directory,
-        );
+            clock: Arc::new(Clock::new(Box::<System>::default()).unwrap()),
+        };
+        let handler = PeerHandler::new(parts, snapshots.clone());
         let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
