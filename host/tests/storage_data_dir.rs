@@ -82,11 +82,11 @@ fn a_wiped_log_is_refused() {
         assert!(error.to_string().contains("lockstep cluster remove"), "{error}");
     };
     refused("no folder");
-    std::fs::create_dir(&log).unwrap();
+    std::fs::create_dir(&log.folder).unwrap();
     refused("no segment");
-    std::fs::write(log.join("00000000000000000001.wal"), [0; 36]).unwrap();
-    refused("a segment that is shorter than its first record");
-    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::create_dir(log.folder.join("lost+found")).unwrap();
+    refused("a new disk");
+    std::fs::remove_dir_all(&log.folder).unwrap();
     drop(Log::open(&log, &LogConfig::from(&FileConfig::default())).unwrap());
     DataDir::open(folder.path(), NODE).unwrap();
 }
@@ -94,10 +94,10 @@ fn a_wiped_log_is_refused() {
 /// A folder with data and no identity does not get another one.
 #[test]
 fn a_lost_identity_is_not_replaced() {
-    for kind in ["log", "snapshots"] {
+    for (kind, name) in [("log", "00000000000000000001.wal"), ("snapshots", "empty.snapshot")] {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(kind)).unwrap();
-        std::fs::write(folder.path().join(kind).join("file"), b"x").unwrap();
+        std::fs::write(folder.path().join(kind).join(name), b"x").unwrap();
         let error = DataDir::open(folder.path(), NODE).unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{kind}: {error}");
         assert!(!folder.path().join("identity").exists());
@@ -170,7 +170,7 @@ fn only_module(folder: &Path) -> std::path::PathBuf {
 /// Free space is that of the disk under the folder, and errors name the folder.
 #[test]
 fn free_space_is_known() {
-    assert!(space::free_bytes(Path::new("/")).unwrap() > 0);
-    let error = space::free_bytes(Path::new("/no/such/folder")).unwrap_err();
+    assert!(space::free(Path::new("/")).unwrap().bytes > 0);
+    let error = space::free(Path::new("/no/such/folder")).unwrap_err();
     assert!(error.to_string().contains("/no/such/folder"), "{error}");
 }

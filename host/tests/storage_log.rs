@@ -7,17 +7,28 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lockstep_host::storage::{Error, FlushDone, Log, LogConfig, Payload};
-use lockstep_host::types::{LogId, NodeId, Vote};
+use lockstep_host::storage::{Error, FlushDone, Log, LogConfig, LogPlace, Payload};
+use lockstep_host::types::{Incarnation, LogId, NodeId, Vote};
 
 fn config(segment_bytes: u64, cache_bytes: usize) -> LogConfig {
     LogConfig { segment_bytes, cache_bytes }
 }
 
+/// A log in `folder/log`, with its ledger beside it.
+fn place(folder: &Path) -> LogPlace {
+    let (log, ledger) = (folder.join("log"), folder.join("log-ledger"));
+    LogPlace { folder: log, ledger, owner: Incarnation([7; 16]) }
+}
+
 fn open(folder: &Path) -> Log {
-    Log::open(folder, &config(1 << 20, 1 << 20)).unwrap()
+    open_with(folder, config(1 << 20, 1 << 20))
+}
+
+fn open_with(folder: &Path, config: LogConfig) -> Log {
+    Log::open(&place(folder), &config).unwrap()
 }
 
 fn log_id(term: u64, index: u64) -> LogId {
@@ -101,7 +112,7 @@ fn a_dropped_log_writes_what_waits() {
 #[test]
 fn entries_are_readable_before_they_are_written() {
     let folder = tempfile::tempdir().unwrap();
-    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    let log = open_with(folder.path(), config(4096, 0));
     let (done, receivers): (Vec<_>, Vec<_>) = (0..300).map(|_| flushed()).unzip();
     for (index, done) in (0..).zip(done) {
         log.append([entry(index, 700)], done).unwrap();
@@ -161,25 +172,132 @@ fn a_purge_beyond_the_end_moves_the_log() {
     assert_eq!(log.read(0..u64::MAX).unwrap(), [(log_id(3, 100), entry(100, 10).1)]);
 }
 
+/// Waits until the next segment is prepared, so that the log can go on in it.
+fn prepared(log: &Log) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !log.is_prepared() {
+        assert!(Instant::now() < until, "no segment is prepared");
+        std::thread::yield_now();
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(place(folder).folder).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 /// Purged segments are removed from disk, and the rest can still be opened.
 #[test]
 fn a_purge_frees_segments() {
     let folder = tempfile::tempdir().unwrap();
-    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    let log = open_with(folder.path(), config(4096, 0));
     for index in 0..100 {
+        prepared(&log);
         append(&log, [entry(index, 500)]);
     }
-    let files = || std::fs::read_dir(folder.path()).unwrap().count();
-    let before = files();
-    assert!(before >= 12, "{before} files of 4096 bytes for 50,000");
+    let before = names(folder.path()).len();
+    assert!(before >= 14, "{before} files of 4096 bytes for 50,000");
     let (done, receiver) = flushed();
     log.purge(log_id(1, 89), done).unwrap();
     receiver.recv().unwrap().unwrap();
     drop(log);
     // The segments that hold the last ten entries, and the next one that may be prepared.
-    assert!(files() <= 4, "{} files are left", files());
-    let log = Log::open(folder.path(), &config(4096, 0)).unwrap();
+    let left = names(folder.path());
+    assert!(left.len() <= 4, "{left:?}");
+    let log = open_with(folder.path(), config(4096, 0));
     assert_eq!(log.read(0..u64::MAX).unwrap().len(), 10);
+}
+
+/// A record that does not fit in the segment goes to the next one, if that is prepared, so that no
+/// file grows beyond what was synced as zeros. One that fits in no segment makes its own grow.
+#[test]
+fn files_do_not_grow() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open_with(folder.path(), config(4096, 0));
+    for index in 0..40 {
+        prepared(&log);
+        append(&log, [entry(index, if index == 20 { 9000 } else { 700 })]);
+    }
+    drop(log);
+    let lengths = names(folder.path());
+    let length = |name: &String| place(folder.path()).folder.join(name).metadata().unwrap().len();
+    let grown = lengths.iter().map(length).filter(|length| *length != 4096).count();
+    assert_eq!(grown, 1, "the one with the long entry");
+    let log = open_with(folder.path(), config(4096, 0));
+    assert_eq!(log.read(0..u64::MAX).unwrap().len(), 40);
+}
+
+/// What nobody waits for, how far the log is committed, goes to disk alone after a moment.
+#[test]
+fn what_is_committed_is_written_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open(folder.path());
+    append(&log, (0..5).map(|index| entry(index, 10)));
+    let file = place(folder.path()).folder.join("00000000000000000001.wal");
+    let before = std::fs::read(&file).unwrap();
+    log.save_committed(Some(log_id(1, 4))).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while std::fs::read(&file).unwrap() == before {
+        assert!(Instant::now() < until, "it is not written");
+        std::thread::yield_now();
+    }
+    // As a crash of the process leaves it.
+    let copy = copy_of(folder.path());
+    assert_eq!(open(copy.path()).state().unwrap().committed, Some(log_id(1, 4)));
+}
+
+/// A copy of a log, as a crash of its process would leave it.
+fn copy_of(folder: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let (from, to) = (place(folder), place(copy.path()));
+    std::fs::copy(&from.ledger, &to.ledger).unwrap();
+    std::fs::create_dir(&to.folder).unwrap();
+    for name in names(folder) {
+        std::fs::copy(from.folder.join(&name), to.folder.join(&name)).unwrap();
+    }
+    copy
+}
+
+/// Neither what the system puts into the folder nor what is left of files that nothing needs is
+/// damage, with holes or not; a start removes the files.
+#[test]
+fn leftovers_are_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = open_with(folder.path(), config(4096, 0));
+    for index in 0..60 {
+        prepared(&log);
+        append(&log, [entry(index, 500)]);
+    }
+    prepared(&log);
+    let before = copy_of(folder.path());
+    log.purge(log_id(1, 49), flushed().0).unwrap();
+    log.sync().unwrap();
+    drop(log);
+    let needed = names(folder.path());
+    let unneeded: Vec<_> =
+        names(before.path()).into_iter().filter(|name| !needed.contains(name)).collect();
+    assert!(unneeded.len() >= 5, "{unneeded:?}");
+    // Every single one of them left alone, and all but one.
+    for alone in [true, false] {
+        for chosen in &unneeded {
+            for name in unneeded.iter().filter(|name| (*name == chosen) == alone) {
+                let from = place(before.path()).folder.join(name);
+                std::fs::copy(from, place(folder.path()).folder.join(name)).unwrap();
+            }
+            std::fs::create_dir(place(folder.path()).folder.join("lost+found")).unwrap();
+            std::fs::write(place(folder.path()).folder.join(".nfs0001"), "x").unwrap();
+            let log = open_with(folder.path(), config(4096, 0));
+            assert_eq!(log.read(0..u64::MAX).unwrap().len(), 10, "{chosen}, alone: {alone}");
+            prepared(&log);
+            drop(log);
+            std::fs::remove_dir(place(folder.path()).folder.join("lost+found")).unwrap();
+            std::fs::remove_file(place(folder.path()).folder.join(".nfs0001")).unwrap();
+            assert_eq!(names(folder.path()), needed, "{chosen}, alone: {alone}");
+        }
+    }
 }
 
 /// A bounded read gives at least one entry, no more than fit, and from disk the same as from
@@ -188,7 +306,7 @@ fn a_purge_frees_segments() {
 fn reads_are_bounded() {
     for (cache_bytes, is_cached) in [(1 << 20, true), (0, false)] {
         let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), &config(4096, cache_bytes)).unwrap();
+        let log = open_with(folder.path(), config(4096, cache_bytes));
         append(&log, (0..100).map(|index| entry(index, 1000)));
         // What is written can leave the memory when something else comes.
         append(&log, [entry(100, 1000)]);
@@ -260,21 +378,23 @@ fn an_open_log_cannot_be_opened_again() {
     let folder = tempfile::tempdir().unwrap();
     let log = open(folder.path());
     append(&log, [entry(0, 10)]);
-    let error = Log::open(folder.path(), &config(1 << 20, 0)).unwrap_err();
+    let error = Log::open(&place(folder.path()), &config(1 << 20, 0)).unwrap_err();
     assert!(error.to_string().contains("locked"), "{error}");
 }
 
 const FULL_DISK_FOLDER: &str = "LOCKSTEP_TEST_FULL_DISK_FOLDER";
 
-/// On a disk that is full every callback is called, with an error from the first one on; the log
-/// is closed; and what was acknowledged before is there after a restart.
+/// Where the disk has no room for the next segment, the log says so, and what is prepared is used
+/// up. With room again it goes on by itself. Once a write itself is refused, every callback is
+/// called, with an error from the first one on, and the log is closed; what was acknowledged before
+/// is there after a restart.
 ///
 /// The disk is a process whose files may not grow past a limit, because there the system refuses
 /// writes half way, as it does on a full disk.
 #[test]
 fn a_full_disk_loses_nothing_that_was_acknowledged() {
     let folder = tempfile::tempdir().unwrap();
-    let script = "trap '' XFSZ; ulimit -f 300; exec \"$0\" --exact full_disk_child --nocapture";
+    let script = "trap '' XFSZ; exec \"$0\" --exact full_disk_child --nocapture";
     let output = Command::new("sh")
         .arg("-c")
         .arg(script)
@@ -295,14 +415,48 @@ fn a_full_disk_loses_nothing_that_was_acknowledged() {
     append(&log, [entry(count, 10)]);
 }
 
+/// Lets files grow to so many bytes.
+fn limit_files(bytes: Option<u64>) {
+    let maximum = rustix::process::getrlimit(rustix::process::Resource::Fsize).maximum;
+    let limit = rustix::process::Rlimit { current: bytes.or(maximum), maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).unwrap();
+}
+
+/// Appends entries until `ends`, at most a thousand; the index after the last.
+fn append_until(log: &Log, first: u64, ends: impl Fn() -> bool) -> u64 {
+    for index in first..first + 1000 {
+        if ends() {
+            return index;
+        }
+        append(log, [entry(index, 3000)]);
+    }
+    panic!("it does not end");
+}
+
 /// The process with the full disk; does nothing unless it was started as that.
 #[test]
 fn full_disk_child() {
     let Some(folder) = std::env::var_os(FULL_DISK_FOLDER) else { return };
-    let log = open(Path::new(&folder));
+    // One that is in use, and one that is prepared, are shorter than the limit.
+    let log = open_with(Path::new(&folder), config(200 << 10, 0));
     append(&log, (0..20).map(|index| entry(index, 3000)));
+    prepared(&log);
+    drop(log);
+    limit_files(Some(300 << 10));
+    let log = open(Path::new(&folder));
+    // What is prepared is used up before anything is short.
+    let next = append_until(&log, 20, || log.short_of_room().is_some());
+    let short = log.short_of_room().unwrap();
+    assert!(short.reason.contains("File too large"), "{short:?}");
+    assert!(short.left_bytes > short.segment_bytes / 2, "said as soon as it is so: {short:?}");
+    limit_files(None);
+    prepared(&log);
+    assert_eq!(log.short_of_room(), None, "it goes by itself");
+
+    // Now the very writes are refused, half way.
+    limit_files(Some(300 << 10));
     let mut results = Vec::new();
-    for index in 20..500 {
+    for index in next..next + 1000 {
         let (done, receiver) = flushed();
         let appended = log.append([entry(index, 3000)], done);
         results.push(receiver);
@@ -315,5 +469,5 @@ fn full_disk_child() {
     assert!(acknowledged < results.len(), "the disk was never full");
     assert!(results[acknowledged..].iter().all(Result::is_err), "one was acknowledged after");
     assert!(matches!(log.state(), Err(Error::Latched { .. })));
-    println!("\nacknowledged {}", 20 + acknowledged);
+    println!("\nacknowledged {}", next + u64::try_from(acknowledged).unwrap());
 }

@@ -12,15 +12,21 @@ use lockstep_host::raft::TypeConfig;
 use lockstep_host::raft::store::convert;
 use lockstep_host::raft::store::log_store::LogStore;
 use lockstep_host::raft::type_config::{Entry, EntryBytes};
-use lockstep_host::storage::{Log, LogConfig, Payload};
-use lockstep_host::types::{LogId, Member, Membership, NodeId, Vote};
+use lockstep_host::storage::{Log, LogConfig, LogPlace, Payload};
+use lockstep_host::types::{Incarnation, LogId, Member, Membership, NodeId, Vote};
 use openraft::storage::{IOFlushed, RaftLogStorage as _};
 use openraft::type_config::TypeConfigExt as _;
 use openraft::{EntryPayload, RaftLogReader as _};
 
+/// A log in `folder/log`, with its ledger beside it.
+fn place(folder: &Path) -> LogPlace {
+    let (log, ledger) = (folder.join("log"), folder.join("log-ledger"));
+    LogPlace { folder: log, ledger, owner: Incarnation([7; 16]) }
+}
+
 fn open(folder: &Path) -> LogStore {
     let config = LogConfig { segment_bytes: 1 << 20, cache_bytes: 0 };
-    LogStore::new(Log::open(folder, &config).unwrap())
+    LogStore::new(Log::open(&place(folder), &config).unwrap())
 }
 
 fn log_id(index: u64) -> LogId {

@@ -16,7 +16,8 @@ use lockstep_host::raft::store::log_store::LogStore;
 use lockstep_host::raft::type_config::{
     Entry, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, RaftVote,
 };
-use lockstep_host::storage::{Log, LogConfig};
+use lockstep_host::storage::{Log, LogConfig, LogPlace};
+use lockstep_host::types::Incarnation;
 use openraft::storage::{EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, OptionalSend, RaftLogReader, RaftSnapshotBuilder, StorageError};
@@ -29,8 +30,14 @@ fn config() -> LogConfig {
     LogConfig { segment_bytes: 500, cache_bytes: 0 }
 }
 
+/// A log in `folder/log`, with its ledger beside it.
+fn place(folder: &std::path::Path) -> LogPlace {
+    let (log, ledger) = (folder.join("log"), folder.join("log-ledger"));
+    LogPlace { folder: log, ledger, owner: Incarnation([7; 16]) }
+}
+
 fn open(folder: &std::path::Path) -> LogStore {
-    LogStore::new(Log::open(folder, &config()).unwrap())
+    LogStore::new(Log::open(&place(folder), &config()).unwrap())
 }
 
 /// The least state machine that the suite accepts.

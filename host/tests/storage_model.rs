@@ -4,12 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
 
 use std::io::ErrorKind;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 
 use bytes::Bytes;
-use lockstep_host::storage::{FlushDone, Log, LogConfig, LogState, Payload};
-use lockstep_host::types::{LogId, NodeId, Vote};
+use lockstep_host::storage::{FlushDone, Log, LogConfig, LogPlace, LogState, Payload};
+use lockstep_host::types::{Incarnation, LogId, NodeId, Vote};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -45,8 +46,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Length of a segment's head.
+const HEAD: u64 = 64;
+const SECTOR: u64 = 512;
+
+/// A log in `folder/log`, with its ledger beside it.
+fn place(folder: &Path) -> LogPlace {
+    let (log, ledger) = (folder.join("log"), folder.join("log-ledger"));
+    LogPlace { folder: log, ledger, owner: Incarnation([7; 16]) }
+}
+
 fn open(folder: &Path) -> Log {
-    Log::open(folder, &LogConfig { segment_bytes: 4000, cache_bytes: 2000 }).unwrap()
+    let config = LogConfig { segment_bytes: 4000, cache_bytes: 2000 };
+    Log::open(&place(folder), &config).unwrap()
 }
 
 /// What the log must be, and the log.
@@ -123,8 +135,12 @@ impl Model {
     /// Goes on with a copy of the files as they are, changed by `change`.
     fn crash(&mut self, change: impl FnOnce(&Path)) {
         let copy = tempfile::tempdir().unwrap();
-        for path in segments(self.folder.path()) {
-            match std::fs::copy(&path, copy.path().join(path.file_name().unwrap())) {
+        let (from, to) = (place(self.folder.path()), place(copy.path()));
+        // First, since a file may get its name meanwhile, before the ledger knows it.
+        std::fs::copy(&from.ledger, &to.ledger).unwrap();
+        std::fs::create_dir(&to.folder).unwrap();
+        for path in files(self.folder.path()) {
+            match std::fs::copy(&path, to.folder.join(path.file_name().unwrap())) {
                 // The log removes what is purged after the purge was reported.
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 copied => drop(copied.unwrap()),
@@ -136,8 +152,8 @@ impl Model {
         self.log = Some(open(self.folder.path()));
     }
 
-    /// Appends, and goes on with as much of the last file as a crash has left. What was synced
-    /// before must be there, and of the new entries the first ones.
+    /// Appends, and goes on with what a crash has left of the last file: its last sectors are zeros
+    /// still. What was synced before must be there, and of the new entries the first ones.
     fn torn_append(&mut self, lengths: &[usize], share: u8) {
         let tail = segments(self.folder.path()).pop().unwrap();
         let before = written(&tail);
@@ -145,10 +161,13 @@ impl Model {
         self.synced(|log, done| log.append(entries.clone(), done).unwrap());
         self.crash(|folder| {
             let last = segments(folder).pop().unwrap();
-            let from = if last.file_name() == tail.file_name() { before } else { 0 };
-            let file = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
+            let from = if last.file_name() == tail.file_name() { before } else { HEAD };
             let new = written(&last) - from;
-            file.set_len(from + new * u64::from(share) / 256).unwrap();
+            let kept = from + new * u64::from(share) / 256;
+            let kept = (kept / SECTOR * SECTOR).max(from);
+            let file = std::fs::OpenOptions::new().write(true).open(&last).unwrap();
+            let zeros = vec![0; usize::try_from(from + new - kept).unwrap()];
+            file.write_all_at(&zeros, kept).unwrap();
         });
         let kept = self.log.as_ref().unwrap().read(0..u64::MAX).unwrap();
         assert!(kept.len() >= self.entries.len(), "an entry that was synced is gone");
@@ -163,23 +182,28 @@ impl Model {
     }
 }
 
-/// The segments that something was written to.
-fn segments(folder: &Path) -> Vec<PathBuf> {
-    let paths = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    let named = paths.filter(|path| path.extension().is_some_and(|name| name == "wal"));
-    let mut segments: Vec<_> = named.filter(|path| written(path) > 0).collect();
-    segments.sort();
-    segments
+/// The segments.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let paths = std::fs::read_dir(place(folder).folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> =
+        paths.filter(|path| path.extension().is_some_and(|name| name == "wal")).collect();
+    files.sort();
+    files
 }
 
-/// Where a segment's records end: zeros follow. 0 when it has just been removed.
+/// The segments that something was written to.
+fn segments(folder: &Path) -> Vec<PathBuf> {
+    files(folder).into_iter().filter(|path| written(path) > HEAD).collect()
+}
+
+/// Where a segment's records end: zeros follow. No records when it has just been removed.
 fn written(segment: &Path) -> u64 {
     let bytes = match std::fs::read(segment) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return 0,
+        Err(error) if error.kind() == ErrorKind::NotFound => return HEAD,
         read => read.unwrap(),
     };
     let length = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    u64::try_from(length).unwrap()
+    u64::try_from(length).unwrap().max(HEAD)
 }
 
 /// The log is what its history says, whatever the history.

@@ -20,12 +20,15 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// Length of the head with which a segment of a log begins.
+const SEGMENT_HEAD: u64 = 64;
+
 /// The last file of a folder by name in which something stands: of a log, the segment in use.
 ///
 /// # Panics
 /// When there is none.
 pub fn last(folder: &Path) -> PathBuf {
-    let newest = list(folder).into_iter().rfind(|path| written(path) > 0);
+    let newest = list(folder).into_iter().rfind(|path| written(path) > SEGMENT_HEAD);
     newest.unwrap_or_else(|| panic!("no file in {}", folder.display()))
 }
 
@@ -69,6 +72,15 @@ pub fn flip_bit(file: &Path, offset: u64) {
 /// When they cannot be written.
 pub fn overwrite(file: &Path, offset: u64, bytes: &[u8]) {
     open(file).write_all_at(bytes, offset).expect("the file can be written");
+}
+
+/// Overwrites a file with zeros from this offset to its end.
+///
+/// # Panics
+/// When it cannot be written.
+pub fn clear_from(file: &Path, offset: u64) {
+    let left = length(file).checked_sub(offset).expect("the offset lies in the file");
+    overwrite(file, offset, &vec![0; usize::try_from(left).expect("test files are short")]);
 }
 
 /// Cuts this many bytes off the end.

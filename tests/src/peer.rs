@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use lockstep_host::config::FileConfig;
-use lockstep_host::storage::{Log, LogConfig, Payload};
+use lockstep_host::storage::{DataDir, Log, LogConfig, Payload};
 use lockstep_host::types::LogId;
 use lockstep_proto::peer::peer_client::PeerClient;
 use lockstep_proto::peer::{Hello, StandingRequest};
@@ -54,7 +54,8 @@ async fn ask(cluster: &Cluster, to: u64) -> (PeerClient<tonic::transport::Channe
 /// When a log is empty or cannot be written.
 pub fn append(nodes: &[&Node], entries: &[Bytes]) {
     let open = |node: &&Node| {
-        let log = Log::open(&node.data_dir.join("log"), &LogConfig::from(&FileConfig::default()));
+        let folder = DataDir::open_existing(&node.data_dir).expect("the node does not run");
+        let log = Log::open(&folder.log(), &LogConfig::from(&FileConfig::default()));
         let log = log.expect("the log can be opened");
         let last = log.state().expect("the log has a state").last.expect("the log has entries");
         (last, log)

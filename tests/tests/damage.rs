@@ -64,41 +64,62 @@ async fn a_damaged_log_is_refused() {
     }
 }
 
-/// Something that a crash can do to the last file of a log, and its name.
-type Damage = (&'static str, fn(&Path));
-
-/// A torn tail is cut, with a warning, and the node goes on from what is left: the last record cut
-/// short, and one of which only the head has arrived. What a start finds behind the records beside
-/// that, zeros or nothing, is no damage.
+/// A torn tail, of which only the first sectors have arrived, is cut, with a warning, and the node
+/// goes on from what is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_torn_tail_is_cut() {
     let mut cluster = killed_after(40).await;
     let log = log_folder(&cluster);
-    let damages: [Damage; 3] = [
-        ("one byte short", |file| files::end_at(file, files::written(file) - 1)),
-        ("seven bytes short", |file| files::end_at(file, files::written(file) - 7)),
-        ("the head of a record after it", |file| {
-            let end = files::written(file);
-            files::overwrite(file, end, &[3, 1, 0, 0]);
-            files::end_at(file, end + 4);
-        }),
-    ];
-    for (what, damage) in damages {
-        damage(&files::last(&log));
+    for sectors in [1, 2, 3] {
+        cluster.node_mut(1).start().await;
+        cluster.leader().await;
+        load::write(&cluster.client(), "long", &format!("begin;{}", "x".repeat(3000))).await;
+        cluster.node_mut(1).kill().await;
+        let (file, offset) = in_log(&cluster, "begin;");
+        files::clear_from(&file, (offset / 512 + sectors) * 512);
         let before = cluster.node(1).log_text().len();
         cluster.node_mut(1).start().await;
         cluster.leader().await;
         let said = cluster.node(1).log_text().split_off(before);
-        lockstep_tests::program::assert_holds(what, &said, &["WARN", "torn"]);
+        lockstep_tests::program::assert_holds("the node", &said, &["WARN", "torn", name(&file)]);
         let client = cluster.client();
-        for number in 0..39 {
+        for number in 0..40 {
             let key = format!("key-{number}");
             let value = load::read(&client, &key, Consistency::Linearizable).await;
-            assert_eq!(value, Some(format!("value-{number};")), "{what}");
+            assert_eq!(value, Some(format!("value-{number};")), "{sectors} sectors");
         }
-        load::write(&client, "key-39", "value-39;").await;
         cluster.node_mut(1).kill().await;
     }
+    assert_eq!(files::length(&files::last(&log)), 4 << 20, "no file becomes shorter");
+}
+
+/// A last file of the log that is shorter than it was prepared is no torn end, wherever it was cut:
+/// it is refused, naming file and offset. So is a log of which the last files are missing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_log_is_refused() {
+    let mut cluster = killed_after(40).await;
+    let log = log_folder(&cluster);
+    let file = files::last(&log);
+    let whole = std::fs::read(&file).expect("the log can be read");
+    let written = files::written(&file);
+    for length in [0, 63, 64, 1000, written - 1, written, (4 << 20) - 1] {
+        files::end_at(&file, length);
+        let at = format!("{} is damaged at byte", name(&file));
+        cluster.node_mut(1).refuses_to_start(&[&at, REPAIR]).await;
+        std::fs::write(&file, &whole).expect("the log can be written");
+    }
+    let prepared = files::list(&log).pop().expect("a segment is prepared");
+    let elsewhere = cluster.node(1).data_dir.join("elsewhere");
+    std::fs::rename(&prepared, &elsewhere).expect("a file can be moved");
+    let missing = "the file is missing, and the log had it";
+    cluster.node_mut(1).refuses_to_start(&[name(&prepared), missing, REPAIR]).await;
+    std::fs::rename(&elsewhere, &prepared).expect("a file can be moved");
+    std::fs::create_dir(log.join("lost+found")).expect("a folder can be made");
+    std::fs::write(log.join(".nfs0000000000000001"), "x").expect("a file can be written");
+    cluster.node_mut(1).start().await;
+    cluster.leader().await;
+    let value = load::read(&cluster.client(), "key-39", Consistency::Linearizable).await;
+    assert_eq!(value.as_deref(), Some("value-39;"));
 }
 
 /// A log that is gone under an identity that is there is refused with the repair: the node must

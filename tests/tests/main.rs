@@ -22,6 +22,7 @@ mod hostility;
 mod limits;
 mod machine_limits;
 mod membership;
+mod no_room;
 mod parking;
 mod power;
 mod queries;

@@ -1,5 +1,8 @@
 //! What a group has on disk, opened, and the sandbox. Blocking work, before anything runs.
 
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard};
+
 use anyhow::Context as _;
 use bytes::Bytes;
 
@@ -34,6 +37,7 @@ impl Opened {
         let space = Space::new(config.data_dir.clone(), config.file.disk_reserve_bytes)?;
         space.check().context("the node cannot start on a full disk")?;
         let log = Log::open(&data_dir.log(), &LogConfig::from(&config.file))?;
+        let space = space.of_log(log.clone());
         let snapshots = SnapshotDir::open(&data_dir.snapshots())?.keeping_free(space.floor());
         let modules = ModuleStore::open(&data_dir.modules())?;
         let engine = Engine::new().context("the sandbox cannot be set up")?;
@@ -48,25 +52,70 @@ impl Opened {
     }
 }
 
-/// Modules on disk, as the machines know them.
-pub(super) struct DiskLibrary(pub(super) ModuleStore);
+/// Modules on disk, as the machines know them. One that the disk has no room for is kept in memory
+/// until there is some: the log and the snapshots hold it as well, so nothing hangs on its file.
+pub(super) struct DiskLibrary {
+    store: ModuleStore,
+    unsaved: Mutex<BTreeMap<ModuleDigest, Bytes>>,
+}
+
+impl DiskLibrary {
+    /// Modules in this folder.
+    pub(super) fn new(store: ModuleStore) -> Self {
+        Self { store, unsaved: Mutex::default() }
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, BTreeMap<ModuleDigest, Bytes>> {
+        self.unsaved.lock().expect("no holder panics")
+    }
+}
 
 impl ModuleLibrary for DiskLibrary {
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> std::io::Result<()> {
-        self.0.put(*digest, bytes).map_err(storage::Error::into_io)
+        match self.store.put(*digest, bytes) {
+            Err(error) if error.is_no_room() => {
+                tracing::error!(%error, "no room for a module: it is kept in memory");
+                self.unsaved().insert(*digest, Bytes::copy_from_slice(bytes));
+                Ok(())
+            }
+            stored => stored.map_err(storage::Error::into_io),
+        }
     }
 
     fn get(&self, digest: &ModuleDigest) -> std::io::Result<Bytes> {
-        let bytes = self.0.get(*digest).map_err(storage::Error::into_io)?;
+        if let Some(bytes) = self.unsaved().get(digest) {
+            return Ok(bytes.clone());
+        }
+        let bytes = self.store.get(*digest).map_err(storage::Error::into_io)?;
         bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
     fn list(&self) -> std::io::Result<Vec<ModuleDigest>> {
-        self.0.list().map_err(storage::Error::into_io)
+        let mut all = self.store.list().map_err(storage::Error::into_io)?;
+        all.extend(self.unsaved().keys());
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
     }
 
     fn remove(&self, digest: &ModuleDigest) -> std::io::Result<()> {
-        self.0.remove(*digest).map_err(storage::Error::into_io)
+        self.unsaved().remove(digest);
+        self.store.remove(*digest).map_err(storage::Error::into_io)
+    }
+
+    fn save_rest(&self) {
+        let unsaved = self.unsaved().clone();
+        for (digest, bytes) in unsaved {
+            // One that was removed meanwhile must not come back.
+            if self.store.put(digest, &bytes).is_ok() && self.unsaved().remove(&digest).is_none() {
+                self.store.remove(digest).ok();
+            }
+        }
+    }
+
+    fn alarm(&self) -> Option<String> {
+        let count = self.unsaved().len();
+        (count > 0).then(|| format!("no room on the disk for {count} modules: they are in memory"))
     }
 }
 

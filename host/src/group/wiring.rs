@@ -76,7 +76,7 @@ impl Wiring {
             cluster: Arc::clone(&cluster),
             profile: engine.profile().to_owned(),
             engine,
-            library: Arc::new(DiskLibrary(modules)),
+            library: Arc::new(DiskLibrary::new(modules)),
             history: Arc::new(LogHistory(log.clone())),
             compiled: Arc::new(compiled),
             compiling: Arc::new(Semaphore::new(1)),
@@ -192,7 +192,7 @@ impl Wiring {
         );
         let modules =
             ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
-        let space = Arc::clone(&self.space);
+        let (space, library) = (Arc::clone(&self.space), Arc::clone(&self.environment.library));
         let (changes, change_requests) = MembershipTask::queue();
         let (recovered_sender, recovered) = watch::channel(false);
         let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
@@ -229,7 +229,7 @@ impl Wiring {
         let membership = MembershipTask::new(replica.clone(), change_requests);
         tasks.spawn(named("the membership", membership.run()));
         tasks.spawn(named("stalls", stall::watch(replica.clone(), self.log.clone())));
-        tasks.spawn(named("room on disk", async move { space.run().await }));
+        tasks.spawn(named("room on disk", async move { space.run(library).await }));
         Group { replica, raft, log: self.log, peers, tasks }
     }
 }

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use crate::types::ModuleDigest;
 
-/// Keeps modules by digest. Obligations: what `put` returned for survives a crash; `get` returns
-/// exactly what was put, or an error, never other bytes.
+/// Keeps modules by digest. Obligations: `get` returns exactly what was put, or an error, never
+/// other bytes; what `put` returned for survives a crash, unless the disk has no room. Then it is
+/// kept in memory, and [`ModuleLibrary::alarm`] says so: the log and the snapshots hold it too.
 pub trait ModuleLibrary: Send + Sync {
     /// Keeps a module; one that is there already is left as it is. Blocking.
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> io::Result<()>;
@@ -19,6 +20,12 @@ pub trait ModuleLibrary: Send + Sync {
     fn list(&self) -> io::Result<Vec<ModuleDigest>>;
     /// Keeps a module no longer. Blocking.
     fn remove(&self, digest: &ModuleDigest) -> io::Result<()>;
+    /// Saves what the disk had no room for, as far as it has some now. Blocking.
+    fn save_rest(&self) {}
+    /// Modules that are kept in memory alone, a sentence.
+    fn alarm(&self) -> Option<String> {
+        None
+    }
 }
 
 /// Keeps compiled code by digest, to save the time of compiling it again. Obligations: none but

@@ -118,7 +118,10 @@ impl Patient {
     }
 
     fn cure(&self, fetched: &Snapshot) -> anyhow::Result<Repaired> {
-        let index = fetched.id().last.context("it holds no entry")?.index;
+        let last = fetched.id().last.context("it holds no entry")?;
+        let index = last.index;
+        // The log may end before it.
+        self.log.announce_snapshot(last)?;
         let evidence = match &self.ailment {
             Ailment::Quarantined(mark) => Some(self.data_dir.put_in_place(fetched.path(), mark)?),
             Ailment::OtherEngine(_) => {

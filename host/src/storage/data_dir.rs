@@ -10,7 +10,7 @@ use std::sync::Mutex;
 
 use super::identity::Identity;
 use super::lock::Lock;
-use super::log::FIRST_RECORD_BYTES;
+use super::log::LogPlace;
 use super::quarantine::Quarantine;
 use super::{Error, durable};
 use crate::types::{ClusterId, NodeId};
@@ -47,9 +47,8 @@ impl DataDir {
             return Err(Error::WrongNode { path: path.to_owned(), found, asked });
         }
         let data_dir = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
-        let log = data_dir.log();
-        let log_bytes = longest_file(&log)?.unwrap_or(0);
-        if identity.cluster.is_some() && log_bytes < FIRST_RECORD_BYTES {
+        let log = data_dir.log().folder;
+        if identity.cluster.is_some() && !has_file(&log, "wal")? {
             return Err(Error::LogMissing { path: log });
         }
         Ok(data_dir)
@@ -147,9 +146,10 @@ impl DataDir {
         &self.path
     }
 
-    /// Folder of the log and the vote, for [`super::Log::open`].
-    pub fn log(&self) -> PathBuf {
-        self.path.join("log")
+    /// Where the log and the vote lie, for [`super::Log::open`].
+    pub fn log(&self) -> LogPlace {
+        let owner = self.identity().incarnation;
+        LogPlace { folder: self.path.join("log"), ledger: self.path.join("log-ledger"), owner }
     }
 
     /// Folder of the snapshots, for [`super::snapshot::SnapshotDir::open`].
@@ -171,8 +171,7 @@ impl DataDir {
 /// Writes the identity of an empty folder. One that holds data has lost its identity, and must
 /// not get another: its peers know it by the old one.
 fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity, Error> {
-    let log = longest_file(&path.join("log"))?;
-    if log.or(longest_file(&path.join("snapshots"))?).is_some() {
+    if has_file(&path.join("log"), "wal")? || has_file(&path.join("snapshots"), "snapshot")? {
         let reason = "it is missing, although the folder holds data";
         return Err(Error::damaged(identity, 0, reason).with_repair());
     }
@@ -181,17 +180,18 @@ fn first_start(path: &Path, identity: &Path, node_id: NodeId) -> Result<Identity
     Ok(created)
 }
 
-/// Length of the longest file of a folder; `None` when it has no file or is not there.
-fn longest_file(folder: &Path) -> Result<Option<u64>, Error> {
+/// Whether a folder has a file with this extension.
+fn has_file(folder: &Path, extension: &str) -> Result<bool, Error> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(Error::io(folder, error)),
     };
-    let mut longest = None;
     for entry in entries {
-        let length = entry.and_then(|entry| entry.metadata()).map(|metadata| metadata.len());
-        longest = longest.max(Some(length.map_err(|error| Error::io(folder, error))?));
+        let name = entry.map_err(|error| Error::io(folder, error))?.file_name();
+        if Path::new(&name).extension().is_some_and(|found| found == extension) {
+            return Ok(true);
+        }
     }
-    Ok(longest)
+    Ok(false)
 }

@@ -37,7 +37,10 @@ pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
 /// Syncs a whole temporary file and gives it its name, in place of what had that name before.
 pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Error> {
     temporary.as_file().sync_all().map_err(|error| Error::io(temporary.path(), error))?;
-    let file = temporary.persist(path).map_err(|failed| Error::io(path, failed.error))?;
+    let (file, temporary) = temporary.into_parts();
+    std::fs::rename(&temporary, path).map_err(|error| Error::io(path, error))?;
+    // The name that it had is free now, and nothing else may lose its file with it.
+    temporary.keep().map_err(|failed| Error::io(path, failed.error))?;
     sync_folder(path.parent().expect("a published file lies in a folder"))?;
     Ok(file)
 }

@@ -133,6 +133,13 @@ impl Error {
         }
     }
 
+    /// Whether the disk, or what this process may have of it, has no room: no bytes, no quota, no
+    /// inodes (which the system reports as no bytes), or no more in one file. Such an error is no
+    /// fault of the disk, and goes by itself once there is room.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_no_room(source.kind()))
+    }
+
     /// The same as an I/O error, for interfaces that carry no other.
     pub fn into_io(self) -> io::Error {
         let kind = match &self {
@@ -143,4 +150,10 @@ impl Error {
         };
         io::Error::new(kind, self)
     }
+}
+
+/// Whether an I/O error of this kind says that there is no room; see [`Error::is_no_room`].
+pub(crate) fn is_no_room(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
 }

@@ -10,7 +10,12 @@
 //! **Invariant:** after the first error nothing is written any more until the log is opened again.
 
 mod contents;
+mod draft;
 mod flush;
+mod head;
+mod ledger;
+mod preparer;
+mod reading;
 mod record;
 mod recovery;
 mod segment;
@@ -20,29 +25,42 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
 use super::lock::Lock;
 use super::{Error, durable};
 use crate::config::FileConfig;
-use crate::types::{LogId, LogIndex, Vote};
+use crate::types::{Incarnation, LogId, LogIndex, Vote};
 use contents::{Contents, Entry};
+use draft::Draft;
 pub use flush::FlushDone;
-use flush::Progress;
-pub(super) use record::FIRST_RECORD_BYTES;
+use head::HEAD_BYTES;
+use ledger::Ledger;
 pub use record::{PAYLOAD_BYTES_MAX, Payload};
 use record::{Record, Stamp};
 use recovery::Recovered;
 use segment::Segment;
-use writer::{Files, Pending, Shared, Writer};
+use writer::{Files, Shared, Writer};
 
 /// The number of the first segment of a new log.
 const FIRST_SEGMENT: u64 = 1;
 
 /// A read goes to disk, and lets writers in, after this many bytes.
 const READ_SECTION_BYTES: usize = 256 << 10;
+
+/// Where a log lies, and whose it is.
+#[derive(Clone, Debug)]
+pub struct LogPlace {
+    /// The folder of its segments, and of nothing else.
+    pub folder: PathBuf,
+    /// The file that knows which segments there are; not in that folder.
+    pub ledger: PathBuf,
+    /// The data folder: a log of another one is refused.
+    pub owner: Incarnation,
+}
 
 /// How the log is kept.
 #[derive(Clone, Debug)]
@@ -70,6 +88,19 @@ pub struct LogState {
     pub last: Option<LogId>,
     /// As last saved; may be behind what is committed.
     pub committed: Option<LogId>,
+    /// The last snapshot of a peer that was taken in; the log may end before it.
+    pub announced: Option<LogId>,
+}
+
+/// A log whose disk has no room for its next segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShortOfRoom {
+    /// What the disk said.
+    pub reason: String,
+    /// What is left of the segment in use.
+    pub left_bytes: u64,
+    /// Length with which that was prepared.
+    pub segment_bytes: u64,
 }
 
 /// What a bounded read gave.
@@ -92,7 +123,7 @@ pub struct Log {
 struct Open {
     front: Mutex<Front>,
     shared: Arc<Shared>,
-    folder: Arc<Path>,
+    place: Arc<LogPlace>,
     config: LogConfig,
     writer: Option<JoinHandle<()>>,
     /// Goes last: nobody opens the folder before the writer is gone.
@@ -106,6 +137,10 @@ struct Front {
     segments: VecDeque<InUse>,
     /// Where in the last one the next record goes.
     used: u64,
+    /// Length with which the last one was prepared.
+    bytes: u64,
+    /// What the last one begins with ends here.
+    fresh: u64,
 }
 
 /// A segment as the callers know it; its file may not be there yet.
@@ -117,44 +152,52 @@ struct InUse {
 }
 
 impl Log {
-    /// Opens the log in `folder`, or creates one. What is readable afterwards is synced.
+    /// Opens the log of a place, or creates one. What is readable afterwards is synced.
     ///
     /// # Errors
     /// `Locked` when it is open already; `Damaged`, naming file, offset and repair, for anything
     /// but a torn end, which is cut.
-    pub fn open(folder: &Path, config: &LogConfig) -> Result<Self, Error> {
-        durable::create_folder(folder)?;
-        let lock = Lock::take_folder(folder)?;
-        durable::remove_temporaries(folder)?;
-        let recovered = match recovery::recover(folder).map_err(Error::with_repair)? {
-            Some(recovered) => recovered,
-            None => create(folder, config)?,
+    pub fn open(place: &LogPlace, config: &LogConfig) -> Result<Self, Error> {
+        durable::create_folder(&place.folder)?;
+        let lock = Lock::take_folder(&place.folder)?;
+        durable::remove_temporaries(&place.folder)?;
+        let (ledger, recovered) = recovery::recover(place).map_err(Error::with_repair)?;
+        let (ledger, recovered) = match recovered {
+            Some(recovered) => (ledger, recovered),
+            None => create(place, config, ledger)?,
         };
-        Self::start(folder.into(), config, lock, recovered)
+        Self::start(Arc::new(place.clone()), config, lock, recovered, ledger)
     }
 
     fn start(
-        folder: Arc<Path>,
+        place: Arc<LogPlace>,
         config: &LogConfig,
         lock: Lock,
         recovered: Recovered,
+        ledger: Ledger,
     ) -> Result<Self, Error> {
-        let Recovered { contents, segments, used } = recovered;
+        let Recovered { contents, segments, used, prepared, unneeded } = recovered;
         let (last, _) = segments.back().expect("a log has a segment");
         let shared = Arc::new(Shared::new(
             segments.iter().map(|(segment, _)| Arc::clone(segment)),
+            prepared,
+            ledger,
             last.start + used,
         ));
-        let current = Arc::clone(last);
-        let writer = Writer::new(Arc::clone(&shared), &folder, config.segment_bytes, current);
+        let (current, bytes) = (Arc::clone(last), last.bytes);
+        shared.set_left(bytes, used);
+        let segment_bytes = config.segment_bytes;
+        let writer = Writer::new(Arc::clone(&shared), &place, segment_bytes, current, unneeded)?;
         let thread = std::thread::Builder::new().name("log-writer".to_owned());
-        let writer = thread.spawn(|| writer.run()).map_err(|error| Error::io(&folder, error))?;
+        let writer =
+            thread.spawn(|| writer.run()).map_err(|error| Error::io(&place.folder, error))?;
         let in_use = segments
             .iter()
             .map(|(segment, highest)| InUse { start: segment.start, highest: *highest });
-        let front = Mutex::new(Front { contents, segments: in_use.collect(), used });
+        let segments = in_use.collect();
+        let front = Mutex::new(Front { contents, segments, used, bytes, fresh: 0 });
         let (config, writer) = (config.clone(), Some(writer));
-        Ok(Self { open: Arc::new(Open { front, shared, folder, config, writer, _lock: lock }) })
+        Ok(Self { open: Arc::new(Open { front, shared, place, config, writer, _lock: lock }) })
     }
 
     /// Where the log stands.
@@ -219,6 +262,43 @@ impl Log {
         })
     }
 
+    /// Notes that a snapshot of a peer is about to take the place of the log up to `last`; waits
+    /// until that is synced. A start that finds the snapshot then knows why the log ends before it.
+    pub fn announce_snapshot(&self, last: LogId) -> Result<(), Error> {
+        self.wait_synced(|draft| draft.push(&Record::Announced(last)))
+    }
+
+    /// Waits until everything that was written so far is synced.
+    pub fn wait_durable(&self) -> Result<(), Error> {
+        self.wait_synced(|_| Ok(()))
+    }
+
+    /// Whether an end of the log was cut at a start, and the peers have not been asked about it.
+    /// It was never acknowledged, unless the disk has lost the very last write since.
+    pub fn in_doubt(&self) -> bool {
+        self.open.shared.ledger().in_doubt()
+    }
+
+    /// Notes durably that the peers know of nothing that is missing here.
+    pub fn clear_doubt(&self) -> Result<(), Error> {
+        self.open.shared.ledger().set_doubt(false).map_err(|error| self.latch(error))
+    }
+
+    /// Why the next segment cannot be prepared, while the disk has no room for it, and how many
+    /// bytes the log can still take without asking the disk for more.
+    pub fn short_of_room(&self) -> Option<ShortOfRoom> {
+        let shared = &self.open.shared;
+        let reason = shared.no_room()?;
+        let left_bytes = shared.left_bytes.load(Ordering::Relaxed);
+        let segment_bytes = shared.in_use_bytes.load(Ordering::Relaxed);
+        Some(ShortOfRoom { reason, left_bytes, segment_bytes })
+    }
+
+    /// Whether a segment is prepared beside the one in use.
+    pub fn is_prepared(&self) -> bool {
+        self.open.shared.ready() > 0
+    }
+
     /// Entries of the range, as far as the log holds them.
     pub fn read(&self, range: Range<LogIndex>) -> Result<Vec<(LogId, Payload)>, Error> {
         self.read_limited(range, usize::MAX)
@@ -280,7 +360,7 @@ impl Log {
         // A segment that is purged meanwhile can be read as long as it is held.
         let files = if from_disk { self.open.shared.files().clone() } else { Files::new() };
         drop(front);
-        let entries = read_back(&found, &files).map_err(|error| self.latch(error))?;
+        let entries = reading::read_back(&found, &files).map_err(|error| self.latch(error))?;
         Ok(ReadStep { entries, from_disk })
     }
 
@@ -311,23 +391,23 @@ impl Log {
         let done = move |result| sender.send(result).expect("the receiver waits below");
         self.write(Box::new(done), change)?;
         let result = receiver.recv().expect("a FlushDone is always called");
-        result.map_err(|error| Error::io(&self.open.folder, error))
+        result.map_err(|error| Error::io(&self.open.place.folder, error))
     }
 
     /// Makes a change. It is written with the next one that somebody waits for.
     fn change(&self, change: impl FnOnce(&mut Draft<'_>) -> io::Result<()>) -> Result<(), Error> {
-        let Open { shared, folder, config, .. } = &*self.open;
+        let Open { shared, place, config, .. } = &*self.open;
         let mut front = self.front()?;
         let mut pending = shared.pending();
         if pending.stopped {
             return Err(Error::Latched { first: "its writer has stopped".to_owned() });
         }
-        let (progress, segment_bytes) = (&shared.progress, config.segment_bytes);
-        let mut draft = Draft { front: &mut front, pending: &mut pending, progress, segment_bytes };
-        change(&mut draft).map_err(|error| self.latch(Error::io(folder, error)))?;
+        let segment_bytes = config.segment_bytes;
+        let mut draft = Draft { front: &mut front, pending: &mut pending, shared, segment_bytes };
+        change(&mut draft).map_err(|error| self.latch(Error::io(&place.folder, error)))?;
         shared.wake(&mut pending);
         drop(pending);
-        front.contents.shrink(config.cache_bytes, progress.written_upto());
+        front.contents.shrink(config.cache_bytes, shared.progress.written_upto());
         Ok(())
     }
 
@@ -344,7 +424,7 @@ impl Log {
 
 impl fmt::Debug for Log {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Log").field(&self.open.folder).finish()
+        f.debug_tuple("Log").field(&self.open.place.folder).finish()
     }
 }
 
@@ -373,111 +453,27 @@ impl Front {
     }
 }
 
-/// A change that is being made.
-struct Draft<'a> {
-    front: &'a mut Front,
-    pending: &'a mut Pending,
-    progress: &'a Progress,
-    segment_bytes: u64,
-}
-
-impl Draft<'_> {
-    /// Takes in a record, and hands it to the writer.
-    fn push(&mut self, record: &Record) -> io::Result<()> {
-        if self.front.used >= self.segment_bytes {
-            let last = self.front.segments.back().expect("a log has a segment");
-            let start = last.start + self.front.used;
-            self.front.segments.push_back(InUse { start, highest: None });
-            self.front.used = 0;
-            self.encode(&Record::State(self.front.contents.state()))?;
-        }
-        self.encode(record)
-    }
-
-    fn encode(&mut self, record: &Record) -> io::Result<()> {
-        let Front { contents, segments, used } = &mut *self.front;
-        let segment = segments.back_mut().expect("a log has a segment");
-        let run = self.pending.run(segment.start, *used);
-        let length = run.bytes.len();
-        let position = segment.start + *used;
-        let stamp = Stamp { position, synced_upto: self.progress.synced_upto() };
-        record.encode(stamp, &mut run.bytes)?;
-        if let Err(reason) = contents.apply(record, position) {
-            run.bytes.truncate(length);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-        }
-        *used += as_u64(run.bytes.len() - length);
-        if let Record::Entry(id, _) = record {
-            segment.highest = segment.highest.max(Some(id.index));
-        }
-        Ok(())
-    }
-}
-
 /// Writes the first segment of a new log.
-fn create(folder: &Path, config: &LogConfig) -> Result<Recovered, Error> {
+fn create(
+    place: &LogPlace,
+    config: &LogConfig,
+    mut ledger: Ledger,
+) -> Result<(Ledger, Recovered), Error> {
+    let position = as_u64(HEAD_BYTES);
     let mut first = Vec::new();
-    let stamp = Stamp { position: 0, synced_upto: 0 };
+    let stamp = Stamp { position, synced_upto: 0 };
     Record::State(LogState::default()).encode(stamp, &mut first).expect("a state is short");
-    let segment = Segment::create(folder, FIRST_SEGMENT, 0, &first, config.segment_bytes)?;
-    let used = as_u64(first.len());
-    let segments = VecDeque::from([(Arc::new(segment), None)]);
-    Ok(Recovered { contents: Contents::default(), segments, used })
-}
-
-/// The entries, those on disk by one read for as many as lie in one segment.
-fn read_back(found: &[Entry], files: &Files) -> Result<Vec<(LogId, Payload)>, Error> {
-    let mut entries = Vec::with_capacity(found.len());
-    let mut rest = found;
-    while let Some(entry) = rest.first() {
-        let position = match entry {
-            Entry::InMemory(id, payload) => {
-                entries.push((*id, payload.clone()));
-                rest = &rest[1..];
-                continue;
-            }
-            Entry::OnDisk { position, .. } => *position,
-        };
-        let (_, segment) = files.range(..=position).next_back().ok_or_else(|| {
-            Error::Refused(format!("byte {position} of the log lies in no segment"))
-        })?;
-        let end = files.range(position + 1..).next().map_or(u64::MAX, |(start, _)| *start);
-        let is_in_it = |entry: &&Entry| match entry {
-            Entry::OnDisk { position, .. } => *position < end,
-            Entry::InMemory(..) => false,
-        };
-        let (run, after) = rest.split_at(rest.iter().take_while(is_in_it).count());
-        read_run(segment, run, &mut entries)?;
-        rest = after;
-    }
-    Ok(entries)
-}
-
-/// Reads entries that lie in one segment.
-fn read_run(
-    segment: &Segment,
-    run: &[Entry],
-    entries: &mut Vec<(LogId, Payload)>,
-) -> Result<(), Error> {
-    let places = || {
-        run.iter().filter_map(|entry| match entry {
-            Entry::OnDisk { id, position, payload_bytes } => Some((*id, *position, *payload_bytes)),
-            Entry::InMemory(..) => None,
-        })
+    let (number, stop) = (FIRST_SEGMENT, AtomicBool::new(false));
+    let segment = Segment::create(place, number, &first, config.segment_bytes, &stop)?;
+    ledger.add_file(number)?;
+    let recovered = Recovered {
+        contents: Contents::default(),
+        segments: VecDeque::from([(Arc::new(segment), None)]),
+        used: position + as_u64(first.len()),
+        prepared: VecDeque::new(),
+        unneeded: VecDeque::new(),
     };
-    let Some((first, last)) = places().next().zip(places().last()) else { return Ok(()) };
-    let bytes = last.1 - first.1 + Record::entry_bytes(last.2);
-    let bytes = segment.read(first.1 - segment.start, bytes)?;
-    for (id, position, _) in places() {
-        let offset = usize::try_from(position - first.1).expect("what was read fits in memory");
-        let damaged = |reason| segment.damaged(position - segment.start, reason);
-        let read = record::decode(&bytes, offset, position);
-        match read.map_err(|unreadable| damaged(unreadable.reason))?.record {
-            Record::Entry(found, payload) if found == id => entries.push((id, payload)),
-            _ => return Err(damaged(format!("entry {id} is not there any more"))),
-        }
-    }
-    Ok(())
+    Ok((ledger, recovered))
 }
 
 fn as_u64(length: usize) -> u64 {

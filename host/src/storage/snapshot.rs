@@ -98,7 +98,7 @@ impl SnapshotDir {
     }
 
     fn check_room(&self) -> Result<(), Error> {
-        if space::free_bytes(&self.folder)? >= self.keep_free_bytes {
+        if space::free(&self.folder)?.bytes >= self.keep_free_bytes {
             return Ok(());
         }
         let reason = format!("less than {} bytes are free", self.keep_free_bytes);

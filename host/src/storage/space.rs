@@ -4,8 +4,20 @@ use std::path::Path;
 
 use super::Error;
 
-/// Bytes that an ordinary user can still write on the disk that holds `path`.
-pub fn free_bytes(path: &Path) -> Result<u64, Error> {
+/// What an ordinary user can still have of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Free {
+    /// Bytes.
+    pub bytes: u64,
+    /// Files: a disk may have no room for another one while it has bytes. Some file systems have no
+    /// such limit; there it is the highest number.
+    pub files: u64,
+}
+
+/// What is free on the disk that holds `path`.
+pub fn free(path: &Path) -> Result<Free, Error> {
     let stat = rustix::fs::statvfs(path).map_err(|error| Error::io(path, error.into()))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    let bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };
+    Ok(Free { bytes, files })
 }

@@ -42,13 +42,8 @@ pub enum Error {
     #[error("too much is under way: try again later")]
     Overloaded,
     /// The disk is nearly full; reads go on.
-    #[error("the disk is nearly full: {free} bytes are free, {reserve} are kept in reserve")]
-    DiskFull {
-        /// Bytes free.
-        free: u64,
-        /// Bytes kept.
-        reserve: u64,
-    },
+    #[error("the disk is nearly full: {0}")]
+    DiskFull(String),
     /// The voters' states differ and no majority agrees; the text says which, and reads go on.
     #[error("writes have stopped: {0}")]
     Halted(String),

@@ -378,7 +378,8 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     alarms.extend(change(metrics).map(|change| change.to_string()));
     alarms.extend(shared.local.stalls().current().map(|stall| stall.to_string()));
     alarms.extend(disagreements(&view, metrics));
-    alarms.extend(shared.space.check().err().map(|error| error.to_string()));
+    alarms.extend(shared.space.alarm());
+    alarms.extend(shared.environment.library.alarm());
     alarms.extend(shared.snapshots.alarm());
     alarms.extend(shared.clock.alarm());
     alarms.extend(shared.snapshots.export_failures());

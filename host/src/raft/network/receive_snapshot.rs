@@ -132,5 +132,8 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Rejected> {
     let done = tokio::task::spawn_blocking(work).await;
     let done = done.map_err(|error| Rejected::Failed(error.to_string()))?;
-    done.map_err(|error| Rejected::Failed(error.to_string()))
+    done.map_err(|error| match error.is_no_room() {
+        true => Rejected::DiskFull,
+        false => Rejected::Failed(error.to_string()),
+    })
 }

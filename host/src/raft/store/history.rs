@@ -39,8 +39,8 @@ mod tests {
 
     use super::*;
     use crate::config::FileConfig;
-    use crate::storage::LogConfig;
-    use crate::types::{Command, LogId, NodeId};
+    use crate::storage::{LogConfig, LogPlace};
+    use crate::types::{Command, Incarnation, LogId, NodeId};
 
     fn batch(machine: u64, text: &'static str) -> Batch {
         let bytes = Bytes::from_static(text.as_bytes());
@@ -60,7 +60,12 @@ mod tests {
     #[test]
     fn batches_come_back_from_the_log() {
         let folder = tempfile::tempdir().unwrap();
-        let log = Log::open(folder.path(), &LogConfig::from(&FileConfig::default())).unwrap();
+        let place = LogPlace {
+            folder: folder.path().join("log"),
+            ledger: folder.path().join("log-ledger"),
+            owner: Incarnation([7; 16]),
+        };
+        let log = Log::open(&place, &LogConfig::from(&FileConfig::default())).unwrap();
         let (one, other) = (batch(1, "first"), batch(2, "second"));
         let batches = vec![one.clone(), other.clone()];
         append(&log, 0, &Proposal::Checkpoint);

@@ -392,7 +392,7 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
         (Ok(_), Err(_)) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
         (Err(error), _) => error.into_io(),
     };
-    if error.kind() == io::ErrorKind::StorageFull {
+    if crate::storage::is_no_room(error.kind()) {
         snapshots.refused(format!("no room for a snapshot: {error}"));
         return Ok(());
     }

@@ -85,9 +85,11 @@ impl Contents {
                 }
                 self.state.committed = Some(*id);
             }
-            Record::Truncated(last) => return self.truncate(*last),
+            Record::Truncated(last) => self.truncate(*last)?,
             Record::Purged(upto) => self.purge(*upto),
+            Record::Announced(id) => self.state.announced = self.state.announced.max(Some(*id)),
         }
+        self.check_invariants();
         Ok(())
     }
 
@@ -96,6 +98,18 @@ impl Contents {
         self.state = state;
         self.first = index_after(state.last);
         self.absent_until = self.first;
+    }
+
+    /// What holds after every record, whether it is written or read back. What was damaged on disk
+    /// was refused before: a break of these is a fault of this program.
+    fn check_invariants(&self) {
+        let LogState { purged, last, committed, .. } = self.state;
+        assert!(purged <= last, "the log ends at {last:?} and is purged up to {purged:?}");
+        assert!(committed <= last, "the log ends at {last:?} and is committed up to {committed:?}");
+        assert_eq!(self.next_slot(), index_after(last), "the entries end where the log does");
+        assert!(self.cached_from <= self.slots.len(), "what is cached is there");
+        let is_behind = purged.is_none_or(|purged| self.first > purged.index);
+        assert!(is_behind, "entries from {} on, purged up to {purged:?}", self.first);
     }
 
     fn check(&self, state: &LogState) -> Result<(), &'static str> {
@@ -117,6 +131,9 @@ impl Contents {
     fn truncate(&mut self, last: Option<LogId>) -> Result<(), &'static str> {
         if last < self.state.purged {
             return Err("entries that were purged cannot be truncated");
+        }
+        if last < self.state.committed {
+            return Err("entries that are committed cannot be truncated");
         }
         let found = last.and_then(|id| self.id(id.index));
         if found.is_some() && found != last {

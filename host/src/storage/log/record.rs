@@ -18,12 +18,12 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// Kind, version, kind of the payload, reserved, length, position, `synced_upto`, two checksums.
 pub(super) const HEADER_BYTES: usize = 1 + 1 + 1 + 1 + 4 + 8 + 8 + 4 + 4;
 const VERSION: u8 = 1;
-/// The first record of a new log: a state with nothing in it. It is there before the log is.
-pub(in crate::storage) const FIRST_RECORD_BYTES: u64 = HEADER_BYTES as u64 + 4 + 1;
 /// Term, node, index.
 const LOG_ID_BYTES: usize = 24;
 /// Term, node, whether it is granted.
 const VOTE_BYTES: usize = 17;
+/// The longest body of a record that is no entry.
+const STATE_BYTES_MAX: usize = 1 + VOTE_BYTES + 4 * (1 + LOG_ID_BYTES);
 /// The last byte of a record.
 const END: u8 = 0xa5;
 
@@ -33,6 +33,7 @@ const ENTRY: u8 = 3;
 const COMMITTED: u8 = 4;
 const TRUNCATED: u8 = 5;
 const PURGED: u8 = 6;
+const ANNOUNCED: u8 = 7;
 
 /// The payload of a log entry: bytes, and what sort of bytes the caller says they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub(super) enum Record {
     Truncated(Option<LogId>),
     /// The entries up to this one are gone.
     Purged(LogId),
+    /// A snapshot of a peer, which holds the entries up to this one, is about to get its name.
+    Announced(LogId),
 }
 
 /// What a header says beside kind and length.
@@ -99,6 +102,14 @@ impl Record {
         as_u64(HEADER_BYTES + LOG_ID_BYTES + payload + 1)
     }
 
+    /// Bytes that the record takes, at most.
+    pub(super) fn bytes_max(&self) -> u64 {
+        match self {
+            Self::Entry(_, payload) => Self::entry_bytes(payload.bytes.len()),
+            _ => as_u64(HEADER_BYTES + STATE_BYTES_MAX + 1),
+        }
+    }
+
     /// Writes the record to the end of `buffer`, which is left as it was on an error.
     pub(super) fn encode(&self, stamp: Stamp, buffer: &mut Vec<u8>) -> io::Result<()> {
         let (kind, payload_kind) = match self {
@@ -111,7 +122,9 @@ impl Record {
             Self::Committed(_) => (COMMITTED, 0),
             Self::Truncated(_) => (TRUNCATED, 0),
             Self::Purged(_) => (PURGED, 0),
+            Self::Announced(_) => (ANNOUNCED, 0),
         };
+        assert!(stamp.synced_upto <= stamp.position, "a record is not synced before it is written");
         let start = buffer.len();
         buffer.put_bytes(0, HEADER_BYTES);
         self.put_body(buffer);
@@ -125,6 +138,7 @@ impl Record {
         let checksum = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
         header[HEADER_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
         buffer.put_u8(END);
+        assert!(as_u64(buffer.len() - start) <= self.bytes_max(), "its length was told before");
         Ok(())
     }
 
@@ -135,13 +149,16 @@ impl Record {
                 put_option(buffer, state.purged, put_log_id);
                 put_option(buffer, state.last, put_log_id);
                 put_option(buffer, state.committed, put_log_id);
+                put_option(buffer, state.announced, put_log_id);
             }
             Self::Vote(vote) => put_vote(buffer, *vote),
             Self::Entry(id, payload) => {
                 put_log_id(buffer, *id);
                 buffer.put_slice(&payload.bytes);
             }
-            Self::Committed(id) | Self::Purged(id) => put_log_id(buffer, *id),
+            Self::Committed(id) | Self::Purged(id) | Self::Announced(id) => {
+                put_log_id(buffer, *id);
+            }
             Self::Truncated(last) => put_option(buffer, *last, put_log_id),
         }
     }
@@ -155,6 +172,7 @@ impl Record {
                 purged: get_option(&mut rest, get_log_id)?,
                 last: get_option(&mut rest, get_log_id)?,
                 committed: get_option(&mut rest, get_log_id)?,
+                announced: get_option(&mut rest, get_log_id)?,
             }),
             VOTE => Self::Vote(get_vote(&mut rest)?),
             ENTRY => {
@@ -165,6 +183,7 @@ impl Record {
             COMMITTED => Self::Committed(get_log_id(&mut rest)?),
             TRUNCATED => Self::Truncated(get_option(&mut rest, get_log_id)?),
             PURGED => Self::Purged(get_log_id(&mut rest)?),
+            ANNOUNCED => Self::Announced(get_log_id(&mut rest)?),
             _ => return None,
         };
         rest.is_empty().then_some(record)
@@ -285,6 +304,7 @@ mod tests {
             purged: None,
             last: Some(log_id(9)),
             committed: Some(log_id(8)),
+            announced: Some(log_id(4)),
         };
         vec![
             Record::State(LogState::default()),
@@ -296,6 +316,7 @@ mod tests {
             Record::Truncated(None),
             Record::Truncated(Some(log_id(10))),
             Record::Purged(log_id(9)),
+            Record::Announced(log_id(20)),
         ]
     }
 
@@ -318,8 +339,6 @@ mod tests {
         }
         assert_eq!(offset, bytes.len());
         assert_eq!(first_position(&bytes), Some(1000));
-        let first = decode(&bytes, 0, 1000).unwrap();
-        assert_eq!(u64::try_from(first.end).unwrap(), FIRST_RECORD_BYTES);
     }
 
     /// Any bit that is flipped is noticed, in every kind of record; so is another place.
