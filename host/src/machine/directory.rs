@@ -54,6 +54,8 @@ pub struct View {
     pub halted: Option<String>,
     /// Why this node applies nothing, if so.
     pub parked: Option<String>,
+    /// A snapshot of a peer takes the place of the state: no guest runs until it has.
+    pub replacing: bool,
 }
 
 /// The shared window onto the machines.

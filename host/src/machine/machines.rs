@@ -111,6 +111,20 @@ impl Machines {
         self.advance(applied);
     }
 
+    /// Ends all guests, since another state takes the place of this one: the memory of two is
+    /// never held at once. Queries are refused until the other goes live.
+    pub fn give_way(self) {
+        let environment = self.environment.clone();
+        let view = self.view();
+        drop(self);
+        let machines = view.machines.into_iter().map(|(name, published)| {
+            let published = Published { guest: None, active_limits: None, ..published };
+            (name, published)
+        });
+        let view = View { machines: machines.collect(), replacing: true, ..view };
+        environment.directory.publish(view);
+    }
+
     /// Applies one entry.
     pub async fn apply(
         &mut self,
@@ -418,6 +432,7 @@ impl Machines {
             sealed: self.tables.sealed.clone(),
             halted: self.halted.clone(),
             parked: self.node_parked.clone(),
+            replacing: false,
         }
     }
 }

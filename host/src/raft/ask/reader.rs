@@ -197,9 +197,12 @@ fn guest_of(view: &View, machine: &str) -> Result<GuestHandle, Error> {
     if let Some(reason) = &view.parked {
         return Err(Error::Parked(reason.clone()));
     }
-    let published =
-        view.machines.get(machine).ok_or_else(|| Error::NoSuchMachine(machine.to_owned()))?;
+    let published = view.machines.get(machine).ok_or_else(|| match view.replacing {
+        true => Error::Recovering,
+        false => Error::NoSuchMachine(machine.to_owned()),
+    })?;
     published.guest.clone().ok_or_else(|| match published.restoring {
+        _ if view.replacing => Error::Recovering,
         Some(_) => Error::Restoring(machine.to_owned()),
         None => Error::NoSuchMachine(machine.to_owned()),
     })

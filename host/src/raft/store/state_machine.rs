@@ -454,7 +454,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), io::Error> {
         self.finish_writing().await.map_err(io::Error::other)?;
         let standing = standing(&self.environment, &self.data_dir, Some(&snapshot));
-        self.machines = match standing.map_err(io::Error::other)? {
+        let standing = standing.map_err(io::Error::other)?;
+        // Not before the snapshot is known to fit; where its content does not, the node stops.
+        let none = Machines::empty(self.environment.clone());
+        std::mem::replace(&mut self.machines, none).give_way();
+        self.machines = match standing {
             Standing::Parked(reason) => parked(&self.environment, reason),
             Standing::Applies(source) => {
                 match restore(self.environment.clone(), &snapshot, source).await {

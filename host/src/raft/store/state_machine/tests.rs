@@ -3,35 +3,48 @@
 use std::sync::OnceLock;
 
 use super::*;
-use crate::machine::{CheckpointReport, CompiledModules, Directory, MemoryHistory, MemoryLibrary};
+use crate::machine::entry::proposal::ModuleChunk;
+use crate::machine::{
+    CheckpointReport, CompiledModules, Directory, MemoryHistory, MemoryLibrary, ModuleLibrary,
+};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft};
 use crate::raft::store::snapshots::Snapshots;
 use crate::storage::snapshot::SnapshotDir;
-use crate::types::{ClusterId, LogId, Member, NodeId};
+use crate::types::{ClusterId, LogId, Member, ModuleDigest, NodeId};
 use crate::wasm;
 
 /// The state machine of a node that runs a build of this profile on the folder, and what it shows.
 async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Directory>) {
+    let directory = Arc::new(Directory::default());
+    let library = Arc::new(MemoryLibrary::default());
+    (open_with(folder, profile, Arc::clone(&directory), library).await, directory)
+}
+
+async fn open_with(
+    folder: &std::path::Path,
+    profile: &str,
+    directory: Arc<Directory>,
+    library: Arc<dyn ModuleLibrary>,
+) -> StateMachine {
     let data_dir = DataDir::open(folder, NodeId(1)).unwrap();
     let snapshots = SnapshotDir::open(&data_dir.snapshots()).unwrap();
     let (staged, _) = tokio::sync::mpsc::unbounded_channel();
-    let directory = Arc::new(Directory::default());
     let environment = Environment {
         cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
         engine: wasm::tests::ENGINE.clone(),
         profile: profile.to_owned(),
-        library: Arc::new(MemoryLibrary::default()),
+        library,
         history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
         compiling: Arc::new(tokio::sync::Semaphore::new(1)),
         staged,
-        directory: Arc::clone(&directory),
+        directory,
     };
     let snapshots = Arc::new(Snapshots::new(snapshots, None, None));
     let (progress, _) = watch::channel(Progress::default());
     let data_dir = Arc::new(data_dir);
     let opened = StateMachine::open(environment, snapshots, data_dir, None, progress).await;
-    (opened.unwrap(), directory)
+    opened.unwrap()
 }
 
 async fn apply(state_machine: &mut StateMachine, index: u64, proposal: &Proposal) -> Response {
@@ -201,4 +214,75 @@ async fn a_seal_is_crossed_by_the_profile_that_the_log_decides_for() {
         let (_, directory) = open(folder.path(), decided).await;
         assert_eq!(applies(&directory), Ok(DECIDED_AT + 2));
     }
+}
+
+/// Modules in memory, which looks at what the node shows when one comes.
+struct Watching {
+    modules: MemoryLibrary,
+    directory: Arc<Directory>,
+    /// Guests that could be asked as each module came, and whether the state was being replaced.
+    seen: std::sync::Mutex<Vec<(usize, bool)>>,
+}
+
+impl ModuleLibrary for Watching {
+    fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> io::Result<()> {
+        let view = self.directory.view();
+        let guests = view.machines.values().filter(|machine| machine.guest.is_some()).count();
+        self.seen.lock().unwrap().push((guests, view.replacing));
+        self.modules.put(digest, bytes)
+    }
+
+    fn get(&self, digest: &ModuleDigest) -> io::Result<bytes::Bytes> {
+        self.modules.get(digest)
+    }
+
+    fn list(&self) -> io::Result<Vec<ModuleDigest>> {
+        self.modules.list()
+    }
+
+    fn remove(&self, digest: &ModuleDigest) -> io::Result<()> {
+        self.modules.remove(digest)
+    }
+}
+
+/// Stages the counter, and creates this machine on it, by entries from 0 on; the next index.
+async fn with_counter(node: &mut StateMachine, name: &str) -> u64 {
+    let bytes = wasm::tests::component("counter");
+    let digest = ModuleDigest(<[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(&bytes)));
+    let length = u64::try_from(bytes.len()).unwrap();
+    let chunk = ModuleChunk { digest, length, offset: 0, bytes };
+    assert_eq!(apply(node, 0, &Proposal::Tick { time_ms: 1 }).await, Response::Nothing);
+    assert_eq!(apply(node, 1, &Proposal::StageModule(chunk)).await, Response::Nothing);
+    let limits = crate::machine::Limits::default();
+    let create = Proposal::CreateMachine { name: name.to_owned(), module: digest, limits };
+    assert!(matches!(apply(node, 2, &create).await, Response::MachineCreated(_)));
+    3
+}
+
+/// A snapshot of a peer takes the place of a state whose guests have ended by then, so that memory
+/// holds one of the two; queries are refused meanwhile, and answered by the new state after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_ends_before_another_takes_its_place() {
+    let theirs = tempfile::tempdir().unwrap();
+    let (mut peer, _) = open(theirs.path(), "same").await;
+    let next = with_counter(&mut peer, "theirs").await;
+    apply(&mut peer, next, &Proposal::Checkpoint).await;
+    peer.finish_writing().await.unwrap();
+    let snapshot = peer.snapshots.dir().newest().unwrap();
+
+    let ours = tempfile::tempdir().unwrap();
+    let directory = Arc::new(Directory::default());
+    let (modules, seen) = (MemoryLibrary::default(), std::sync::Mutex::default());
+    let library = Arc::new(Watching { modules, directory: Arc::clone(&directory), seen });
+    let watched: Arc<dyn ModuleLibrary> = Arc::clone(&library) as Arc<dyn ModuleLibrary>;
+    let mut node = open_with(ours.path(), "same", Arc::clone(&directory), watched).await;
+    with_counter(&mut node, "ours").await;
+    assert_eq!(library.seen.lock().unwrap().drain(..).collect::<Vec<_>>(), [(0, false)]);
+    assert!(directory.view().machines["ours"].guest.is_some());
+
+    node.install_snapshot(&meta_to_raft(&snapshot).unwrap(), snapshot).await.unwrap();
+    assert_eq!(*library.seen.lock().unwrap(), [(0, true)], "no guest ran as the other state came");
+    let view = directory.view();
+    assert!(!view.replacing && view.machines["theirs"].guest.is_some());
+    assert!(!view.machines.contains_key("ours"));
 }
