@@ -186,6 +186,10 @@ pub struct FileConfig {
     pub checkpoint_log_bytes: u64,
     /// A checkpoint is taken after this many entries since the last.
     pub checkpoint_log_entries: u64,
+    /// A checkpoint is taken this many seconds after the last, if anything has changed.
+    pub checkpoint_interval_s: u64,
+    /// The snapshots on this disk are checked again after this many seconds.
+    pub snapshot_check_interval_s: u64,
     /// Commands that may wait for their entry; above it a request is refused as OVERLOADED.
     pub proposer_queue_commands_max: usize,
     /// Bytes of commands that may wait for their entry.
@@ -223,6 +227,8 @@ impl Default for FileConfig {
             heartbeat_interval_ms: 100,
             checkpoint_log_bytes: 128 << 20,
             checkpoint_log_entries: 200_000,
+            checkpoint_interval_s: 600,
+            snapshot_check_interval_s: 3600,
             proposer_queue_commands_max: 65_536,
             proposer_queue_bytes_max: 64 << 20,
             entries_in_flight_max: 1,
@@ -296,6 +302,9 @@ impl FileConfig {
         }
         if self.checkpoint_log_bytes == 0 || self.checkpoint_log_entries == 0 {
             return value("checkpoint_log_bytes and checkpoint_log_entries must be above 0");
+        }
+        if self.checkpoint_interval_s == 0 || self.snapshot_check_interval_s == 0 {
+            return value("checkpoint_interval_s and snapshot_check_interval_s must be above 0");
         }
         if self.entries_in_flight_max == 0 || self.proposer_queue_commands_max == 0 {
             return value("entries_in_flight_max and proposer_queue_commands_max must be above 0");

@@ -35,6 +35,7 @@ fn hello(from: &StatusReply, to: &StatusReply) -> Hello {
         to_incarnation: to.incarnation.clone(),
         protocol_version: 1,
         engine_profile: from.engine_profile.clone(),
+        known: None,
     }
 }
 

@@ -143,9 +143,9 @@ async fn a_damaged_identity_or_snapshot_is_refused() {
     let end = files::length(&snapshot);
     let damaged = [
         (&identity, files::length(&identity) / 2, REPAIR),
-        (&snapshot, 20, "Repair: if an older snapshot is beside it"),
-        (&snapshot, end / 2, "Repair: if an older snapshot is beside it"),
-        (&snapshot, end - 2, "Repair: if an older snapshot is beside it"),
+        (&snapshot, 20, "Repair: no other snapshot is in"),
+        (&snapshot, end / 2, "Repair: no other snapshot is in"),
+        (&snapshot, end - 2, "Repair: no other snapshot is in"),
     ];
     for (file, offset, repair) in damaged {
         files::flip_bit(file, offset);

@@ -52,6 +52,10 @@ fn print_text(status: &v1::StatusReply) {
         status.snapshot_index,
         status.purged_index
     );
+    match status.snapshot_age_s {
+        Some(age) => say!("snapshot   written {age} s ago"),
+        None => say!("snapshot   none yet"),
+    }
     say!("");
     view::print_nodes(status);
     if !status.machines.is_empty() {

@@ -42,6 +42,7 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "committed_index": status.committed_index,
         "applied_index": status.applied_index,
         "snapshot_index": status.snapshot_index,
+        "snapshot_age_s": status.snapshot_age_s,
         "purged_index": status.purged_index,
         "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
         "machines": machines_json(&status.machines),

@@ -38,7 +38,9 @@ impl Opened {
         space.check().context("the node cannot start on a full disk")?;
         let log = Log::open(&data_dir.log(), &LogConfig::from(&config.file))?;
         let space = space.of_log(log.clone());
-        let snapshots = SnapshotDir::open(&data_dir.snapshots())?.keeping_free(space.floor());
+        let snapshots = SnapshotDir::open(&data_dir.snapshots())?
+            .keeping_free(space.floor())
+            .beside(log.clone());
         let modules = ModuleStore::open(&data_dir.modules())?;
         let engine = Engine::new().context("the sandbox cannot be set up")?;
         let compiled = match CodeStore::open(&data_dir.cache(), engine.profile()) {

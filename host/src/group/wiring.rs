@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -25,8 +25,10 @@ use crate::raft::duties::fitness::FitnessTask;
 use crate::raft::duties::modules::ModuleTask;
 use crate::raft::duties::profile::ProfileTask;
 use crate::raft::duties::pulse;
-use crate::raft::duties::recovery::watch_recovery;
+use crate::raft::duties::recovery::{AtStart, watch_recovery};
+use crate::raft::duties::rejoin::RejoinTask;
 use crate::raft::duties::reports::ReportTask;
+use crate::raft::duties::scrub;
 use crate::raft::duties::space::Space;
 use crate::raft::duties::stall;
 use crate::raft::duties::timekeeper::TimekeeperTask;
@@ -40,6 +42,9 @@ use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{DataDir, Identity, Log, LogState};
 use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId};
 
+/// What to do with a node that has lost what it acknowledged.
+const REPAIR: &str = "Repair: `lockstep cluster remove` this node, start it under a new id on an \
+                      empty data folder, and `lockstep cluster add` it";
 /// How long openraft may take to look at the log it was given.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -56,6 +61,7 @@ pub(super) struct Wiring {
     space: Arc<Space>,
     clock: Arc<Clock>,
     last_at_start: Option<LogIndex>,
+    committed_at_start: Option<LogIndex>,
     staged: mpsc::UnboundedReceiver<ModuleDigest>,
     progress: watch::Receiver<Progress>,
     unsynced: watch::Receiver<usize>,
@@ -85,10 +91,12 @@ impl Wiring {
         };
         let data_dir = Arc::new(data_dir);
         let local = local(&data_dir, cluster, environment.profile.clone());
+        local.watch_log(log.clone());
         let network = Network::new(Arc::clone(&local), &config.file.peer_reach);
         let incoming = snapshots.clone();
         let found = log.state()?;
         let last_at_start = found.last.map(|last| last.index);
+        let committed_at_start = found.committed.map(|committed| committed.index);
         let snapshots = Arc::new(open_snapshots(snapshots, &found, &data_dir)?);
         let store = LogStore::new(log.clone());
         let unsynced = store.unsynced();
@@ -97,7 +105,7 @@ impl Wiring {
             environment.clone(),
             Arc::clone(&snapshots),
             data_dir,
-            found.committed.map(|committed| committed.index),
+            committed_at_start,
             progress_sender,
         )
         .await?
@@ -118,6 +126,7 @@ impl Wiring {
             snapshots,
             incoming,
             last_at_start,
+            committed_at_start,
             staged,
             progress,
             unsynced,
@@ -164,9 +173,21 @@ impl Wiring {
         }
     }
 
+    /// What asks the peers before this node votes.
+    fn rejoin(&self, config: &Config) -> RejoinTask {
+        RejoinTask {
+            local: Arc::clone(&self.local),
+            raft: self.raft.clone(),
+            network: self.network.clone(),
+            log: self.log.clone(),
+            wait: Duration::from_millis(config.file.election_timeout_ms),
+        }
+    }
+
     /// Starts every task of the group.
     pub(super) fn spawn(self, config: &Config) -> Group {
         let (courier, reports, profile) = self.reporting();
+        let rejoin = self.rejoin(config);
         let (peers, timekeeper) = (Arc::new(self.peers(config)), self.timekeeper());
         let mut tasks = JoinSet::new();
         let raft = self.raft.clone();
@@ -194,8 +215,12 @@ impl Wiring {
             ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
         let (space, library) = (Arc::clone(&self.space), Arc::clone(&self.environment.library));
         let (changes, change_requests) = MembershipTask::queue();
+        let interval = Duration::from_secs(config.file.snapshot_check_interval_s);
+        let checking = scrub::run(Arc::clone(&self.snapshots), interval);
         let (recovered_sender, recovered) = watch::channel(false);
-        let recovery = watch_recovery(raft.clone(), self.last_at_start, recovered_sender);
+        let at_start = AtStart { last: self.last_at_start, committed: self.committed_at_start };
+        let recovery =
+            watch_recovery(raft.clone(), Arc::clone(&self.local), at_start, recovered_sender);
         let replica = Replica::new(Shared {
             recovered,
             changes,
@@ -220,6 +245,8 @@ impl Wiring {
         tasks.spawn(named("queries", reading.run()));
         tasks.spawn(named("checkpoints", checkpoints.run()));
         tasks.spawn(named("recovery", recovery));
+        tasks.spawn(named("rejoining", rejoin.run()));
+        tasks.spawn(named("checks of snapshots", checking));
         tasks.spawn(named("modules", modules.run()));
         tasks.spawn(named("reports", reports.run()));
         tasks.spawn(named("the engine profile", profile.run()));
@@ -264,12 +291,38 @@ fn open_snapshots(
     found: &LogState,
     data_dir: &DataDir,
 ) -> anyhow::Result<Snapshots> {
+    check_snapshots(&folder, found)?;
     let purged = found.purged.map(|purged| purged.index);
     let snapshots = Snapshots::new(folder, purged, found.last.map(|last| last.index));
     if let Some(quarantine) = data_dir.quarantine()? {
         snapshots.keep_evidence(quarantine.index);
     }
     Ok(snapshots)
+}
+
+/// Refuses a log and snapshots that do not fit together.
+fn check_snapshots(folder: &SnapshotDir, found: &LogState) -> anyhow::Result<()> {
+    let newest = folder.newest();
+    let held = newest.as_ref().and_then(|snapshot| snapshot.id().last);
+    // A snapshot of a peer comes ahead of the log, and was announced there.
+    if held > found.last && held != found.announced {
+        let file = newest.expect("it holds something").path().display().to_string();
+        let last = found.last.map_or("nothing".to_owned(), |last| format!("entry {}", last.index));
+        bail!(
+            "the log ends with {last}, and this node has applied entry {}, as {file} shows: the \
+             end of its log is gone, with what it acknowledged. {REPAIR}",
+            held.expect("it is more than nothing").index
+        );
+    }
+    match found.purged {
+        Some(purged) if held < Some(purged) => bail!(
+            "{} holds no snapshot of entry {} or a later one, and the log before that entry is \
+             gone: snapshots were removed. If they are elsewhere, put them back. {REPAIR}",
+            folder.path().display(),
+            purged.index
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// How this node is reached.

@@ -86,14 +86,36 @@ pub enum Error {
     Refused(String),
 }
 
-/// What to do about a snapshot that a node cannot start from.
+/// What to do about a damaged snapshot. It depends on what lies beside it: names of snapshots are in
+/// the order of their indexes.
 pub(crate) fn snapshot_repair(file: &Path) -> String {
-    format!(
-        "Repair: if an older snapshot is beside it, remove {}; the log leads on from the older \
-         one. Else remove this node from the cluster and add it again, under a new id, on an \
-         empty data folder",
-        file.display()
-    )
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let beside = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
+    let beside: Vec<PathBuf> = beside
+        .filter(|path| path.extension() == file.extension() && path.as_path() != file)
+        .collect();
+    let name = |path: &PathBuf| {
+        path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    let newer = beside.iter().filter(|path| path.as_path() > file).max();
+    let older = beside.iter().filter(|path| path.as_path() < file).max();
+    match (newer, older) {
+        (Some(newer), _) => format!(
+            "Repair: removing {} is enough, since {} beside it is newer",
+            file.display(),
+            name(newer)
+        ),
+        (None, Some(older)) => format!(
+            "Repair: remove {}; the log leads on from {} beside it",
+            file.display(),
+            name(older)
+        ),
+        (None, None) => format!(
+            "Repair: no other snapshot is in {}: remove this node from the cluster and add it \
+             again, under a new id, on an empty data folder",
+            folder.display()
+        ),
+    }
 }
 
 impl Error {
@@ -138,6 +160,11 @@ impl Error {
     /// fault of the disk, and goes by itself once there is room.
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_no_room(source.kind()))
+    }
+
+    /// Whether there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
     /// The same as an I/O error, for interfaces that carry no other.

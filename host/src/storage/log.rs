@@ -108,8 +108,8 @@ pub struct ShortOfRoom {
 pub struct ReadStep {
     /// Entries from the start of the range on, without a gap.
     pub entries: Vec<(LogId, Payload)>,
-    /// The last of them had to be read from disk, and so will those after it.
-    pub from_disk: bool,
+    /// The entry after them has to be read from disk.
+    pub goes_on_disk: bool,
 }
 
 /// The log. Clones are handles of one log; the last one that is dropped closes it, and everything
@@ -315,13 +315,13 @@ impl Log {
         let mut left = bytes_max;
         let mut start = range.start;
         while start < range.end {
-            let section =
-                self.read_section(start..range.end, left.min(READ_SECTION_BYTES), false)?;
-            let Some((last, _)) = section.entries.last() else { break };
+            let section = self.read_section(start..range.end, left.min(READ_SECTION_BYTES))?;
+            let Some((last, _)) = section.last() else { break };
+            assert!(last.index >= start, "entries come in order");
             start = last.index + 1;
-            let read = section.entries.iter().map(|(_, payload)| payload.bytes.len());
+            let read = section.iter().map(|(_, payload)| payload.bytes.len());
             left = left.saturating_sub(read.sum());
-            entries.extend(section.entries);
+            entries.extend(section);
             if left == 0 {
                 break;
             }
@@ -329,9 +329,18 @@ impl Log {
         Ok(entries)
     }
 
-    /// As `read_limited`, but stops after the first entry that is not in memory.
+    /// As `read_limited`, but stops at the first entry that is not in memory: it never reads from
+    /// disk.
     pub fn read_cached(&self, range: Range<LogIndex>, bytes_max: usize) -> Result<ReadStep, Error> {
-        self.read_section(range, bytes_max, true)
+        let front = self.front()?;
+        let found = front.contents.find(range.clone(), bytes_max, true);
+        let bytes: usize = found.iter().map(Entry::payload_bytes).sum();
+        let next = found.last().map_or(range.start, |entry| entry.id().index + 1);
+        let goes_on = bytes < bytes_max && next < range.end;
+        let goes_on_disk = goes_on && front.contents.is_on_disk(next);
+        drop(front);
+        let entries = reading::read_back(&found, &Files::new())?;
+        Ok(ReadStep { entries, goes_on_disk })
     }
 
     /// Which write to disk is under way, by a number of its own; nothing while none is. One that
@@ -352,16 +361,14 @@ impl Log {
         &self,
         range: Range<LogIndex>,
         bytes_max: usize,
-        stops_at_disk: bool,
-    ) -> Result<ReadStep, Error> {
+    ) -> Result<Vec<(LogId, Payload)>, Error> {
         let front = self.front()?;
-        let found = front.contents.find(range, bytes_max, stops_at_disk);
+        let found = front.contents.find(range, bytes_max, false);
         let from_disk = found.iter().any(|entry| matches!(entry, Entry::OnDisk { .. }));
         // A segment that is purged meanwhile can be read as long as it is held.
         let files = if from_disk { self.open.shared.files().clone() } else { Files::new() };
         drop(front);
-        let entries = reading::read_back(&found, &files).map_err(|error| self.latch(error))?;
-        Ok(ReadStep { entries, from_disk })
+        reading::read_back(&found, &files).map_err(|error| self.latch(error))
     }
 
     /// Makes a change and asks for its sync. `done` is called in any case.

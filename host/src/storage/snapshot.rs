@@ -8,6 +8,7 @@
 //! **Invariant:** a snapshot never takes the place of one with a later log id: each has a name of
 //! its own, and `newest` goes by log id, not by time of writing.
 //! **Invariant:** a handle keeps its file open, so `retain` never breaks a read or a transfer.
+//! **Invariant:** a snapshot that was found damaged says so from then on, to all who hold it.
 
 mod format;
 mod incoming;
@@ -19,12 +20,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
-use super::{Error, durable, space};
+use super::{Error, Log, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
 pub use incoming::{ArrivedSnapshot, IncomingSnapshot};
@@ -35,6 +38,9 @@ const EXTENSION: &str = "snapshot";
 /// A file is synced each time it has grown by this much. One sync of all of it at the end
 /// would hold up the syncs of the log, which share the file system's journal with it.
 const SYNC_BYTES: u64 = 8 << 20;
+
+/// A slow check looks so often whether it should end.
+const STOP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What identifies a snapshot file, byte for byte, between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +72,11 @@ fn file_name(last: Option<LogId>) -> String {
 pub struct SnapshotDir {
     folder: Arc<Path>,
     keep_free_bytes: u64,
+    /// The log of the same node.
+    log: Option<Log>,
     list: Arc<Mutex<BTreeMap<Place, Snapshot>>>,
+    /// What is wrong with older files, a sentence each.
+    unreadable: Arc<[String]>,
 }
 
 impl SnapshotDir {
@@ -74,27 +84,60 @@ impl SnapshotDir {
     /// what is complete. Header and footer of each file are checked here, the rest as it is read.
     ///
     /// # Errors
-    /// `Damaged`, with the repair, when a complete file's header or footer is not what was written.
+    /// `Damaged`, with the repair, when header or footer of the newest file is not what was
+    /// written, or it lies under another's name. An older one is left out, with a reason to tell
+    /// ([`SnapshotDir::unreadable`]).
     pub fn open(folder: &Path) -> Result<Self, Error> {
         durable::create_folder(folder)?;
         durable::remove_temporaries(folder)?;
         let mut list = BTreeMap::new();
+        let mut unreadable: BTreeMap<PathBuf, Error> = BTreeMap::new();
         for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
             let path = entry.map_err(|error| Error::io(folder, error))?.path();
             if path.extension().is_some_and(|extension| extension == EXTENSION) {
-                let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
-                let snapshot = Snapshot::load(file, path).map_err(Error::with_snapshot_repair)?;
-                list.insert(place(snapshot.id().last), snapshot);
+                match Snapshot::open_named(&path) {
+                    Ok(snapshot) => drop(list.insert(place(snapshot.id().last), snapshot)),
+                    Err(error @ Error::Damaged { .. }) => drop(unreadable.insert(path, error)),
+                    Err(error) => return Err(error),
+                }
             }
         }
+        // The names of snapshots are in the order of their indexes.
+        let newest = list.values().map(|snapshot: &Snapshot| snapshot.path()).max();
+        let older = |path: &PathBuf| newest.is_some_and(|newest| path.as_path() < newest);
+        let (older, newer): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            unreadable.into_iter().partition(|(path, _)| older(path));
+        if let Some(error) = newer.into_values().next_back() {
+            return Err(error.with_snapshot_repair());
+        }
+        let unreadable = older.into_values().map(|error| error.with_snapshot_repair().to_string());
         let list = Arc::new(Mutex::new(list));
-        Ok(Self { folder: folder.into(), keep_free_bytes: 0, list })
+        let unreadable = unreadable.collect();
+        Ok(Self { folder: folder.into(), keep_free_bytes: 0, log: None, list, unreadable })
     }
 
     /// Leaves so much of the disk free: a snapshot that is written here ends as on a full disk
     /// before that, since on a really full one the log would fail, and with it the node.
     pub fn keeping_free(self, bytes: u64) -> Self {
         Self { keep_free_bytes: bytes, ..self }
+    }
+
+    /// Keeps the order of this log and the snapshots: one of this node's state gets its name when
+    /// the log is synced up to it, and one of a peer once the log knows that it comes.
+    #[must_use]
+    pub fn beside(self, log: Log) -> Self {
+        Self { log: Some(log), ..self }
+    }
+
+    /// What was wrong with older files when the folder was opened, with the repair, a sentence
+    /// each.
+    pub fn unreadable(&self) -> &[String] {
+        &self.unreadable
+    }
+
+    /// Where the snapshots lie.
+    pub fn path(&self) -> &Path {
+        &self.folder
     }
 
     fn check_room(&self) -> Result<(), Error> {
@@ -162,6 +205,11 @@ impl SnapshotDir {
         let path = self.folder.join(file_name(last));
         // The long sync comes before the lock, for which readers of the list wait.
         temporary.as_file().sync_all().map_err(|error| Error::io(&path, error))?;
+        match (&self.log, last) {
+            (Some(log), Some(last)) if replace => log.announce_snapshot(last)?,
+            (Some(log), _) => log.wait_durable()?,
+            (None, _) => {}
+        }
         let mut list = self.locked();
         if let Some(present) = list.get(&place(last)).filter(|_| !replace) {
             return Ok(present.clone());
@@ -187,6 +235,12 @@ struct SnapshotInner {
     path: PathBuf,
     id: SnapshotId,
     meta: Bytes,
+    /// The end of the file before its footer, where a short last section lies.
+    tail: Vec<u8>,
+    /// When the file was written.
+    written: SystemTime,
+    /// What is wrong with it, once that was found.
+    damage: OnceLock<String>,
 }
 
 impl Snapshot {
@@ -199,13 +253,27 @@ impl Snapshot {
         Self::load(file, path.to_owned())
     }
 
+    /// Opens a file of a folder of snapshots, which must lie under its own name.
+    fn open_named(path: &Path) -> Result<Self, Error> {
+        let snapshot = Self::open_file(path)?;
+        let name = file_name(snapshot.id().last);
+        if path.file_name().is_some_and(|found| found == name.as_str()) {
+            return Ok(snapshot);
+        }
+        Err(Error::damaged(path, 0, format!("it is the snapshot {name} under another name")))
+    }
+
     /// Reads and checks header and footer.
     fn load(file: File, path: PathBuf) -> Result<Self, Error> {
-        let length = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        let failed = |error| Error::io(&path, error);
+        let metadata = file.metadata().map_err(failed)?;
+        let (length, written) = (metadata.len(), metadata.modified().map_err(failed)?);
         let header = format::read_header(&file, &path, length)?;
         let file_crc32c = format::read_footer(&file, &path, length)?;
         let id = SnapshotId { last: header.last, file_crc32c, length };
-        Ok(Self(Arc::new(SnapshotInner { file, path, id, meta: header.meta })))
+        let tail = format::read_tail(&file, &path, length)?;
+        let (meta, damage) = (header.meta, OnceLock::new());
+        Ok(Self(Arc::new(SnapshotInner { file, path, id, meta, tail, written, damage })))
     }
 
     /// What identifies it.
@@ -224,9 +292,74 @@ impl Snapshot {
     }
 
     /// The chunk of its last section, if that is one of `kind` with one incompressible chunk of
-    /// `bytes` bytes. It costs one short read.
-    pub fn last_chunk(&self, kind: u8, bytes: usize) -> Result<Option<Vec<u8>>, Error> {
-        format::read_last_chunk(&self.0.file, &self.0.path, self.0.id.length, kind, bytes)
+    /// `bytes` bytes, a short one. It was read when the file was opened.
+    pub fn last_chunk(&self, kind: u8, bytes: usize) -> Option<Vec<u8>> {
+        format::last_chunk(&self.0.tail, kind, bytes)
+    }
+
+    /// When its file was written, by the clock of that time.
+    pub fn written(&self) -> SystemTime {
+        self.0.written
+    }
+
+    /// What was found to be wrong with it, if anything was.
+    pub fn damage(&self) -> Option<&str> {
+        self.0.damage.get().map(String::as_str)
+    }
+
+    /// As [`Snapshot::verify`]; damage is remembered.
+    pub fn check(&self) -> Result<(), Error> {
+        self.remember(self.verify())
+    }
+
+    /// Checks the file that lies under this snapshot's name now, `bytes_per_second` at most, and
+    /// from the disk rather than from memory. Damage is remembered. It ends early, with success,
+    /// once `stop` says so.
+    pub fn check_on_disk(&self, bytes_per_second: u64, stop: &AtomicBool) -> Result<(), Error> {
+        self.remember(self.verify_on_disk(bytes_per_second, stop))
+    }
+
+    fn verify_on_disk(&self, bytes_per_second: u64, stop: &AtomicBool) -> Result<(), Error> {
+        let there = Self::open_named(self.path())?;
+        if there.id() != self.id() {
+            return Err(Error::damaged(self.path(), 0, "another snapshot took its place"));
+        }
+        // A hint: what is not heeded makes the check weaker, and nothing wrong.
+        rustix::fs::fadvise(&there.0.file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        let (mut reader, started) = (there.open(), Instant::now());
+        while reader.next_section()?.is_some() {
+            while reader.next_chunk()?.is_some() {
+                let due = Duration::from_secs_f64(
+                    f64::from(u32::try_from(reader.offset() >> 10).unwrap_or(u32::MAX)) * 1024.0
+                        / f64::from(u32::try_from(bytes_per_second).unwrap_or(u32::MAX)),
+                );
+                while let Some(left) = due.checked_sub(started.elapsed())
+                    && !stop.load(Ordering::Relaxed)
+                {
+                    std::thread::park_timeout(left.min(STOP_INTERVAL));
+                }
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that nothing lies under this snapshot's name any more.
+    pub fn note_gone(&self) {
+        let gone = Error::damaged(self.path(), 0, "the file is gone");
+        self.remember(Err(gone)).expect_err("it was just damaged");
+    }
+
+    fn remember(&self, checked: Result<(), Error>) -> Result<(), Error> {
+        if let Err(error @ Error::Damaged { .. }) = &checked {
+            let text = error.clone().with_snapshot_repair().to_string();
+            if self.0.damage.set(text.clone()).is_ok() {
+                tracing::error!("a snapshot is damaged: {text}");
+            }
+        }
+        checked
     }
 
     /// Reads its sections from the first one, verifying each chunk.

@@ -99,6 +99,7 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         replicated_profile: status.replicated_profile.unwrap_or_default(),
         sealed: status.sealed.map(sealed),
         voter_change: status.change.map(voter_change),
+        snapshot_age_s: status.snapshot_age.map(|age| age.as_secs()),
     }
 }
 

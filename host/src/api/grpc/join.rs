@@ -192,6 +192,7 @@ pub(super) mod tests {
             committed: none,
             applied: none,
             snapshot: none,
+            snapshot_age: None,
             purged: none,
             nodes: vec![node(1, true, member(7401, 1)), node(2, false, member(7402, 2))],
             machines: Vec::new(),

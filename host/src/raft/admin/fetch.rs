@@ -40,7 +40,7 @@ impl Replica {
         let none = || Error::Refused("no checkpoint that was agreed on is here yet".to_owned());
         let cluster = shared.local.cluster().ok_or(Error::Uninitialized)?;
         let file = shared.snapshots.agreed().ok_or_else(none)?;
-        let digest = digest_of(&file).map_err(|error| Error::Refused(error.to_string()))?;
+        let digest = digest_of(&file);
         let (last, digest) = (file.id().last.ok_or_else(none)?, digest.ok_or_else(none)?);
         let (file_crc32c, length) = (file.id().file_crc32c, file.id().length);
         Ok(Fetched { cluster, last, digest, file_crc32c, length, file })

@@ -168,6 +168,10 @@ impl Replica {
                     self.check_leader()?;
                     reader.query(machine, query, deadline, held).await
                 }
+                Consistency::Stale if self.shared.local.went_back().is_some() => {
+                    let reason = self.shared.local.went_back().unwrap_or_default();
+                    Err(Error::Refused(reason.to_owned()))
+                }
                 Consistency::Stale if !*self.shared.recovered.borrow() => Err(Error::Recovering),
                 Consistency::Stale => {
                     let directory = &self.shared.directory;

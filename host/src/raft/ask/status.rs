@@ -147,6 +147,8 @@ pub struct Status {
     pub applied: Option<LogIndex>,
     /// Last entry in its newest snapshot.
     pub snapshot: Option<LogIndex>,
+    /// How long ago that was written.
+    pub snapshot_age: Option<Duration>,
     /// Last entry removed from its log.
     pub purged: Option<LogIndex>,
     /// The membership.
@@ -188,6 +190,7 @@ pub(in crate::raft) fn of(shared: &Shared) -> Status {
         committed: index(&metrics.local_committed),
         applied: applied(shared, &metrics),
         snapshot: shared.snapshots.newest_index(),
+        snapshot_age: shared.snapshots.age(),
         purged: index(&metrics.purged),
         nodes: nodes(&metrics),
         machines: machines(shared),
@@ -382,6 +385,7 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     alarms.extend(shared.environment.library.alarm());
     alarms.extend(shared.snapshots.alarm());
     alarms.extend(shared.clock.alarm());
+    alarms.extend(shared.snapshots.damages());
     alarms.extend(shared.snapshots.export_failures());
     alarms
 }

@@ -89,8 +89,10 @@ impl ElectionTask {
             if current.is_some_and(|current| current != leader) || Instant::now() > give_up {
                 return Some(());
             }
-            if shared.directory.view().parked.is_none() && shared.local.stalls().current().is_none()
-            {
+            let may_stand = shared.local.votes().borrow().may_go_to(shared.local.last());
+            let is_fit = shared.directory.view().parked.is_none()
+                && shared.local.stalls().current().is_none();
+            if is_fit && may_stand {
                 shared.raft.trigger().elect(true).await.ok()?;
             }
         }

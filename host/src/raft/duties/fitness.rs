@@ -47,10 +47,12 @@ impl FitnessTask {
         let mut views = shared.directory.watch();
         let mut stalls = shared.local.stalls().watch();
         let mut metrics = shared.raft.metrics();
+        let mut votes = shared.local.votes();
         loop {
+            let may_stand = votes.borrow_and_update().may_go_to(shared.local.last());
             let parked = views.borrow_and_update().parked.is_some();
             let stall = *stalls.borrow_and_update();
-            shared.raft.runtime_config().elect(!parked && stall.is_none());
+            shared.raft.runtime_config().elect(!parked && stall.is_none() && may_stand);
             let is_due = Instant::now() >= self.not_before && shared.raft.is_leader();
             match stall {
                 _ if !is_due => {}
@@ -63,6 +65,7 @@ impl FitnessTask {
             let goes_on = tokio::select! {
                 changed = views.changed() => changed.is_ok(),
                 changed = stalls.changed() => changed.is_ok(),
+                changed = votes.changed() => changed.is_ok(),
                 changed = metrics.changed(), if parked && !waits => changed.is_ok(),
                 () = retry, if waits => true,
             };

@@ -25,7 +25,9 @@ use tonic::{Code, Response, Status};
 
 use super::connections::{Link, describe};
 use super::hello::Local;
+use super::known::Known;
 use super::{codec, pipeline, send_snapshot};
+use crate::raft::store::convert::vote_from_raft;
 use crate::raft::type_config::{RaftVote, TypeConfig};
 use crate::storage::snapshot::Snapshot;
 use crate::types::{Member, NodeId};
@@ -50,6 +52,9 @@ impl Peer {
 
     /// Why there is no hello.
     pub(super) fn no_cluster(&self) -> String {
+        if let Some(reason) = self.local.went_back() {
+            return reason.to_owned();
+        }
         format!("this node is in no cluster yet, and so cannot call node {}", self.target)
     }
 
@@ -71,6 +76,11 @@ impl Peer {
             }
             _ => RPCError::Network(NetworkError::from_string(text)),
         }
+    }
+
+    /// The peer has this on its disk.
+    pub(super) fn acknowledged(&self, heard: Known) {
+        self.local.note_log(self.target, &self.member, heard);
     }
 
     pub(super) fn timeout(&self, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
@@ -144,11 +154,15 @@ impl Client {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (mut control, hello) = ready(&self.peer, &self.control)?;
         let payload = codec::encode_vote_request(&request);
+        let term = vote_from_raft(&request.vote).term;
         let call = control.vote(peer::VoteRequest { hello: Some(hello), payload, pre_vote });
         let reply = self.peer.answer(RPCTypes::Vote, option.soft_ttl(), call).await?;
         let result = codec::decode_vote_result(&reply.payload);
         let result = result.map_err(|error| self.peer.nonsense(error))?;
         self.peer.check_term(&request.vote, &result.vote)?;
+        if result.vote_granted && !pre_vote {
+            self.peer.acknowledged(Known { term, last: None });
+        }
         Ok(result)
     }
 }

@@ -15,9 +15,10 @@ use tonic::{Code, Status};
 
 use super::client::{Client, Peer};
 use super::hello::Local;
+use super::known::Known;
 use super::{KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Rejected, WINDOW_BYTES};
 use crate::raft::type_config::TypeConfig;
-use crate::types::{Incarnation, LogIndex, Member, NodeId, StateDigest, TimeMs};
+use crate::types::{Incarnation, LogId, LogIndex, Member, NodeId, StateDigest, TimeMs};
 
 /// A peer that takes longer to accept a connection is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -140,7 +141,7 @@ impl Network {
         Ok(self.standing(node, member, timeout).await?.times)
     }
 
-    /// Asks a node what it knows of itself and of the cluster.
+    /// Asks a node what it knows of itself, of the cluster, and of this node.
     ///
     /// # Errors
     /// Why it did not say.
@@ -219,6 +220,10 @@ pub(in crate::raft) struct Said {
     pub(super) agreed: Vec<(LogIndex, StateDigest)>,
     /// What time it is there.
     pub(super) times: Times,
+    /// How far it knows that the asking node had its log.
+    pub(in crate::raft) known: Option<Known>,
+    /// The last entry in its own log.
+    pub(in crate::raft) last: Option<LogId>,
 }
 
 /// What time it is at a node.
@@ -246,6 +251,8 @@ impl From<peer::StandingReply> for Said {
             times: Times { time_ms: reply.time_ms, wall_ms: reply.wall_ms },
             members: reply.members.into_iter().filter_map(disk).collect(),
             agreed: reply.agreed.into_iter().filter_map(digest).collect(),
+            known: reply.known.as_ref().map(Known::decode),
+            last: Known::decode(&peer::KnownLog { term: 0, last: reply.last }).last,
         }
     }
 }

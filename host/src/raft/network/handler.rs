@@ -17,8 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::gate::{AppendGate, Gate, Parts};
 use super::hello::Local;
+use super::known::Known;
 use super::receive_snapshot::Inbox;
 use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
+use crate::raft::store::convert::log_id_from_raft;
 use crate::raft::type_config::{EntryBytes, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{Member, NodeId};
@@ -63,6 +65,8 @@ impl<SM: Machine> PeerHandler<SM> {
         if !(first.head.is_empty() && first.entries.is_empty()) {
             return Err(Rejected::Malformed("the first request is more than a hello".into()));
         }
+        // A leader has said what it knows of this log.
+        self.gate.local.set_led();
         let failure = Failure::default();
         let local = Arc::clone(&self.gate.local);
         let ended = EndOfStream { local: Arc::clone(&local), from };
@@ -84,6 +88,7 @@ impl<SM: Machine> PeerHandler<SM> {
         request: peer::AppendRequest,
     ) -> Result<peer::AppendReply, Rejected> {
         let from = self.gate.admit(request.hello.as_ref()).await?;
+        self.gate.local.set_led();
         let request = AppendGate::new(Arc::clone(&self.gate), from).pass(request)?;
         let input = futures::stream::once(async { request });
         let mut results = Box::pin(self.gate.raft.stream_append(input));
@@ -102,6 +107,11 @@ impl<SM: Machine> PeerHandler<SM> {
         let from = self.gate.admit(request.hello.as_ref()).await?;
         let vote = codec::decode_vote_request(&request.payload)?;
         self.gate.check_vote(from, &vote.vote)?;
+        let last = vote.last_log_id.as_ref().map(log_id_from_raft);
+        if !self.gate.local.votes().borrow().may_go_to(last) {
+            let reason = "it has just started, and asks its peers before it votes";
+            return Err(Rejected::Failed(reason.to_owned()));
+        }
         let result = if request.pre_vote {
             self.gate.local.heard().another_stands();
             self.gate.raft.pre_vote(vote).await
@@ -151,6 +161,8 @@ impl<SM: Machine> PeerHandler<SM> {
             let digest = record.agreed?.0.to_vec().into();
             Some(peer::AgreedCheckpoint { index: *index, digest })
         });
+        let local = &self.gate.local;
+        let log = request.hello.as_ref().and_then(|hello| local.known_of(hello));
         Ok(peer::StandingReply {
             parked: view.parked.clone().unwrap_or_default(),
             members: self.gate.roster().members().map(known).collect(),
@@ -160,6 +172,8 @@ impl<SM: Machine> PeerHandler<SM> {
             applied_index: self.gate.directory.applied(),
             time_ms: self.gate.clock.time_ms(),
             wall_ms: self.gate.clock.wall_ms().unwrap_or(0),
+            known: log.map(Known::encode),
+            last: Known { term: 0, last: local.last() }.encode().last,
         })
     }
 

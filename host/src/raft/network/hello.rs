@@ -13,13 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use lockstep_proto::peer::Hello;
+use tokio::sync::watch;
 
 use super::TERM_JUMP_MAX;
 use super::alarms::{Alarms, Side};
 use super::heard::Heard;
+use super::known::{Known, KnownLogs, Votes};
 use super::roster::{Roster, Standing};
 use crate::raft::duties::stall::Stalls;
-use crate::types::{ClusterId, Incarnation, Member, NodeId, Term};
+use crate::storage::Log;
+use crate::types::{ClusterId, Incarnation, LogId, Member, NodeId, Term};
 
 /// Version of the messages between nodes and of log entries.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -125,6 +128,9 @@ pub enum Refusal {
         /// This node's.
         ours: ClusterId,
     },
+    /// The log of this node has lost what it acknowledged.
+    #[error("{0}")]
+    WentBack(String),
     /// This node is in no cluster yet and could not note down the caller's.
     #[error("this node could not join cluster {cluster}: {reason}")]
     NotAdopted {
@@ -152,6 +158,7 @@ pub struct Local {
     profiles: Mutex<BTreeMap<NodeId, Profile>>,
     heard: Heard,
     stalls: Stalls,
+    logs: KnownLogs,
 }
 
 impl Local {
@@ -173,6 +180,7 @@ impl Local {
             profiles: Mutex::default(),
             heard: Heard::default(),
             stalls: Stalls::default(),
+            logs: KnownLogs::default(),
         })
     }
 
@@ -214,8 +222,67 @@ impl Local {
         }
     }
 
-    /// The hello for a node; `None` while this node is in no cluster, and so may call nobody.
+    /// Compares `log` with what peers know of it from now on, and holds votes back until they were
+    /// asked (`duties::rejoin`).
+    pub fn watch_log(&self, log: Log) {
+        self.logs.watch(log);
+    }
+
+    /// Where this node's log ends.
+    pub fn last(&self) -> Option<LogId> {
+        self.logs.own()?.last
+    }
+
+    /// Why this node may not take part any more, if its log went back.
+    pub fn went_back(&self) -> Option<&str> {
+        self.logs.went_back()
+    }
+
+    /// Compares this node's log with what a peer knows of it.
+    ///
+    /// # Errors
+    /// Why this node may not take part any more.
+    pub fn compare(&self, peer: NodeId, known: Known) -> Result<(), String> {
+        self.logs.compare(self.node_id, peer, known)
+    }
+
+    /// Lets this node vote.
+    pub fn set_votes(&self, votes: Votes) {
+        self.logs.set_votes(votes);
+    }
+
+    /// A leader has reached this node.
+    pub(super) fn set_led(&self) {
+        self.logs.set_led();
+    }
+
+    /// Whether a leader has reached this node since it started.
+    pub fn is_led(&self) -> bool {
+        self.logs.is_led()
+    }
+
+    /// Whether this node may vote.
+    pub fn votes(&self) -> watch::Receiver<Votes> {
+        self.logs.votes()
+    }
+
+    /// A peer acknowledged up to `heard.last`, or voted for this node.
+    pub(super) fn note_log(&self, peer: NodeId, member: &Member, heard: Known) {
+        self.logs.note(peer, member, heard);
+    }
+
+    /// How far the sender of a hello is known to have had its log.
+    pub(super) fn known_of(&self, hello: &Hello) -> Option<Known> {
+        let disk = <[u8; 16]>::try_from(&hello.from_incarnation[..]).ok()?;
+        self.logs.of(NodeId(hello.from_node), disk)
+    }
+
+    /// The hello for a node; `None` while this node is in no cluster, and so may call nobody, and
+    /// once its log went back.
     pub(super) fn hello(&self, to: NodeId, member: &Member) -> Option<Hello> {
+        if self.went_back().is_some() {
+            return None;
+        }
         Some(Hello {
             cluster_id: self.cluster()?.0.to_vec().into(),
             from_node: self.node_id.0,
@@ -224,6 +291,7 @@ impl Local {
             to_incarnation: member.incarnation.to_vec().into(),
             protocol_version: PROTOCOL_VERSION,
             engine_profile: self.profile.clone(),
+            known: self.logs.of(to, member.incarnation).map(Known::encode),
         })
     }
 
@@ -256,12 +324,15 @@ impl Local {
             Ok(cluster) => self.check_cluster(from, cluster).await,
             Err(refusal) => Err(refusal),
         };
+        let checked = checked.and_then(|()| self.check_log(from, hello));
         match checked {
             Ok(()) => {
                 self.clear(from, Side::Refused);
                 self.saw_profile(from, &hello.engine_profile);
                 Ok(from)
             }
+            // The fault is here, and has an alarm of its own.
+            Err(refusal @ Refusal::WentBack(_)) => Err(refusal),
             Err(refusal) => Err(self.refuse(from, refusal, roster)),
         }
     }
@@ -310,6 +381,12 @@ impl Local {
             Standing::Stranger if roster.is_joining() => Ok(cluster),
             Standing::Stranger => Err(Refusal::Stranger { node: from }),
         }
+    }
+
+    /// Refuses everybody once a peer knows that this node's log went back.
+    fn check_log(&self, from: NodeId, hello: &Hello) -> Result<(), Refusal> {
+        let known = hello.known.as_ref().map(Known::decode).unwrap_or_default();
+        self.compare(from, known).map_err(Refusal::WentBack)
     }
 
     /// A node in no cluster follows whoever means it, id and disk: only a node that was told to
@@ -395,7 +472,9 @@ impl Local {
     /// What is wrong between this node and its peers, a sentence each. A sentence goes when the
     /// peer is talked to again, or when nobody has tried for a while.
     pub fn alarms(&self) -> Vec<String> {
-        self.locked_alarms().sentences(Instant::now())
+        let own = self.went_back();
+        let own = own.map(|reason| format!("this node is out of the cluster: {reason}"));
+        own.into_iter().chain(self.locked_alarms().sentences(Instant::now())).collect()
     }
 
     fn raise(&self, peer: NodeId, side: Side, reason: &str) {

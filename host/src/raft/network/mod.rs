@@ -18,6 +18,7 @@ mod gate;
 mod handler;
 mod heard;
 mod hello;
+mod known;
 mod pipeline;
 mod receive_snapshot;
 mod roster;
@@ -35,6 +36,7 @@ pub use gate::Parts;
 pub use handler::{Machine, PeerHandler};
 pub use heard::Heard;
 pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};
+pub use known::{Known, Votes};
 
 /// Longest message between nodes, in bytes. Requests are cut to size by whoever reads the log;
 /// this only has to be above the longest single entry.

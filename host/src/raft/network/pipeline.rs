@@ -33,8 +33,9 @@ use tonic::{Status, Streaming};
 
 use super::client::{Peer, ready};
 use super::connections::Link;
+use super::known::Known;
 use super::{TERM_JUMP_MAX, codec};
-use crate::raft::store::convert::vote_from_raft;
+use crate::raft::store::convert::{log_id_from_raft, vote_from_raft};
 use crate::raft::type_config::{RaftLogId, RaftVote, TypeConfig};
 
 /// Requests in flight, at most.
@@ -272,7 +273,13 @@ where
             self.takes_entries = true;
             self.peer.local.takes_entries(self.peer.target);
         }
-        expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))
+        let result = expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))?;
+        if let Ok(matched) = &result {
+            let last = matched.as_ref().map(log_id_from_raft);
+            let term = vote_from_raft(&expected.vote).term;
+            self.peer.acknowledged(Known { term, last });
+        }
+        Ok(result)
     }
 
     /// The timer is only moved when it fires, not at each of many replies.

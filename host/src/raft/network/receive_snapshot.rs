@@ -121,7 +121,7 @@ where
 pub(super) async fn digest(snapshot: Snapshot) -> Result<Option<StateDigest>, Rejected> {
     blocking(move || {
         snapshots::verify_pieces(&snapshot, |_| true)?;
-        snapshots::digest_of(&snapshot)
+        Ok(snapshots::digest_of(&snapshot))
     })
     .await
 }

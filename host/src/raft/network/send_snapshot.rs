@@ -11,7 +11,7 @@ use futures::{Stream, StreamExt as _};
 use lockstep_proto::peer;
 use lockstep_proto::peer::install_snapshot_request::{Chunk, Header, Part};
 use openraft::StorageError;
-use openraft::errors::{ErrorSource as _, RPCError, StreamingError};
+use openraft::errors::{ErrorSource as _, RPCError, StreamingError, Unreachable};
 use openraft::network::RPCTypes;
 use openraft::raft::SnapshotResponse;
 use openraft::type_config::alias::{ErrorSourceOf, SnapshotOf};
@@ -46,6 +46,7 @@ pub(super) async fn send(
     snapshot: SnapshotOf<TypeConfig, Snapshot>,
 ) -> Sent<SnapshotResponse<TypeConfig>> {
     let file = snapshot.snapshot;
+    check(peer, &file).await?;
     let offset = ask_offset(peer, link, file.id()).await?;
     let (mut link, hello) = ready(peer, link)?;
     tracing::info!(peer = %peer.target, offset, length = file.id().length, "sending a snapshot");
@@ -64,6 +65,20 @@ pub(super) async fn send(
     let vote = codec::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
     peer.check_term(&ours, &vote)?;
     Ok(SnapshotResponse::new(vote))
+}
+
+/// Reads all of the file before anything of it goes: a peer must not be sent what it has to refuse,
+/// again and again. What is damaged is never offered again.
+async fn check(peer: &Peer, file: &Snapshot) -> Sent<()> {
+    let reader = file.clone();
+    let checked = tokio::task::spawn_blocking(move || reader.check()).await;
+    let text = match checked {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    let text = format!("no snapshot goes to node {}: {text}", peer.target);
+    Err(RPCError::Unreachable(Unreachable::from_string(text)).into())
 }
 
 async fn ask_offset(peer: &Peer, link: &Link, id: &SnapshotId) -> Sent<u64> {

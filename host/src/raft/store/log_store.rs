@@ -63,14 +63,13 @@ impl LogStore {
     ) -> Result<Vec<Entry>, io::Error> {
         let step = self.log.read_cached(range.clone(), bytes_max).map_err(|e| e.into_io())?;
         let mut entries = step.entries;
-        let read: usize = entries.iter().map(|(_, payload)| payload.bytes.len()).sum();
-        if let Some((last, _)) = entries.last()
-            && step.from_disk
-            && read < bytes_max
-        {
-            let (log, rest) = (self.log.clone(), last.index + 1..range.end);
-            let from_disk =
-                tokio::task::spawn_blocking(move || log.read_limited(rest, bytes_max - read));
+        if step.goes_on_disk {
+            let read: usize = entries.iter().map(|(_, payload)| payload.bytes.len()).sum();
+            let next = entries.last().map_or(range.start, |(last, _)| last.index + 1);
+            let log = self.log.clone();
+            let from_disk = tokio::task::spawn_blocking(move || {
+                log.read_limited(next..range.end, bytes_max.saturating_sub(read).max(1))
+            });
             let from_disk = from_disk.await.map_err(io::Error::other)?;
             entries.extend(from_disk.map_err(|error| error.into_io())?);
         }

@@ -6,6 +6,7 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -117,13 +118,13 @@ impl Snapshots {
     pub fn agreed(&self) -> Option<Snapshot> {
         let agreed = self.agreed.borrow();
         let is_agreed = |snapshot: &Snapshot| index(snapshot).is_some_and(|i| agreed.contains(&i));
-        self.dir.list().into_iter().rfind(is_agreed)
+        let is_sound = |snapshot: &Snapshot| snapshot.damage().is_none() && is_agreed(snapshot);
+        self.dir.list().into_iter().rfind(is_sound)
     }
 
     /// What the snapshot of a checkpoint holds, if it is here.
     pub fn digest(&self, at: LogIndex) -> Option<StateDigest> {
-        let snapshot = self.find(at)?;
-        digest_of(&snapshot).inspect_err(|error| tracing::error!(%error, "no digest")).ok()?
+        digest_of(&self.find(at)?)
     }
 
     fn find(&self, at: LogIndex) -> Option<Snapshot> {
@@ -158,7 +159,25 @@ impl Snapshots {
     /// Up to where the log may be purged: the snapshot before the newest that was agreed on.
     pub fn purgeable(&self) -> Option<LogIndex> {
         let agreed = self.agreed.borrow();
-        self.indexes().filter(|index| agreed.contains(index)).rev().nth(AGREED_KEPT - 1)
+        // The log must lead on from a sound one.
+        let sound = self.dir.list().into_iter().filter(|snapshot| snapshot.damage().is_none());
+        let sound = sound.filter_map(|snapshot| index(&snapshot));
+        sound.filter(|index| agreed.contains(index)).rev().nth(AGREED_KEPT - 1)
+    }
+
+    /// What is wrong with snapshots on this disk, a sentence each.
+    pub fn damages(&self) -> Vec<String> {
+        let found = self.dir.list().into_iter().filter_map(|snapshot| {
+            let damage = snapshot.damage()?;
+            Some(format!("a snapshot is damaged, and an older one takes its place: {damage}"))
+        });
+        found.chain(self.dir.unreadable().iter().cloned()).collect()
+    }
+
+    /// How long ago the newest snapshot was written; none of a time that is still to come.
+    pub fn age(&self) -> Option<Duration> {
+        let written = self.dir.newest()?.written();
+        Some(SystemTime::now().duration_since(written).unwrap_or_default())
     }
 
     fn indexes(&self) -> impl DoubleEndedIterator<Item = LogIndex> + use<> {
@@ -173,7 +192,10 @@ impl Snapshots {
         let (settled, open): (Vec<LogIndex>, Vec<LogIndex>) =
             listed.iter().partition(|index| agreed.contains(index));
         let newest_settled = settled.last().copied();
-        let settled = settled.into_iter().rev().take(AGREED_KEPT);
+        // A damaged one stays as long as it is no older than those that are needed.
+        let oldest = self.purgeable();
+        let settled =
+            settled.into_iter().filter(|index| oldest.is_none_or(|oldest| *index >= oldest));
         let open = open.into_iter().rev().take(CHECKPOINTS_KEPT);
         let open = open.filter(|index| Some(*index) > newest_settled);
         let evidence = *self.evidence.lock().expect("no holder panics");
@@ -363,9 +385,9 @@ fn write(
 }
 
 /// What a snapshot says its content's digest is; `None` for one that was written without it.
-pub fn digest_of(snapshot: &Snapshot) -> Result<Option<StateDigest>, Error> {
+pub fn digest_of(snapshot: &Snapshot) -> Option<StateDigest> {
     let chunk = snapshot.last_chunk(SECTION_DIGEST, DIGEST_BYTES)?;
-    Ok(chunk.and_then(|bytes| StateDigest::from_slice(&bytes)))
+    StateDigest::from_slice(&chunk)
 }
 
 /// Reads all of a snapshot, and computes the digest of its content.
@@ -403,7 +425,7 @@ pub fn verify_pieces(
         digest.add(&piece);
         take(piece)
     })?;
-    match digest_of(snapshot)? {
+    match digest_of(snapshot) {
         Some(written) if is_whole && written != digest.finish() => Err(Error::Refused(format!(
             "{}: its content is not what its digest says",
             snapshot.path().display()

@@ -50,6 +50,10 @@ pub struct Progress {
     pub bytes_since_checkpoint: u64,
     /// Entries applied since the last checkpoint.
     pub entries_since_checkpoint: u64,
+    /// Something was applied since the last checkpoint that is news to it.
+    pub is_changed: bool,
+    /// Checkpoints applied since this node started.
+    pub checkpoints: u64,
     /// The engine has changed since the last checkpoint: restarts need one of the new engine.
     pub checkpoint_due: bool,
 }
@@ -154,8 +158,19 @@ impl StateMachine {
             Ok(proposal) => proposal,
             Err(error) => return Ok(self.pass_over(index, &error)),
         };
+        let is_news = !matches!(
+            proposal,
+            Proposal::Checkpoint | Proposal::CheckpointReport(_) | Proposal::Tick { .. }
+        );
         let Applied { response, then } =
             self.machines.apply(index, proposal, &self.membership).await?;
+        if is_news {
+            // Those who watch are told with the entry's count.
+            self.progress.send_if_modified(|progress| {
+                progress.is_changed = true;
+                false
+            });
+        }
         match then {
             Then::GoOn => {}
             Then::Capture => self.checkpoint(log_id).await?,
@@ -233,6 +248,8 @@ impl StateMachine {
         self.progress.send_modify(|progress| {
             progress.bytes_since_checkpoint = 0;
             progress.entries_since_checkpoint = 0;
+            progress.is_changed = false;
+            progress.checkpoints += 1;
             progress.checkpoint_due = false;
         });
         if self.snapshots.newest_index().is_some_and(|newest| newest >= log_id.index()) {

@@ -33,6 +33,21 @@ pub(super) enum Entry {
     },
 }
 
+impl Entry {
+    pub(super) fn id(&self) -> LogId {
+        match self {
+            Self::InMemory(id, _) | Self::OnDisk { id, .. } => *id,
+        }
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        match self {
+            Self::InMemory(_, payload) => payload.bytes.len(),
+            Self::OnDisk { payload_bytes, .. } => *payload_bytes,
+        }
+    }
+}
+
 /// State, and the entries behind it.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
@@ -200,7 +215,7 @@ impl Contents {
     }
 
     /// Entries of the range, from its first that is there on: as many as `bytes_max` holds, and at
-    /// least one; with `stops_at_disk` none after the first that is not in memory.
+    /// least one; with `stops_at_disk` none from the first on that is not in memory.
     pub(super) fn find(
         &self,
         range: Range<LogIndex>,
@@ -216,17 +231,25 @@ impl Contents {
         for (index, slot) in indexes.zip(slots) {
             let Slot { term, node, position, payload_bytes, .. } = *slot;
             let id = LogId { term, node, index };
-            let is_on_disk = slot.payload.is_none();
+            if stops_at_disk && slot.payload.is_none() {
+                break;
+            }
             found.push(match &slot.payload {
                 Some(payload) => Entry::InMemory(id, payload.clone()),
                 None => Entry::OnDisk { id, position, payload_bytes },
             });
             bytes += payload_bytes;
-            if bytes >= bytes_max || (stops_at_disk && is_on_disk) {
+            if bytes >= bytes_max {
                 break;
             }
         }
         found
+    }
+
+    /// Whether the log holds the entry with this index, and not in memory.
+    pub(super) fn is_on_disk(&self, index: LogIndex) -> bool {
+        let place = index.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
+        place.and_then(|place| self.slots.get(place)).is_some_and(|slot| slot.payload.is_none())
     }
 }
 

@@ -140,28 +140,30 @@ fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<(
     })
 }
 
-/// The chunk of the last section before the footer, if that is one of `kind` whose only chunk is
+/// Most bytes before the footer that are kept in memory.
+const TAIL_BYTES_MAX: u64 = 256;
+
+/// The end of the file before its footer.
+pub(super) fn read_tail(file: &File, path: &Path, length: u64) -> Result<Vec<u8>, Error> {
+    let end = length.saturating_sub(FOOTER_BYTES);
+    let bytes = end.min(TAIL_BYTES_MAX);
+    let mut tail = vec![0; usize::try_from(bytes).expect("it is short")];
+    read_at(file, path, &mut tail, end - bytes)?;
+    Ok(tail)
+}
+
+/// The chunk of the section with which `tail` ends, if that is one of `kind` whose only chunk is
 /// stored plain and has so many bytes.
-pub(super) fn read_last_chunk(
-    file: &File,
-    path: &Path,
-    length: u64,
-    kind: u8,
-    bytes: usize,
-) -> Result<Option<Vec<u8>>, Error> {
-    let blocks = 2 * BLOCK_HEADER_BYTES + bytes;
-    let behind = u64::try_from(blocks + FOOTER).expect("a usize fits");
-    let Some(offset) = length.checked_sub(behind) else { return Ok(None) };
-    let mut found = vec![0; blocks];
-    read_at(file, path, &mut found, offset)?;
-    let chunk = found.split_off(2 * BLOCK_HEADER_BYTES);
+pub(super) fn last_chunk(tail: &[u8], kind: u8, bytes: usize) -> Option<Vec<u8>> {
+    let start = tail.len().checked_sub(2 * BLOCK_HEADER_BYTES + bytes)?;
+    let (headers, chunk) = tail[start..].split_at(2 * BLOCK_HEADER_BYTES);
     let header = |tag, stored: &[u8]| {
         let stored_bytes = u32::try_from(stored.len()).expect("a short chunk");
         let plain_bytes = stored_bytes;
         BlockHeader { tag, kind, compressed: false, stored_bytes, plain_bytes }.encode(stored)
     };
-    let expected = [header(Tag::Section, &[]), header(Tag::Chunk, &chunk)].concat();
-    Ok((found == expected).then_some(chunk))
+    let expected = [header(Tag::Section, &[]), header(Tag::Chunk, chunk)].concat();
+    (headers == expected).then(|| chunk.to_vec())
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

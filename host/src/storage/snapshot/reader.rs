@@ -30,6 +30,11 @@ impl SnapshotReader {
         Self { snapshot, input, offset: 0, file_crc32c: 0, pending: None, header_is_read: false }
     }
 
+    /// How far it has read, in bytes of the file.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Kind of the next section, past what is left of this one; `None` at the end of the file,
     /// when all of it is verified.
     ///
