@@ -8,7 +8,7 @@ use lockstep_client::Consistency;
 use lockstep_history::{Action, History, Operation, Outcome, Reply, Violation, check};
 use lockstep_tests::cluster::Plan;
 use lockstep_tests::history::{Kind, Settings, run};
-use lockstep_tests::load;
+use lockstep_tests::{kv, load};
 
 /// How long things are done to a cluster here.
 const SLICE: Duration = Duration::from_secs(11);
@@ -53,8 +53,9 @@ async fn a_stale_read_makes_a_history_that_is_refused() {
     ];
     let operations = told.into_iter().zip((0..).step_by(2)).map(|((action, reply), called_us)| {
         let outcome = Outcome::Answered { reply, index: called_us };
-        let (route, key) = ("leader".to_owned(), "k".to_owned());
-        Operation { client: 0, route, key, action, called_us, ended_us: called_us + 1, outcome }
+        let ended_us = called_us + 1;
+        let (route, key, note) = ("leader".to_owned(), "k".to_owned(), String::new());
+        Operation { client: 0, route, key, action, called_us, ended_us, outcome, note }
     });
     let mut history = History { operations: operations.collect(), ..History::default() };
     match check(&history) {
@@ -63,4 +64,31 @@ async fn a_stale_read_makes_a_history_that_is_refused() {
     }
     history.operations.pop();
     assert!(check(&history).is_ok(), "all but the stale read is right");
+}
+
+/// A command that a leader took, and could not get agreed before its deadline, is of unknown
+/// outcome, by a call, on a stream, and through a node that forwards: it may be applied later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_was_taken_is_unknown_at_its_deadline() {
+    let cluster = Plan::new(3).linked().flag("--forward").start().await;
+    let leader = cluster.leader().await;
+    let short = Duration::from_millis(600);
+    let at_leader = cluster.node(leader).client().with_timeout(short);
+    let forwards = cluster.node(leader % 3 + 1).client().with_timeout(short);
+    let stream = at_leader.stream();
+    load::write(&cluster.client(), "k", "before").await;
+    stream.execute(kv::MACHINE, kv::text("GET k")).await.expect("the stream is open");
+    forwards.execute(kv::MACHINE, kv::text("GET k")).await.expect("it forwards");
+
+    cluster.isolate(leader);
+    let call = at_leader.execute(kv::MACHINE, kv::text("SET a v"));
+    let streamed = stream.execute(kv::MACHINE, kv::text("SET b v"));
+    let forwarded = forwards.execute(kv::MACHINE, kv::text("SET c v"));
+    let (call, streamed, forwarded) = tokio::join!(call, streamed, forwarded);
+    for (way, result) in [("call", call), ("stream", streamed), ("forwarded", forwarded)] {
+        let error = result.expect_err("nobody agrees");
+        assert_eq!(error.outcome, lockstep_client::Outcome::Unknown, "{way}: {error:?}");
+    }
+    cluster.heal();
+    load::write(&cluster.client(), "k", "after").await;
 }

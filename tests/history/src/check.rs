@@ -7,9 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::operation::{History, Operation, Outcome};
+use crate::operation::{Action, History, Operation, Outcome};
 use crate::order;
 use crate::search::{Found, Timed, search};
+use crate::stale;
 use crate::transition::{State, Transition, Values};
 
 /// Placements that the search on one key may take before it is given up. A key of some thousand
@@ -45,6 +46,14 @@ pub enum Violation {
         /// The one that was called later.
         later: Box<Operation>,
     },
+    /// A stale read shows what the log does not hold up to its index.
+    #[error("a stale read shows what was not there at its index:\n  {read}\n{}", against(.other))]
+    Stale {
+        /// The read.
+        read: Box<Operation>,
+        /// What stands against it; `None` when nobody wrote the value.
+        other: Option<Box<Operation>>,
+    },
     /// The guest never answers such a command so.
     #[error("no such command is ever answered so:\n  {0}")]
     Malformed(Box<Operation>),
@@ -64,6 +73,10 @@ pub enum Violation {
         /// How many operations it has.
         operations: usize,
     },
+}
+
+fn against(other: &Option<Box<Operation>>) -> String {
+    other.as_ref().map_or("nobody wrote that".to_owned(), |other| format!("against it:\n  {other}"))
 }
 
 /// The first operation of a key that cannot be placed.
@@ -121,10 +134,15 @@ fn check_key(key: &str, operations: &[&Operation]) -> Result<(), Violation> {
     {
         return Err(Violation::NotUnique { key: key.to_owned(), value: value.to_owned() });
     }
+    if let Some((read, other)) = stale::first_contradiction(operations) {
+        let other = other.map(|other| Box::new(other.clone()));
+        return Err(Violation::Stale { read: Box::new(read.clone()), other });
+    }
     let mut values = Values::default();
     let known: Vec<Known> = operations
         .iter()
         .filter(|operation| operation.outcome != Outcome::Refused)
+        .filter(|operation| operation.action != Action::GetStale)
         .map(|operation| Known::of(operation, &mut values))
         .collect::<Result<_, _>>()?;
     let undecided = || Violation::Undecided { key: key.to_owned(), operations: operations.len() };

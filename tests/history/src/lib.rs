@@ -10,6 +10,8 @@
 //! answered the same (Herlihy and Wing, 1990). An operation of unknown outcome may take effect at
 //! any moment after its call, or never.
 //!
+//! Stale reads are no part of that order: each must show what the log holds up to its index.
+//!
 //! What is not here: clusters, clients, clocks. The crate knows operations and nothing else, so
 //! that its tests take a second, and any harness can use it.
 
@@ -18,6 +20,7 @@ pub mod file;
 pub mod operation;
 mod order;
 mod search;
+mod stale;
 mod transition;
 
 pub use check::{Summary, Violation, check};

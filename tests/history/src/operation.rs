@@ -28,6 +28,8 @@ pub enum Action {
     GetLogged,
     /// Say what the value is, as a linearizable query.
     Get,
+    /// Say what the value is on one node, as far as that has applied the log.
+    GetStale,
 }
 
 /// What a client was told.
@@ -76,6 +78,9 @@ pub struct Operation {
     pub ended_us: u64,
     /// What came of it.
     pub outcome: Outcome,
+    /// What the client was told besides, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
 }
 
 /// Something that was done to the cluster meanwhile.
@@ -107,7 +112,7 @@ impl Action {
             | Self::Swap(value)
             | Self::SwapAbsent(value)
             | Self::SwapPresent(value) => Some(value),
-            Self::Delete | Self::GetLogged | Self::Get => None,
+            Self::Delete | Self::GetLogged | Self::Get | Self::GetStale => None,
         }
     }
 }
@@ -123,6 +128,7 @@ impl fmt::Display for Action {
             Self::Delete => write!(f, "DEL"),
             Self::GetLogged => write!(f, "GET (logged)"),
             Self::Get => write!(f, "GET"),
+            Self::GetStale => write!(f, "GET (stale)"),
         }
     }
 }
@@ -146,8 +152,8 @@ impl fmt::Display for Operation {
         write!(f, "{}: {}", self.key, self.action)?;
         match &self.outcome {
             Outcome::Answered { reply, index } => write!(f, " -> {reply} (index {index})"),
-            Outcome::Refused => write!(f, " -> refused, not applied"),
-            Outcome::Unknown => write!(f, " -> outcome unknown"),
+            Outcome::Refused => write!(f, " -> refused, not applied: {}", self.note),
+            Outcome::Unknown => write!(f, " -> outcome unknown: {}", self.note),
         }
     }
 }

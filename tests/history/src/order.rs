@@ -11,8 +11,10 @@ pub(crate) fn first_reversal(operations: &[Operation]) -> Option<(&Operation, &O
     let mut answered: Vec<(&Operation, u64)> = operations
         .iter()
         .filter_map(|operation| match operation.outcome {
-            Outcome::Answered { index, .. } => Some((operation, index)),
-            Outcome::Refused | Outcome::Unknown => None,
+            Outcome::Answered { index, .. } if operation.action != Action::GetStale => {
+                Some((operation, index))
+            }
+            _ => None,
         })
         .collect();
     answered.sort_by_key(|(operation, _)| operation.ended_us);

@@ -102,7 +102,7 @@ impl Values {
             Action::Set(_) | Action::Swap(_) => Condition::Any,
             Action::SetAbsent(_) | Action::SwapAbsent(_) => Condition::Exactly(None),
             Action::SwapPresent(_) | Action::Delete => Condition::Present,
-            Action::GetLogged | Action::Get => return None,
+            Action::GetLogged | Action::Get | Action::GetStale => return None,
         };
         let effect = Effect::Leave(action.value().map(|value| self.number(value)));
         Some(Transition { condition, effect })

@@ -69,6 +69,7 @@ fn small(random: &mut Rng) -> History {
             called_us,
             ended_us,
             outcome: if known { Outcome::Refused } else { Outcome::Unknown },
+            note: String::new(),
         };
         let effect_us = (known || random.bool()).then_some(effect);
         moments.push((effect, simulated::Planned { operation, effect_us, known }));

@@ -222,6 +222,7 @@ fn history(rows: &[Row]) -> History {
                 Told::Refused => Outcome::Refused,
                 Told::Unknown => Outcome::Unknown,
             },
+            note: String::new(),
         }
     });
     History { title: "rows".to_owned(), operations: operations.collect(), events: Vec::new() }
@@ -245,6 +246,48 @@ fn indexes_that_go_backwards_are_refused() {
         matches!(check(&history), Err(Violation::Reversed { .. })),
         "two commands at one index"
     );
+}
+
+/// A stale read may be old, but shows what was there at its index.
+#[test]
+fn stale_reads_are_held_against_the_log() {
+    let rows = [
+        ("a", 0, Told::Nil),
+        ("b", 2, Told::Value("a")),
+        ("c", 4, Told::Unknown),
+        ("d", 6, Told::Value("b")),
+    ];
+    // The writes stand at 1, 3, anywhere, and 7.
+    let told = [
+        (None, 0, true),
+        (None, 1, false),
+        (None, 9, false),
+        (Some("a"), 0, false),
+        (Some("a"), 1, true),
+        (Some("a"), 2, true),
+        (Some("a"), 3, false),
+        (Some("b"), 4, true),
+        (Some("b"), 7, false),
+        (Some("c"), 9, true),
+        (Some("d"), 9, true),
+        (Some("e"), 9, false),
+    ];
+    for (value, index, right) in told {
+        let mut history = history(&rows);
+        let read = Operation {
+            action: Action::GetStale,
+            called_us: 20,
+            ended_us: 21,
+            outcome: Outcome::Answered { reply: Reply::Value(value.map(str::to_owned)), index },
+            ..history.operations[0].clone()
+        };
+        history.operations.push(read);
+        let verdict = check(&history);
+        assert_eq!(verdict.is_ok(), right, "{value:?} at {index}: {verdict:?}");
+        if let Err(violation) = verdict {
+            assert!(matches!(violation, Violation::Stale { .. }), "{violation}");
+        }
+    }
 }
 
 /// What the guest never answers, and two writes of one value, are named as what they are.

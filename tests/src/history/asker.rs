@@ -98,6 +98,10 @@ impl Asker {
             pace.tick().await;
             let key = self.keys.pick(&mut self.random);
             let action = if key.past { Action::Get } else { self.action() };
+            // Which node a stale read asks is known only of clients that choose one.
+            let chooses = matches!(self.way, Way::OneNode | Way::AnyNode);
+            let stale = action == Action::Get && chooses && self.random.u32(0..4) == 0;
+            let action = if stale { Action::GetStale } else { action };
             self.ask(key, action).await;
         }
     }
@@ -122,8 +126,10 @@ impl Asker {
         let called_us = self.recorder.now_us();
         let answer = self.answer(&key.name(), &action).await;
         let ended_us = self.recorder.now_us();
+        let note = answer.as_ref().err().map(|error| format!("{}: {error}", error.reason));
         let outcome = self.outcome(&action, answer);
-        if outcome == Outcome::Unknown && action != Action::Get {
+        let reads = matches!(action, Action::Get | Action::GetStale);
+        if outcome == Outcome::Unknown && !reads {
             self.keys.unknown(key);
         }
         let operation = Operation {
@@ -134,6 +140,7 @@ impl Asker {
             called_us,
             ended_us,
             outcome: outcome.clone(),
+            note: note.unwrap_or_default(),
         };
         self.recorder.operation(operation);
         self.stays += 1;
@@ -151,8 +158,13 @@ impl Asker {
             Way::Leader | Way::Stream => &self.client,
             Way::OneNode | Way::AnyNode => &self.nodes[self.node],
         };
-        if *action == Action::Get {
-            let answered = client.query(kv::MACHINE, command, Consistency::Linearizable).await?;
+        let consistency = match action {
+            Action::Get => Some(Consistency::Linearizable),
+            Action::GetStale => Some(Consistency::Stale),
+            _ => None,
+        };
+        if let Some(consistency) = consistency {
+            let answered = client.query(kv::MACHINE, command, consistency).await?;
             return Ok((answered.reply.to_vec(), answered.applied_index, answered.rejected));
         }
         let executed = match self.way {
@@ -199,6 +211,7 @@ pub(super) fn reading(key: &str, called_us: u64, ended_us: u64, told: (&[u8], u6
         called_us,
         ended_us,
         outcome: Outcome::Answered { reply: read(told.0), index: told.1 },
+        note: String::new(),
     }
 }
 
@@ -211,7 +224,7 @@ fn command(key: &str, action: &Action) -> bytes::Bytes {
         Action::SwapAbsent(_) => format!("SET {key} {value} NX GET"),
         Action::SwapPresent(_) => format!("SET {key} {value} XX GET"),
         Action::Delete => format!("DEL {key}"),
-        Action::GetLogged | Action::Get => format!("GET {key}"),
+        Action::GetLogged | Action::Get | Action::GetStale => format!("GET {key}"),
     })
 }
 

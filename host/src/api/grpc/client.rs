@@ -101,7 +101,7 @@ impl Services {
                         index: executed.index,
                     });
                 }
-                None => return Err(Error::of_read(error)),
+                None => return Err(error.into()),
             },
         };
         let answered = guest_reply(outcome, &machine);

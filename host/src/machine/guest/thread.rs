@@ -226,6 +226,7 @@ impl Thread {
         match request {
             Request::Apply(context, batch, done) => {
                 let applied = self.instance.apply(context, batch);
+                self.window.applied(context);
                 // Before the answer: who has it may look.
                 self.show();
                 answer(done, applied)

@@ -115,6 +115,13 @@ impl Window {
         self.waiting.extend(waiting);
     }
 
+    /// The guest has applied an entry: answers from here on show it, and say so.
+    pub(in crate::machine) fn applied(&mut self, context: Context) {
+        if context.index > self.context.index {
+            self.context = Context { seed: 0, ..context };
+        }
+    }
+
     pub(in crate::machine) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -232,6 +239,19 @@ mod tests {
         let mut window = Window::default();
         window.push(context(), (0..10).map(|_| query(&here, limits::COMMAND_BYTES_MAX)).collect());
         assert_eq!(window.next(Instant::now()).unwrap().ends.len(), 2);
+    }
+
+    /// Queries that wait behind a command are asked at its index and time, whatever was the newest
+    /// when they came: its effect is what they are shown.
+    #[test]
+    fn answers_name_what_they_show() {
+        let caller = Caller::default();
+        let mut window = Window::default();
+        window.push(context(), vec![query(&caller, 1)]);
+        window.applied(Context { index: 3, time_ms: 9, seed: 7 });
+        window.push(Context { index: 2, time_ms: 8, seed: 0 }, vec![query(&caller, 1)]);
+        let asked = window.next(Instant::now()).unwrap();
+        assert_eq!(asked.context, Context { index: 3, time_ms: 9, seed: 0 });
     }
 
     /// After a failure of many each is asked alone, behind those that came meanwhile.

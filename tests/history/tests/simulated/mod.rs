@@ -44,6 +44,7 @@ pub fn plan(random: &mut Rng, shape: Shape) -> Vec<Planned> {
                 called_us,
                 ended_us,
                 outcome: if known { Outcome::Refused } else { Outcome::Unknown },
+                note: String::new(),
             };
             planned.push(Planned { operation, effect_us, known });
         }
@@ -109,6 +110,6 @@ pub fn execute(state: Option<&str>, action: &Action) -> (Reply, Option<String>) 
         Action::SwapPresent(_) if old.is_none() => (told, old),
         Action::SwapAbsent(value) | Action::SwapPresent(value) => (told, Some(value.clone())),
         Action::Delete => (Reply::Count(u64::from(old.is_some())), None),
-        Action::GetLogged | Action::Get => (told, old),
+        Action::GetLogged | Action::Get | Action::GetStale => (told, old),
     }
 }
