@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 /// The share of an account is this part of the budget.
@@ -25,6 +26,9 @@ const REQUEST_BYTES: usize = 1 << 10;
 const FIRST_REPLY_BYTES: usize = 16 << 10;
 /// How slowly a long reply is forgotten: each reply takes this part of it away.
 const FORGET_PART: usize = 64;
+
+/// Streams of commands that one connection may have open.
+pub const STREAMS_MAX: u32 = 16;
 
 /// There is no room: the account is over its share, or the budget is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +60,7 @@ struct Inner {
     reply_bytes: AtomicUsize,
     spoke: AtomicBool,
     closed: CancellationToken,
+    streams: Arc<Semaphore>,
 }
 
 /// Bytes that are held, until it is dropped.
@@ -82,6 +87,7 @@ impl Budget {
             reply_bytes: AtomicUsize::new(FIRST_REPLY_BYTES),
             spoke: AtomicBool::new(false),
             closed: CancellationToken::new(),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
         });
         let mut accounts = self.0.accounts();
         accounts.retain(|_, account| account.strong_count() > 0);
@@ -197,6 +203,14 @@ impl Account {
         self.0.add(bytes);
         self.keep_bounds();
         Held { account: self.clone(), bytes }
+    }
+
+    /// A place for one more stream of commands, until it is dropped.
+    ///
+    /// # Errors
+    /// When the connection has as many as it may.
+    pub fn open_stream(&self) -> Result<OwnedSemaphorePermit, Full> {
+        Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| Full)
     }
 
     /// True while it holds its share or more.

@@ -8,6 +8,7 @@
 //! - [`kv`]: commands and replies of the reference guest.
 //! - [`raw`]: calls that the client library would never make.
 //! - [`peer`]: entries that no client can propose.
+//! - [`python`]: clients that are not ours.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.
 //! - [`disk`]: a disk of a node's own, whose power can be cut.
@@ -39,6 +40,7 @@ pub mod peer;
 pub mod ports;
 mod preload;
 pub mod program;
+pub mod python;
 pub mod raw;
 pub mod seed;
 pub mod wait;

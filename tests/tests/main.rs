@@ -14,6 +14,7 @@ mod divergence;
 mod endings;
 mod engine_change;
 mod failover;
+mod foreign;
 mod full_follower;
 mod growth;
 mod guest_logs;

@@ -38,6 +38,7 @@ impl Client for Services {
         let timeout = self.options.request_timeout;
         let origin = Origin::of_command(request.metadata(), timeout);
         let account = edge::account(&request);
+        let place = account.open_stream().map_err(|_| Error::from(raft::Error::Overloaded))?;
         let full = account.clone();
         let stop = self.close.clone().cancelled_owned();
         let has_room = move || !full.is_full();
@@ -52,7 +53,8 @@ impl Client for Services {
             // commands to wait before it is in the log would put it behind later ones.
             (bytes, tokio::task::unconstrained(running))
         });
-        let replies = replies.map(|reply| {
+        let replies = replies.map(move |reply| {
+            let _until_its_end = &place;
             reply.map_err(|end| match end {
                 End::Stopped => Error::from(raft::Error::ShuttingDown).into(),
                 End::Broken(status) => Error::of_request(status),

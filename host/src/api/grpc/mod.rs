@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
 
+use crate::budget;
 use crate::config::limits;
 use crate::raft::{Error, Replica};
 pub use connection::Door;
@@ -36,9 +37,27 @@ use forward::Forward;
 use metered::{Carries, Drain, Meter};
 use turns::Turns;
 
-/// Flow-control windows, in bytes: above bandwidth times delay of a data centre. A client can make
-/// a node hold this much for every connection, whatever its account says.
-const WINDOW_BYTES: u32 = 1 << 20;
+/// Flow-control window of one call, in bytes: above bandwidth times delay of a data centre. A node
+/// holds this much of every stream of commands that it does not read from.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+/// Flow-control window of a connection, in bytes. No call waits for it: what the streams of a
+/// connection hold is bounded by their number. It is this large because h2 lets the frames that
+/// nobody has read cost half of it, where one of fewer than 256 bytes costs what it lacks of them.
+/// All streams of a connection may be full of frames of [`FRAME_BYTES_MIN`].
+const CONNECTION_WINDOW_BYTES: u32 = 24 << 20;
+/// The shortest frame that a real client sends, in bytes: a command, its ids and its prefixes.
+const FRAME_BYTES_MIN: u32 = 20;
+/// What h2 takes a frame to have at least, in bytes.
+const FRAME_COST_BYTES: u32 = 256;
+const _: () = assert!(
+    budget::STREAMS_MAX
+        * (STREAM_WINDOW_BYTES / FRAME_BYTES_MIN)
+        * (FRAME_COST_BYTES - FRAME_BYTES_MIN)
+        <= CONNECTION_WINDOW_BYTES / 2
+);
+/// Errors of its own making that a connection may see over its whole life. They cost it more than
+/// the node.
+const ERRORS_PER_CONNECTION_MAX: usize = 1 << 20;
 /// Calls that one connection may have under way.
 const CALLS_PER_CONNECTION_MAX: u32 = 1024;
 /// Longest message that carries a command, a query or a piece of something, in bytes.
@@ -122,9 +141,12 @@ pub async fn serve_clients(door: Door, services: Services) -> Result<(), tonic::
     Server::builder()
         .layer(answered::Answering)
         .layer(Meter { rules: carries, drain })
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        // A client may cancel all of its calls at once.
+        .http2_max_pending_accept_reset_streams(Some(CALLS_PER_CONNECTION_MAX as usize))
+        .http2_max_local_error_reset_streams(Some(ERRORS_PER_CONNECTION_MAX))
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(ClientServer::new(services.clone()))
