@@ -23,10 +23,13 @@ use crate::dial::Connections;
 use crate::error::Error;
 use crate::reason;
 
-/// Flow-control windows, in bytes: far above bandwidth times delay of a data centre, so that the
-/// server's own limits are what holds a stream back.
+/// Flow-control window of a stream, in bytes: far above bandwidth times delay of a data centre, so
+/// that the server's own limits are what holds a stream back.
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Flow-control window of a connection, in bytes. h2 lets the frames that nobody has read yet cost
+/// half of it, and a reply of few bytes some 230 bytes: this is enough for the replies to 32
+/// streams with as many commands under way as one may have.
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 20;
 /// A peer that is stopped, or cut off without a reset, is noticed after interval plus timeout,
 /// which is well before the deadline of a call.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
