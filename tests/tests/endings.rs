@@ -120,7 +120,7 @@ async fn calls_that_cannot_be_read_end_with_details() {
     let header = Header { digest: vec![7; 32].into(), length: 9 };
     let begun = v1::UploadModuleRequest { part: Some(Part::Header(header)) };
     let waits: [(&str, Vec<Bytes>, Outcome); 3] = [
-        (UPLOAD, vec![begun.encode_to_vec().into()], Outcome::Unknown),
+        (UPLOAD, vec![begun.encode_to_vec().into()], Outcome::NotApplied),
         (EXECUTE, vec![], Outcome::Unknown),
         (QUERY, vec![], Outcome::NotApplied),
     ];

@@ -157,6 +157,8 @@ struct Received {
     messages: Messages,
     /// What is held for the message that is not whole.
     partial: Option<Held>,
+    /// Why nothing more is taken, once what came before has been.
+    refused: Option<Error>,
     /// Since when something is waited for that must come.
     since: Option<Instant>,
     late: Option<Pin<Box<Sleep>>>,
@@ -166,14 +168,18 @@ impl Received {
     fn new(body: Body, account: Account, carries: Carries) -> Self {
         let messages = Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 };
         let since = carries.later.is_none().then(Instant::now);
-        Self { body, account, messages, partial: None, since, late: None }
+        Self { body, account, messages, partial: None, refused: None, since, late: None }
     }
 
-    /// Counts what has come. All whole messages before have been taken, or this one would not have
-    /// been asked for.
-    fn count(&mut self, bytes: &Bytes) -> Result<(), Error> {
+    /// Counts what has come, and returns how many bytes of it may go on: all, or those before a
+    /// message that is refused. All whole messages before have been taken, or this one would not
+    /// have been asked for.
+    fn count(&mut self, bytes: &Bytes) -> Result<usize, Error> {
         let before = self.messages.partial();
-        self.messages.advance(bytes.clone())?;
+        if let Err((good, error)) = self.messages.advance(bytes.clone()) {
+            self.refused = Some(error);
+            return Ok(good);
+        }
         let partial = self.messages.partial();
         if partial != before {
             self.partial = None;
@@ -184,7 +190,7 @@ impl Received {
         }
         self.late = None;
         self.since = partial.map(|_| self.since.unwrap_or_else(Instant::now));
-        Ok(())
+        Ok(bytes.len())
     }
 
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
@@ -203,25 +209,32 @@ impl http_body::Body for Received {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
+        if let Some(refused) = this.refused.take() {
+            return Poll::Ready(Some(Err(refused.into())));
+        }
         let frame = match Pin::new(&mut this.body).poll_frame(context) {
-            Poll::Ready(frame) => frame,
+            Poll::Ready(Some(Ok(frame))) => frame,
+            Poll::Ready(end) => return Poll::Ready(end),
             Poll::Pending => {
                 ready!(this.poll_late(context));
                 let late = Error::from(raft::Error::DeadlineBeforeProposal);
                 return Poll::Ready(Some(Err(late.into())));
             }
         };
-        if let Some(Ok(frame)) = &frame
-            && let Some(bytes) = frame.data_ref()
-            && let Err(error) = this.count(bytes)
-        {
-            return Poll::Ready(Some(Err(error.into())));
+        let Some(bytes) = frame.data_ref() else { return Poll::Ready(Some(Ok(frame))) };
+        let good = match this.count(bytes) {
+            Ok(good) if good == bytes.len() => return Poll::Ready(Some(Ok(frame))),
+            Ok(good) => bytes.slice(..good),
+            Err(error) => return Poll::Ready(Some(Err(error.into()))),
+        };
+        match this.refused.take_if(|_| good.is_empty()) {
+            Some(refused) => Poll::Ready(Some(Err(refused.into()))),
+            None => Poll::Ready(Some(Ok(Frame::data(good)))),
         }
-        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.refused.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
@@ -242,7 +255,9 @@ struct Messages {
 }
 
 impl Messages {
-    fn advance(&mut self, mut bytes: Bytes) -> Result<(), Error> {
+    /// Goes on by so many bytes; where a message is refused, says how many came before it.
+    fn advance(&mut self, mut bytes: Bytes) -> Result<(), (usize, Error)> {
+        let all = bytes.len();
         while bytes.has_remaining() {
             let body = self.missing.min(bytes.len());
             bytes.advance(body);
@@ -250,12 +265,13 @@ impl Messages {
             if self.missing > 0 {
                 return Ok(());
             }
+            let before = all - bytes.len();
             let prefix = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
             self.prefix.extend_from_slice(&bytes.split_to(prefix));
             if let [_, length @ ..] = &self.prefix[..]
                 && let Ok(length) = <[u8; 4]>::try_from(length)
             {
-                self.begin(u32::from_be_bytes(length))?;
+                self.begin(u32::from_be_bytes(length)).map_err(|error| (before, error))?;
             }
         }
         Ok(())
@@ -385,5 +401,9 @@ mod tests {
             messages(4, later).advance(both.into()).is_ok()
         };
         assert!(second(8, Some(8)) && !second(9, Some(8)) && !second(1, None));
+        // What came before it goes on.
+        let three = [message(1), message(2), message(9)].concat();
+        let refused = messages(4, Some(8)).advance(three.into());
+        assert_eq!(refused.unwrap_err().0, 6 + 7);
     }
 }
