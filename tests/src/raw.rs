@@ -3,26 +3,33 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 use futures::Stream;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use tonic::body::Body;
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Uri;
 use tonic::{Request, Status, Streaming};
 
-/// A connection to one node.
+/// A client of one node. It is none of tonic's channels, which end a call at its deadline by
+/// themselves: what a test hears comes from the node.
 #[derive(Clone)]
 pub struct Raw {
-    channel: Channel,
+    client: Client<HttpConnector, Body>,
+    origin: Uri,
 }
 
 impl Raw {
-    /// Connects to a node by its client address.
+    /// A client of the node at this client address.
     ///
     /// # Panics
-    /// When it does not answer.
-    pub async fn connect(address: &str) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("an address");
-        Self { channel: endpoint.connect().await.expect("the node answers") }
+    /// When it is no address.
+    pub fn at(address: &str) -> Self {
+        let origin = format!("http://{address}").parse().expect("an address");
+        let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+        Self { client, origin }
     }
 
     /// Sends these messages to a method, and returns the stream of replies.
@@ -35,7 +42,7 @@ impl Raw {
         messages: impl Stream<Item = Bytes> + Send + 'static,
         timeout: Option<std::time::Duration>,
     ) -> Result<Streaming<Bytes>, Status> {
-        let mut grpc = Grpc::new(self.channel.clone());
+        let mut grpc = Grpc::with_origin(self.client.clone(), self.origin.clone());
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut request = Request::new(messages);
         if let Some(timeout) = timeout {

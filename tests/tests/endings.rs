@@ -59,7 +59,7 @@ async fn all(replies: Result<tonic::Streaming<Bytes>, Status>) -> (Vec<Bytes>, O
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_with_a_bad_message_ends_with_an_error() {
     let cluster = Plan::new(1).start().await;
-    let raw = Raw::connect(&cluster.node(1).client_addr).await;
+    let raw = Raw::at(&cluster.node(1).client_addr);
     let rows = [
         (too_long(), Code::ResourceExhausted, reason::TOO_LARGE),
         (no_protobuf(), Code::InvalidArgument, reason::BAD_REQUEST),
@@ -95,7 +95,7 @@ fn check(path: &str, status: Option<Status>, code: Code, reason: &str, outcome: 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_cannot_be_read_end_with_details() {
     let cluster = Plan::new(1).start().await;
-    let raw = Raw::connect(&cluster.node(1).client_addr).await;
+    let raw = Raw::at(&cluster.node(1).client_addr);
     let (large, bad) = ((Code::ResourceExhausted, reason::TOO_LARGE), reason::BAD_REQUEST);
     let bad = (Code::InvalidArgument, bad);
     let unknown = (Code::Unimplemented, reason::UNIMPLEMENTED);
@@ -127,7 +127,6 @@ async fn calls_that_cannot_be_read_end_with_details() {
     for (path, messages, outcome) in waits {
         let messages = stream::iter(messages).chain(stream::pending());
         let timeout = Some(Duration::from_millis(300));
-        // The server says so before the client's own deadline.
         let replies = raw_with_patience(&raw, path, messages, timeout).await;
         let (_, status) = all(replies).await;
         check(path, status, Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, outcome);
@@ -148,7 +147,7 @@ async fn raw_with_patience(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_ends_streams_with_an_error() {
     let mut cluster = Plan::new(1).start().await;
-    let raw = Raw::connect(&cluster.node(1).client_addr).await;
+    let raw = Raw::at(&cluster.node(1).client_addr);
     let messages = stream::iter([command(1)]).chain(stream::pending());
     let mut replies = raw.call(EXECUTE_STREAM, messages, None).await.expect("it is opened");
     answered(replies.message().await.expect("it is answered").expect("it has not ended"));
