@@ -125,6 +125,23 @@ async fn a_removed_node_does_not_disturb() {
     .await;
 }
 
+/// A node that was removed while it was stopped says so when it comes back, and names no leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_says_so() {
+    let mut cluster = Plan::new(3).start().await;
+    let leader = cluster.leader().await;
+    let removed = leader % 3 + 1;
+    cluster.node_mut(removed).kill().await;
+    cluster.run(&["cluster", "remove", &removed.to_string()]).await.ok();
+    cluster.node_mut(removed).start().await;
+    let says_so = |status: &lockstep_proto::v1::StatusReply| {
+        let words = "this node was removed from the cluster";
+        let said = status.alarms.iter().any(|alarm| alarm.contains(words));
+        (said && status.leader_id == 0).then_some(())
+    };
+    cluster.node(removed).says("it was removed", SOON, says_so).await;
+}
+
 /// Members of the cluster as the leader's side knows them.
 async fn membership(cluster: &Cluster) -> Vec<(u64, bool)> {
     let status = cluster.node(1).status().await.expect("it answers");

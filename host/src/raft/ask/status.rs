@@ -302,6 +302,18 @@ fn is_cut_off(shared: &Shared, metrics: &Metrics) -> bool {
     others && metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() > patience)
 }
 
+/// What a node says that was removed: as its own log tells, or the members that it calls.
+fn removed(shared: &Shared) -> Option<String> {
+    let this = shared.local.node_id();
+    let is_removed =
+        shared.local.was_removed() || shared.directory.view().retired_nodes.contains(&this);
+    is_removed.then(|| {
+        "this node was removed from the cluster: stop it, and delete its data folder. It can join \
+         again on an empty folder, under a new id"
+            .to_owned()
+    })
+}
+
 /// What a node says that has heard no leader for longer than it waits before an election.
 fn leaderless(shared: &Shared, metrics: &Metrics) -> Option<String> {
     let silence = shared.local.heard().silence();
@@ -365,7 +377,7 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     if metrics.state == ServerState::Leader && is_cut_off(shared, metrics) {
         alarms.push("this leader cannot reach a majority: it answers nothing".to_owned());
     }
-    alarms.extend(leaderless(shared, metrics));
+    alarms.extend(removed(shared).or_else(|| leaderless(shared, metrics)));
     let silent = silent_nodes(shared, metrics);
     alarms.extend(silent.iter().map(|node| format!("node {node} does not answer")));
     if let Err(fatal) = &metrics.running_state {

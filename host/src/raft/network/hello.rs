@@ -9,6 +9,7 @@
 //! **Invariant:** the cluster of a node is set once.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -159,6 +160,8 @@ pub struct Local {
     heard: Heard,
     stalls: Stalls,
     logs: KnownLogs,
+    /// A member said that this node was removed.
+    removed: AtomicBool,
 }
 
 impl Local {
@@ -181,6 +184,7 @@ impl Local {
             heard: Heard::default(),
             stalls: Stalls::default(),
             logs: KnownLogs::default(),
+            removed: AtomicBool::new(false),
         })
     }
 
@@ -192,6 +196,11 @@ impl Local {
     /// What this node has lately heard of a leader.
     pub fn heard(&self) -> &Heard {
         &self.heard
+    }
+
+    /// Whether the member that was called last said that this node was removed.
+    pub fn was_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
     }
 
     /// What this node waits for in vain.
@@ -415,11 +424,14 @@ impl Local {
 
     /// `peer` refused a call of this node.
     pub(super) fn refused_by(&self, peer: NodeId, reason: &str) {
+        let removed = Refusal::Removed { node: self.node_id }.to_string();
+        self.removed.store(reason == removed, Ordering::Relaxed);
         self.raise(peer, Side::RefusedBy, reason);
     }
 
     /// `peer` accepted a call of this node.
     pub(super) fn accepted_by(&self, peer: NodeId) {
+        self.removed.store(false, Ordering::Relaxed);
         self.clear(peer, Side::RefusedBy);
     }
 
