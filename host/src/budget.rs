@@ -22,10 +22,11 @@ const SHARES: usize = 8;
 const SHARES_HELD_MAX: usize = 4;
 /// What a request takes beside its own bytes, in bytes, rounded up: messages, channels, tasks.
 const REQUEST_BYTES: usize = 1 << 10;
-/// What the first replies of an account are taken to have, in bytes.
-const FIRST_REPLY_BYTES: usize = 16 << 10;
+/// What the first replies of an account are taken to have at least, in bytes: as many as others'
+/// have lately.
+const FIRST_REPLY_BYTES: usize = 256 << 10;
 /// How slowly a long reply is forgotten: each reply takes this part of it away.
-const FORGET_PART: usize = 64;
+const FORGET_PART: usize = 16;
 
 /// Streams of commands that one connection may have open.
 pub const STREAMS_MAX: u32 = 16;
@@ -43,6 +44,8 @@ pub struct Budget(Arc<Shared>);
 struct Shared {
     bytes_max: usize,
     held: AtomicUsize,
+    /// What replies have had lately, whoever asked.
+    reply_bytes: AtomicUsize,
     next: AtomicU64,
     accounts: Mutex<BTreeMap<u64, Weak<Inner>>>,
 }
@@ -73,8 +76,13 @@ pub struct Held {
 impl Budget {
     /// A budget of so many bytes.
     pub fn new(bytes_max: usize) -> Self {
-        let (held, next, accounts) = (AtomicUsize::new(0), AtomicU64::new(0), Mutex::default());
-        Self(Arc::new(Shared { bytes_max, held, next, accounts }))
+        Self(Arc::new(Shared {
+            bytes_max,
+            held: AtomicUsize::new(0),
+            reply_bytes: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
+            accounts: Mutex::default(),
+        }))
     }
 
     /// An account of a new connection.
@@ -84,7 +92,7 @@ impl Budget {
             budget: Arc::clone(&self.0),
             id,
             held: AtomicUsize::new(0),
-            reply_bytes: AtomicUsize::new(FIRST_REPLY_BYTES),
+            reply_bytes: AtomicUsize::new(self.first_reply_bytes()),
             spoke: AtomicBool::new(false),
             closed: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
@@ -94,6 +102,10 @@ impl Budget {
         accounts.insert(id, Arc::downgrade(&inner));
         drop(accounts);
         Account(inner)
+    }
+
+    fn first_reply_bytes(&self) -> usize {
+        self.0.reply_bytes.load(Ordering::Relaxed).max(FIRST_REPLY_BYTES)
     }
 
     /// Bytes held of it.
@@ -225,9 +237,11 @@ impl Account {
 
     /// Notes what a reply had, for the next ones.
     pub fn learn(&self, reply: usize) {
-        let known = self.0.reply_bytes.load(Ordering::Relaxed);
-        let next = reply.max(known - known.div_ceil(FORGET_PART));
-        self.0.reply_bytes.store(next, Ordering::Relaxed);
+        for lately in [&self.0.reply_bytes, &self.0.budget.reply_bytes] {
+            let known = lately.load(Ordering::Relaxed);
+            let next = reply.max(known - known.div_ceil(FORGET_PART));
+            lately.store(next, Ordering::Relaxed);
+        }
     }
 
     fn keep_bounds(&self) {
@@ -250,6 +264,16 @@ impl Held {
         self.account.0.remove(self.bytes);
         self.bytes = bytes;
         self.account.keep_bounds();
+    }
+
+    /// What a reply to its account is taken to have, in bytes.
+    pub fn expected(&self) -> usize {
+        self.account.0.reply_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Number of its account.
+    pub fn account(&self) -> u64 {
+        self.account.0.id
     }
 
     /// True while its account holds more than its share: what has not begun should not begin.

@@ -30,7 +30,7 @@ pub mod limits {
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
     /// Bytes of replies that one call of a guest is made for, as far as replies lately tell. What
     /// is beyond goes into the next entry or call; it changes no outcome.
-    pub const CALL_REPLY_BYTES_EXPECTED: usize = 16 << 20;
+    pub const CALL_REPLY_BYTES_EXPECTED: usize = 4 << 20;
     /// Longest module, in bytes.
     pub const MODULE_BYTES_MAX: usize = 32 << 20;
     /// Core modules in a module. `wit-component` makes two or three.

@@ -4,6 +4,7 @@
 //! - [`cluster`]: nodes that belong together, their membership, and what is printed on failure.
 //! - [`node`]: one process: started, killed, stopped, paused, asked for its status.
 //! - [`link`]: the way from one node to another, which can be cut and healed.
+//! - [`hostile`]: clients that mean harm, beside one that does not.
 //! - [`load`]: writers that know what they were promised, and check that it was kept.
 //! - [`kv`]: commands and replies of the reference guest.
 //! - [`raw`]: calls that the client library would never make.
@@ -32,6 +33,7 @@ pub mod faults;
 pub mod files;
 pub mod folder;
 pub mod history;
+pub mod hostile;
 pub mod kv;
 pub mod link;
 pub mod load;

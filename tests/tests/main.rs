@@ -19,6 +19,7 @@ mod full_follower;
 mod growth;
 mod guest_logs;
 mod history;
+mod hostile;
 mod hostility;
 mod limits;
 mod machine_limits;

@@ -417,6 +417,10 @@ impl Asker for Caller {
         true
     }
 
+    fn expected(&self) -> usize {
+        0
+    }
+
     fn refuse(self: Box<Self>) {}
 
     fn tell(self: Box<Self>, told: Told, _: LogIndex) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use lockstep_tests::history::{self, Kind, Settings};
+use lockstep_tests::hostile::{self, Row};
 use lockstep_tests::seed;
 
 /// Finds faults by trying for long.
@@ -22,6 +23,13 @@ enum Task {
     /// Many clients use few keys of a cluster while things are done to it: what all of them were
     /// told must be linearizable.
     History(HistoryArguments),
+    /// Hostile clients, one kind for each thing that others could make a node grow or hold, beside
+    /// a good one, whose times are looked at.
+    Hostile {
+        /// Seconds for which each goes on.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Checks a history that a run has kept once more.
     Check {
         /// The file `history.jsonl` of the run.
@@ -74,9 +82,36 @@ impl From<KindName> for Kind {
 async fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::History(arguments) => soak(&arguments).await,
+        Task::Hostile { seconds } => return hostile(Duration::from_secs(seconds)).await,
         Task::Check { file } => return check(&file),
     }
     ExitCode::SUCCESS
+}
+
+/// The good client waits no longer for 99 of 100 commands.
+const GOOD_P99_MAX: Duration = Duration::from_millis(250);
+
+async fn hostile(duration: Duration) -> ExitCode {
+    let mut code = ExitCode::SUCCESS;
+    for row in Row::ALL {
+        let verdict = hostile::run(row, duration).await;
+        let said = match (verdict.p99 > GOOD_P99_MAX, verdict.same_leader) {
+            (_, false) => "ANOTHER LEADER",
+            (true, _) => "TOO SLOW",
+            _ => "ok",
+        };
+        println!(
+            "{row:?}: {said}: {} commands answered, {} failed, p99 {:.0} ms; nodes grew by {} MiB",
+            verdict.answered,
+            verdict.failed,
+            verdict.p99.as_secs_f64() * 1e3,
+            verdict.grown_max >> 20,
+        );
+        if said != "ok" {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
 }
 
 async fn soak(arguments: &HistoryArguments) {

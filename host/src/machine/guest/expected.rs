@@ -39,7 +39,7 @@ mod tests {
         let mut expected = Expected::default();
         assert_eq!(expected.count_max(), limits::ENTRY_COMMANDS_MAX);
         expected.learn(limits::REPLY_BYTES_MAX);
-        assert_eq!(expected.count_max(), 16);
+        assert_eq!(expected.count_max(), 4);
         (0..40).for_each(|_| expected.learn(5));
         assert_eq!(expected.count_max(), limits::ENTRY_COMMANDS_MAX);
     }

@@ -33,6 +33,9 @@ pub trait Asker: Send {
     /// There is room for one more reply to whoever asks.
     fn has_room(&self) -> bool;
 
+    /// What the reply is taken to have, in bytes.
+    fn expected(&self) -> usize;
+
     /// There was none: it is not asked.
     fn refuse(self: Box<Self>);
 
@@ -128,7 +131,7 @@ impl Window {
 
     /// What to ask now: nothing when nobody waits any more.
     pub(in crate::machine) fn next(&mut self, now: Instant) -> Option<Asked> {
-        let (mut queries, mut bytes): (Vec<Query>, _) = (Vec::new(), 0);
+        let (mut queries, mut bytes, mut reply_bytes): (Vec<Query>, _, _) = (Vec::new(), 0, 0);
         while let Some(Waiting { query, alone }) = self.waiting.pop_front() {
             if query.asker.is_gone() {
                 continue;
@@ -142,8 +145,10 @@ impl Window {
                 continue;
             }
             bytes += query.bytes.len();
+            reply_bytes += query.asker.expected();
             let is_full = queries.len() >= self.expected.count_max()
                 || bytes > limits::ENTRY_BYTES_MAX
+                || reply_bytes > limits::CALL_REPLY_BYTES_EXPECTED
                 || alone;
             if is_full && !queries.is_empty() {
                 self.waiting.push_front(Waiting { query, alone });
@@ -202,6 +207,10 @@ mod tests {
 
         fn has_room(&self) -> bool {
             !self.full
+        }
+
+        fn expected(&self) -> usize {
+            0
         }
 
         fn refuse(self: Box<Self>) {}

@@ -1,6 +1,7 @@
 //! What is asked of the replica: commands, queries, and what the node says of itself.
 
 pub mod error;
+mod in_turn;
 pub mod proposer;
 pub mod reader;
 pub mod replica;

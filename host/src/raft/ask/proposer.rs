@@ -25,6 +25,7 @@ use crate::config::{FileConfig, limits};
 use crate::machine::{Batch, Directory, Expected, Proposal, Response};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
+use crate::raft::ask::in_turn::InTurn;
 use crate::raft::ask::replica::Executed;
 use crate::raft::ask::returning::{Answered, Returning};
 use crate::raft::clock::Clock;
@@ -78,6 +79,8 @@ pub struct ProposerTask {
     returning: Returning,
     /// What replies have had lately.
     expected: Expected,
+    /// While long replies make entries small, callers take turns.
+    in_turn: InTurn<Waiting>,
 }
 
 impl Proposer {
@@ -106,6 +109,7 @@ impl Proposer {
             unsynced,
             returning: Returning::default(),
             expected: Expected::default(),
+            in_turn: InTurn::default(),
         };
         (proposer, task)
     }
@@ -163,20 +167,17 @@ impl ProposerTask {
                     self.returning.expect(&answered, self.queue.len());
                 }
                 Ok(()) = self.unsynced.changed(), if !disk_keeps_up => {}
-                first = self.queue.recv(), if room => {
-                    let Some(first) = first else { break };
-                    // Answers to one entry bring many commands at once: let those that are here
-                    // already be queued, so that they share the next entry.
-                    tokio::task::yield_now().await;
-                    let commands_max = self.expected.count_max();
-                    let mut gathered = Gathered { commands_max, ..Gathered::default() };
-                    self.take(first, &mut gathered);
-                    if in_flight.is_empty() {
-                        self.await_returning(&mut gathered).await;
+                () = std::future::ready(()), if room && !self.in_turn.is_empty() => {
+                    let commands = self.gather(None, false).await;
+                    if !commands.is_empty() {
+                        in_flight.push(self.submit(commands).await);
                     }
-                    self.take_queued(&mut gathered);
-                    if !gathered.commands.is_empty() {
-                        in_flight.push(self.submit(gathered.commands).await);
+                }
+                first = self.queue.recv(), if room && self.in_turn.is_empty() => {
+                    let Some(first) = first else { break };
+                    let commands = self.gather(Some(first), in_flight.is_empty()).await;
+                    if !commands.is_empty() {
+                        in_flight.push(self.submit(commands).await);
                     }
                 }
                 // The log is gone, and with it all that could be written to.
@@ -186,17 +187,54 @@ impl ProposerTask {
         while in_flight.next().await.is_some() {}
     }
 
+    /// The commands of the next entry.
+    async fn gather(&mut self, first: Option<Waiting>, may_wait: bool) -> Vec<Waiting> {
+        // Answers to one entry bring many commands at once: let those that are here already be
+        // queued, so that they share the next entry.
+        tokio::task::yield_now().await;
+        let commands_max = self.expected.count_max();
+        let mut gathered = Gathered { commands_max, ..Gathered::default() };
+        if self.in_turn.is_empty() && commands_max == limits::ENTRY_COMMANDS_MAX {
+            if let Some(first) = first {
+                self.take(first, &mut gathered);
+            }
+            if may_wait {
+                self.await_returning(&mut gathered).await;
+            }
+            self.take_queued(&mut gathered);
+        } else {
+            self.take_in_turn(first, &mut gathered);
+        }
+        gathered.commands
+    }
+
+    /// Takes one command of each caller, again and again, up to the limits of an entry.
+    fn take_in_turn(&mut self, first: Option<Waiting>, gathered: &mut Gathered) {
+        let mut next = first.or_else(|| self.queue.try_recv().ok());
+        while let Some(waiting) = next {
+            self.in_turn.push(waiting.caller.held.account(), waiting);
+            next = self.queue.try_recv().ok();
+        }
+        while !gathered.is_full()
+            && let Some(waiting) = self.in_turn.pop()
+        {
+            self.take(waiting, gathered);
+        }
+    }
+
     /// Takes a command off the queue, unless nobody waits for it any more.
     fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
         let length = waiting.command.bytes.len();
         self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
-        if waiting.claimed.swap(true, Ordering::AcqRel) {
+        let is_gone = waiting.caller.outcome.is_closed();
+        if waiting.claimed.swap(true, Ordering::AcqRel) || is_gone {
             return;
         }
         if waiting.caller.held.is_over() {
             return waiting.caller.fail(Error::Overloaded);
         }
         gathered.bytes += length;
+        gathered.reply_bytes += waiting.caller.held.expected();
         gathered.commands.push(waiting);
     }
 
@@ -253,7 +291,9 @@ impl ProposerTask {
 
 impl Gathered {
     fn is_full(&self) -> bool {
-        self.commands.len() >= self.commands_max || self.bytes >= limits::ENTRY_BYTES_MAX
+        self.commands.len() >= self.commands_max
+            || self.bytes >= limits::ENTRY_BYTES_MAX
+            || self.reply_bytes >= limits::CALL_REPLY_BYTES_EXPECTED
     }
 }
 
@@ -262,6 +302,8 @@ impl Gathered {
 struct Gathered {
     commands: Vec<Waiting>,
     bytes: usize,
+    /// What the replies are taken to have.
+    reply_bytes: usize,
     commands_max: usize,
 }
 

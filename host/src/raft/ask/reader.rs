@@ -227,6 +227,10 @@ impl Asker for Caller {
         !self.held.is_over()
     }
 
+    fn expected(&self) -> usize {
+        self.held.expected()
+    }
+
     fn refuse(self: Box<Self>) {
         self.fail(Error::Overloaded);
     }
