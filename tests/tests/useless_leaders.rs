@@ -78,6 +78,34 @@ async fn a_leader_whose_disk_hangs_gives_up() {
     }
 }
 
+/// A leader that can send but not receive, or the reverse, has given up leadership within two
+/// seconds: it falls silent once no majority answers it, or is not heard at all. It says that it
+/// leads by name only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_half_cut_off_gives_up() {
+    for receives in [false, true] {
+        let cluster = Plan::new(3).linked().start().await;
+        let mut load = Load::start(&cluster, "half", 8);
+        load.progress(50, SOON).await;
+        let leader = cluster.leader().await;
+        let started = Instant::now();
+        for other in cluster.ids().into_iter().filter(|id| *id != leader) {
+            let (from, to) = if receives { (leader, other) } else { (other, leader) };
+            cluster.cut_one_way(from, to);
+        }
+        another_leads(&cluster, leader).await;
+        let taken = started.elapsed();
+        assert!(taken < GIVEN_UP, "it took {taken:?} where the leader receives: {receives}");
+        let names_none = |status: &StatusReply| (status.leader_id != leader).then_some(());
+        cluster.node(leader).says("it leads no more", SOON, names_none).await;
+        load.progress(50, SOON).await;
+        cluster.heal();
+        let report = load.finish().await;
+        report.check(&cluster.client()).await;
+        report.check_equal(&cluster, &[1, 2, 3]).await;
+    }
+}
+
 /// Waits until the nodes beside `old` follow one of them.
 async fn another_leads(cluster: &Cluster, old: u64) {
     until("another node to lead", SOON, async || {
