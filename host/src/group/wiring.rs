@@ -237,10 +237,7 @@ impl Wiring {
             space: self.space,
             clock: self.clock,
         });
-        let (heartbeat, election) =
-            (config.file.heartbeat_interval_ms, config.file.election_timeout_ms);
-        let pulse = pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election));
-        tasks.spawn(named("the pulse", pulse));
+        tasks.spawn(named("the pulse", pulse(&config.file)));
         tasks.spawn(named("proposals", proposing.run()));
         tasks.spawn(named("queries", reading.run()));
         tasks.spawn(named("checkpoints", checkpoints.run()));
@@ -259,6 +256,13 @@ impl Wiring {
         tasks.spawn(named("room on disk", async move { space.run(library).await }));
         Group { replica, raft, log: self.log, peers, tasks }
     }
+}
+
+/// What notices that this node did not get to run.
+fn pulse(config: &FileConfig) -> impl Future<Output = ()> + use<> {
+    let FileConfig { heartbeat_interval_ms, election_timeout_ms, .. } = config;
+    let (heartbeat, election) = (*heartbeat_interval_ms, *election_timeout_ms);
+    pulse::watch(Duration::from_millis(heartbeat), Duration::from_millis(election))
 }
 
 /// A task that ends with its name.

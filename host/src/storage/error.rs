@@ -86,8 +86,8 @@ pub enum Error {
     Refused(String),
 }
 
-/// What to do about a damaged snapshot. It depends on what lies beside it: names of snapshots are in
-/// the order of their indexes.
+/// What to do about a damaged snapshot. It depends on what lies beside it: names of snapshots are
+/// in the order of their indexes.
 pub(crate) fn snapshot_repair(file: &Path) -> String {
     let folder = file.parent().unwrap_or(Path::new("."));
     let beside = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());

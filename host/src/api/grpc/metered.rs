@@ -176,7 +176,8 @@ impl Received {
     /// have been asked for.
     fn count(&mut self, bytes: &Bytes) -> Result<usize, Error> {
         let before = self.messages.partial();
-        if let Err((good, error)) = self.messages.advance(bytes.clone()) {
+        if let Err(refused) = self.messages.advance(bytes.clone()) {
+            let (good, error) = *refused;
             self.refused = Some(error);
             return Ok(good);
         }
@@ -256,7 +257,7 @@ struct Messages {
 
 impl Messages {
     /// Goes on by so many bytes; where a message is refused, says how many came before it.
-    fn advance(&mut self, mut bytes: Bytes) -> Result<(), (usize, Error)> {
+    fn advance(&mut self, mut bytes: Bytes) -> Result<(), Box<(usize, Error)>> {
         let all = bytes.len();
         while bytes.has_remaining() {
             let body = self.missing.min(bytes.len());
@@ -271,7 +272,8 @@ impl Messages {
             if let [_, length @ ..] = &self.prefix[..]
                 && let Ok(length) = <[u8; 4]>::try_from(length)
             {
-                self.begin(u32::from_be_bytes(length)).map_err(|error| (before, error))?;
+                let begun = self.begin(u32::from_be_bytes(length));
+                begun.map_err(|error| Box::new((before, error)))?;
             }
         }
         Ok(())

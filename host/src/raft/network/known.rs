@@ -1,10 +1,10 @@
 //! How far each peer is known to have had its log, and what a node makes of what its peers know
 //! (docs/decisions/0013-a-log-that-went-back.md).
 //!
-//! A peer that acknowledged an entry has it on disk, and one that granted its vote has that. Whoever
-//! got such an answer remembers it as long as its process lives, and says so in each hello. The peer
-//! compares that with its log: if it has less, an old folder was put back, or its disk lost what
-//! was synced. Such a node must never vote or acknowledge again.
+//! A peer that acknowledged an entry has it on disk, and one that granted its vote has that.
+//! Whoever got such an answer remembers it as long as its process lives, and says so in each hello.
+//! The peer compares that with its log: if it has less, an old folder was put back, or its disk
+//! lost what was synced. Such a node must never vote or acknowledge again.
 //!
 //! **Invariant:** a node that has just started votes only once it has asked its peers.
 
@@ -234,14 +234,14 @@ mod tests {
         for (term, last) in [(3, id(3, 7)), (3, id(3, 5)), (2, id(2, 9))] {
             logs.note(NodeId(2), &member(1), Known { term, last });
         }
-        let expected = Some(Known { term: 3, last: id(3, 7) });
-        assert_eq!(logs.of(NodeId(2), [1; 16]), expected);
+        let expected = Known { term: 3, last: id(3, 7) };
+        assert_eq!(logs.of(NodeId(2), [1; 16]), Some(expected));
         assert_eq!(logs.of(NodeId(2), [2; 16]), None);
         let known = Known { term: 4, last: None };
         logs.note(NodeId(2), &member(1), known);
         assert_eq!(logs.of(NodeId(2), [1; 16]), Some(known), "a later term begins anew");
         assert_eq!(Known::decode(&known.encode()), known);
-        assert_eq!(Known::decode(&expected.unwrap().encode()), expected.unwrap());
+        assert_eq!(Known::decode(&expected.encode()), expected);
     }
 
     /// A node whose log was cut votes for those alone that have what its peers have.

@@ -21,6 +21,7 @@ mod hello;
 mod known;
 mod pipeline;
 mod receive_snapshot;
+mod refusal;
 mod roster;
 mod send_snapshot;
 
@@ -35,8 +36,9 @@ pub use connections::{Leads, Network, Times};
 pub use gate::Parts;
 pub use handler::{Machine, PeerHandler};
 pub use heard::Heard;
-pub use hello::{Adopt, Local, PROTOCOL_VERSION, Refusal};
+pub use hello::{Adopt, Local, PROTOCOL_VERSION};
 pub use known::{Known, Votes};
+pub use refusal::Refusal;
 
 /// Longest message between nodes, in bytes. Requests are cut to size by whoever reads the log;
 /// this only has to be above the longest single entry.

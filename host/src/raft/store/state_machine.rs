@@ -11,6 +11,8 @@
 #[cfg(test)]
 mod tests;
 
+mod standing;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
@@ -33,6 +35,10 @@ use crate::raft::type_config::{
 use crate::storage::snapshot::Snapshot;
 use crate::storage::{DataDir, Quarantine};
 use crate::types::{LogIndex, Membership};
+use standing::{
+    Standing, cannot_import, newest_state, other_profile, parked, parked_state, quarantined,
+    standing,
+};
 
 type SnapshotOf = RaftSnapshot<
     openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
@@ -298,98 +304,6 @@ impl StateMachine {
 
 fn stop(error: crate::storage::Error) -> HostFailure {
     HostFailure::Stop(error.to_string())
-}
-
-/// Why a quarantined node applies nothing.
-fn quarantined(found: &Quarantine) -> String {
-    let Quarantine { index, agreed, own, .. } = found;
-    format!(
-        "quarantined: at checkpoint {index} its state was {own}, and a majority of the voters \
-         agreed on {agreed}. Repair: stop it and run `lockstep repair`"
-    )
-}
-
-/// What a node may do with the state of a snapshot.
-enum Standing {
-    /// Go on from it.
-    Applies(Source),
-    /// Nothing, and why.
-    Parked(String),
-}
-
-/// Whether the state of a snapshot may be restored here, and from what. What quarantined this node
-/// is cured by a repair alone.
-fn standing(
-    environment: &Environment,
-    data_dir: &DataDir,
-    snapshot: Option<&Snapshot>,
-) -> Result<Standing, HostFailure> {
-    if let Some(found) = data_dir.quarantine().map_err(stop)? {
-        return Ok(Standing::Parked(quarantined(&found)));
-    }
-    let ours = &environment.profile;
-    let fits = snapshot.map(|snapshot| fit(snapshot, ours)).transpose()?;
-    Ok(match fits {
-        None => Standing::Applies(Source::Images),
-        Some(Fit::From(source)) => {
-            if source == Source::Exports {
-                tracing::info!("starting from the exports of the engine before");
-            }
-            Standing::Applies(source)
-        }
-        Some(Fit::OfAnother(theirs)) => Standing::Parked(other_profile(ours, &theirs)),
-    })
-}
-
-/// Why entries that were made for another engine profile are not applied here.
-fn other_profile(ours: &str, theirs: &str) -> String {
-    format!(
-        "the log is applied with engine profile {theirs}, and this build has {ours}. Repair: run \
-         the build of that profile, which takes this node through an engine change if there was \
-         one; or, if the others have {ours}, stop this node and run `lockstep repair`"
-    )
-}
-
-/// A snapshot's place, without its state: a parked node keeps the log from there on.
-fn parked_state(
-    environment: &Environment,
-    snapshot: Option<&Snapshot>,
-    reason: String,
-) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
-    let newest = snapshot.map(meta_to_raft).transpose()?;
-    Ok((newest.unwrap_or_default(), parked(environment, reason)))
-}
-
-/// The machines of a node that applies nothing.
-fn parked(environment: &Environment, reason: String) -> Machines {
-    tracing::error!(%reason, "this node is parked: it keeps the log and applies nothing");
-    let mut machines = Machines::empty(environment.clone());
-    machines.park_node(reason);
-    machines
-}
-
-/// The newest snapshot's state and place, or the beginning.
-async fn newest_state(
-    environment: &Environment,
-    snapshots: &SharedSnapshots,
-    source: Source,
-) -> Result<(RaftSnapshotMeta, Machines), HostFailure> {
-    match snapshots.restore_newest(environment, source).await {
-        Ok(Some((snapshot, machines))) => Ok((meta_to_raft(&snapshot)?, machines)),
-        Ok(None) => Ok((RaftSnapshotMeta::default(), Machines::empty(environment.clone()))),
-        Err(HostFailure::Import(why)) => {
-            parked_state(environment, snapshots.dir().newest().as_ref(), cannot_import(&why))
-        }
-        Err(failure) => Err(failure),
-    }
-}
-
-/// Why this engine cannot go on from what the one before left.
-fn cannot_import(why: &str) -> String {
-    format!(
-        "{why}. Repair: start the build before on every node again, and run `lockstep cluster seal \
-         --cancel`"
-    )
 }
 
 /// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
