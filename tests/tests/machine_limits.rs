@@ -81,7 +81,14 @@ async fn fuel_is_limited() {
         let error = client.execute("short", command).await.expect_err("it runs too long");
         assert_eq!(error.reason, reason::OUT_OF_FUEL, "{command}: {error}");
         assert_eq!(error.outcome, Outcome::AppliedError, "{command}: {error}");
+        assert!(error.message.ends_with("its fuel of 1000000 (fuel_per_command)"), "{error}");
+        let place = error.place.expect("it says where it stands in the log");
+        assert_eq!(place.position, 0, "{place:?}");
+        let said = format!("a command failed machine=short index={} position=0", place.index);
+        program::assert_holds("the node's log", &cluster.node(1).log_text(), &[&said]);
     }
+    let described = cluster.run(&["machine", "describe", "short"]).await.ok();
+    program::assert_holds("describe", &described, &["fuel       1000000 last, 1000000 highest"]);
     let error = client.execute("long", "spin").await.expect_err("it never ends");
     assert_eq!((error.outcome, error.reason.as_str()), (Outcome::AppliedError, "OUT_OF_FUEL"));
     load::write(&client, "k", "v").await;
@@ -166,6 +173,6 @@ async fn a_machine_is_described() {
         let text = cluster.run(&["machine", "describe", "kv"]).await.ok();
         if text.contains("agreed") { Ok(text) } else { Err(text) }
     });
-    let rows = ["checkpoint ", "  node 1 ", "DESIRED", "ACTIVE", "67108864       67108864"];
+    let rows = ["checkpoint ", "  node 1 ", "DESIRED", "ACTIVE", "67108864     67108864"];
     program::assert_holds("describe", &text.await, &rows);
 }

@@ -38,6 +38,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
         say!("warning    {warning}");
     }
     let limit = limits::MODULE_COMPILE_MS_MAX;
-    say!("compiling  {} ms estimated, of {limit} that it may", shape.compile_ms);
+    let work = shape.compile_ms;
+    say!(
+        "compiling  {work} ms of work at the worst, of {limit}; most take a fifth to a half of it"
+    );
     Ok(())
 }
