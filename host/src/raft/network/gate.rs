@@ -89,11 +89,19 @@ impl<SM: Machine> Gate<SM> {
         };
         let memberships = [committed, effective].map(|m| membership_from_raft(m.membership()));
         let this = self.local.node_id();
-        Roster::new(this, memberships, &self.trusted, self.was_removed(this))
+        // A leader that removes itself finishes what it has begun.
+        let followed = self.followed();
+        let trusted: Vec<NodeId> = self.trusted.iter().copied().chain(followed).collect();
+        Roster::new(this, memberships, &trusted, self.was_removed(this))
     }
 
     fn was_removed(&self, node: NodeId) -> bool {
-        self.directory.view().retired_nodes.contains(&node)
+        self.directory.view().retired_nodes.contains(&node) && self.followed() != Some(node)
+    }
+
+    /// The leader that this node follows, until it votes for another.
+    fn followed(&self) -> Option<NodeId> {
+        self.raft.server_metrics().borrow_watched().current_leader
     }
 
     /// Refuses a vote that is not the caller's own, and a term that cannot be.
