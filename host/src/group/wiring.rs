@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::Group;
 use super::opened::{DiskLibrary, Opened};
-use crate::config::Config;
+use crate::config::{Config, FileConfig};
 use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
 use crate::raft::admin::MembershipTask;

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use lockstep_proto::peer::Hello;
 use tokio::sync::watch;
 
-use super::TERM_JUMP_MAX;
 use super::alarms::{Alarms, Side};
 use super::heard::Heard;
 use super::known::{Known, KnownLogs, Votes};

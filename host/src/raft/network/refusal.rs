@@ -1,5 +1,6 @@
 //! Why a peer may not talk to this node, in words for both.
 
+use super::TERM_JUMP_MAX;
 use crate::types::{ClusterId, NodeId, Term};
 
 /// Why a peer may not talk to this node.

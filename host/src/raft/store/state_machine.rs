@@ -24,16 +24,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::machine::entry::proposal;
-use crate::machine::{
-    Applied, Environment, HostFailure, Machines, Proposal, Response, Source, Then,
-};
+use crate::machine::{Applied, Environment, HostFailure, Machines, Proposal, Response, Then};
 use crate::raft::store::convert::membership_from_raft;
-use crate::raft::store::snapshots::{Capture, Fit, SharedSnapshots, fit, meta_to_raft, restore};
+use crate::raft::store::snapshots::{Capture, SharedSnapshots, meta_to_raft, restore};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
+use crate::storage::DataDir;
 use crate::storage::snapshot::Snapshot;
-use crate::storage::{DataDir, Quarantine};
 use crate::types::{LogIndex, Membership};
 use standing::{
     Standing, cannot_import, newest_state, other_profile, parked, parked_state, quarantined,
