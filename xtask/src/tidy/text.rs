@@ -8,7 +8,7 @@ pub(super) const EXTENSIONS: &[&str] =
 
 /// Longest file of code, in lines.
 const FILE_LINES_MAX: usize = 499;
-/// Longest line of code, in characters.
+/// Longest line of code, and of prose in Markdown, in characters.
 const LINE_CHARACTERS_MAX: usize = 100;
 /// Longest README, in lines.
 const README_LINES_MAX: usize = 150;
@@ -48,6 +48,9 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
     if path == "README.md" && lines > README_LINES_MAX {
         complain(lines, "the README has at most 150 lines");
     }
+    if path.ends_with(".md") {
+        long_prose(text).for_each(|line| complain(line, "prose has at most 100 characters a line"));
+    }
     if is_member_manifest(path) && !text.contains("[lints]\nworkspace = true") {
         complain(1, "a member keeps the workspace's lints: `[lints]` `workspace = true`");
     }
@@ -86,6 +89,19 @@ fn forbidden(path: &str, line: &str, in_tests: bool) -> Vec<&'static str> {
         "no unsafe code here",
     );
     broken
+}
+
+/// The lines of Markdown, counted from 1, that are too long. A row of a table and a line of a code
+/// block cannot be broken, so they are let pass.
+fn long_prose(text: &str) -> impl Iterator<Item = usize> {
+    let mut in_code = false;
+    (1..).zip(text.lines()).filter_map(move |(number, line)| {
+        let begins_with = |mark: &str| line.trim_start().starts_with(mark);
+        let is_fence = begins_with("```");
+        in_code ^= is_fence;
+        let is_prose = !in_code && !is_fence && !begins_with("|");
+        (is_prose && line.chars().count() > LINE_CHARACTERS_MAX).then_some(number)
+    })
 }
 
 /// The manifest of a crate in a folder directly under the workspace's.
@@ -177,5 +193,22 @@ mod tests {
         let line = |characters: usize| format!("//! {}", "é".repeat(characters - 4));
         expect_rules("a.rs", &line(100), &[]);
         expect_rules("a.rs", &line(101), &["at most 100 characters"]);
+    }
+
+    /// Prose in Markdown is broken at 100 characters; tables and code blocks are as wide as they
+    /// are, and what follows a code block is prose again.
+    #[test]
+    fn prose_in_markdown_is_bounded() {
+        let prose = |characters: usize| "é".repeat(characters);
+        let long = prose(101);
+        expect_rules("docs/a.md", &prose(100), &[]);
+        expect_rules("docs/a.md", &long, &["prose has at most 100"]);
+        expect_rules("docs/a.md", &format!("- {long}"), &["prose has at most 100"]);
+        expect_rules("docs/a.md", &format!("| {long} |\n  | {long} |"), &[]);
+        expect_rules("docs/a.md", &format!("```\n{long}\n```\n"), &[]);
+        expect_rules("docs/a.md", &format!("   ```rust\n{long}\n   ```\n"), &[]);
+        expect_rules("docs/a.md", &format!("```\nx\n```\n{long}"), &["prose has at most 100"]);
+        let found = check("docs/a.md", &format!("short\n\n{long}\nshort"));
+        assert_eq!(found.iter().map(|finding| finding.line).collect::<Vec<_>>(), [3]);
     }
 }
