@@ -207,7 +207,7 @@ impl Account {
     /// # Errors
     /// As [`Account::hold`].
     pub fn begin(&self, bytes: usize) -> Result<Held, Full> {
-        self.hold(bytes + REQUEST_BYTES + self.0.reply_bytes.load(Ordering::Relaxed))
+        self.hold(self.next_bytes(bytes))
     }
 
     /// Holds bytes that are there already, whatever else is held.
@@ -225,9 +225,13 @@ impl Account {
         Arc::clone(&self.0.streams).try_acquire_owned().map_err(|_| Full)
     }
 
-    /// True while it holds its share or more.
-    pub fn is_full(&self) -> bool {
-        self.0.held.load(Ordering::Relaxed) >= self.0.budget.share()
+    /// True while one more request of up to `longest` bytes might be refused.
+    pub fn is_full(&self, longest: usize) -> bool {
+        self.0.held.load(Ordering::Relaxed) + self.next_bytes(longest) > self.0.budget.share()
+    }
+
+    fn next_bytes(&self, request: usize) -> usize {
+        request + REQUEST_BYTES + self.0.reply_bytes.load(Ordering::Relaxed)
     }
 
     /// True once it has been closed for what it holds.
@@ -312,7 +316,7 @@ mod tests {
         let account = budget.open();
         let first = account.hold(2 * SHARE).expect("one thing is always let in");
         assert_eq!(account.hold(1).err(), Some(Full));
-        assert!(account.is_full());
+        assert!(account.is_full(0));
         drop(first);
         assert_eq!(budget.held(), 0);
         let half = account.hold(SHARE / 2).unwrap();
@@ -341,6 +345,19 @@ mod tests {
             account.learn(10);
         }
         assert!(begin() > at_first, "short ones have made it forget");
+    }
+
+    /// While it is not full, what begins next is let in: who reads a stream only then refuses
+    /// nothing of it, and keeps its order.
+    #[test]
+    fn what_is_read_with_room_is_let_in() {
+        let account = budget().open();
+        let mut begun = Vec::new();
+        while !account.is_full(SHARE / 16) {
+            begun.push(account.begin(SHARE / 16).expect("it has room"));
+        }
+        assert!(!begun.is_empty());
+        assert_eq!(account.begin(SHARE / 16).err(), Some(Full));
     }
 
     /// Where the budget is spent, whoever holds most is closed, and whoever holds little goes on.

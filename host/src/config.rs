@@ -297,8 +297,9 @@ impl FileConfig {
         if self.heartbeat_interval_ms == 0 {
             return value("heartbeat_interval_ms must be above 0");
         }
-        if self.election_timeout_ms < 5 * self.heartbeat_interval_ms {
-            return value("election_timeout_ms must be five times heartbeat_interval_ms or more");
+        // A quarter of it is the shortest wait of openraft, which a heartbeat must come before.
+        if self.election_timeout_ms / 4 <= self.heartbeat_interval_ms {
+            return value("election_timeout_ms must be above four times heartbeat_interval_ms");
         }
         if self.checkpoint_log_bytes == 0 || self.checkpoint_log_entries == 0 {
             return value("checkpoint_log_bytes and checkpoint_log_entries must be above 0");

@@ -326,6 +326,14 @@ fn reads_are_bounded() {
         assert_eq!(step.goes_on_disk, !is_cached);
         let expected: Vec<_> = (0..if is_cached { 5 } else { 0 }).map(|i| entry(i, 1000)).collect();
         assert_eq!(step.entries, expected, "from memory alone");
+
+        // A range that begins before the log does goes on at the first entry.
+        log.purge(log_id(1, 9), flushed().0).unwrap();
+        assert_eq!(indexes(0..12, 1 << 20), [10, 11]);
+        let step = log.read_cached(0..12, 1 << 20).unwrap();
+        assert_eq!(step.goes_on_disk, !is_cached);
+        assert_eq!(step.entries.len(), if is_cached { 2 } else { 0 });
+        assert!(!log.read_cached(0..10, 1 << 20).unwrap().goes_on_disk, "all of it is purged");
     }
 }
 

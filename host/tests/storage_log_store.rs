@@ -106,11 +106,15 @@ async fn a_saved_vote_is_on_disk() {
     let mut store = open(folder.path());
     let vote = Vote { term: 9, node: NodeId(3), committed: false };
     store.save_vote(&convert::vote_to_raft(vote)).await.unwrap();
-    for file in std::fs::read_dir(folder.path()).unwrap() {
+    let (from, to) = (place(folder.path()), place(copy.path()));
+    // The ledger first: it may be behind the files, and never ahead of them.
+    std::fs::copy(&from.ledger, &to.ledger).unwrap();
+    std::fs::create_dir(&to.folder).unwrap();
+    for file in std::fs::read_dir(&from.folder).unwrap() {
         let path = file.unwrap().path();
         // The next segment is being prepared under another name.
         if path.extension().is_some_and(|name| name == "wal") {
-            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+            std::fs::copy(&path, to.folder.join(path.file_name().unwrap())).unwrap();
         }
     }
     let read = open(copy.path()).read_vote().await.unwrap();

@@ -133,6 +133,17 @@ async fn dev_speaks_of_the_guest_that_runs() {
     }
 }
 
+/// Processes that name this folder on their command line.
+fn processes_on(folder: &Path) -> usize {
+    let folder = folder.to_str().expect("folders of tests are text");
+    let processes = std::fs::read_dir("/proc").expect("the system shows its processes");
+    let names = |process: std::io::Result<std::fs::DirEntry>| {
+        let line = process.and_then(|process| std::fs::read(process.path().join("cmdline")));
+        line.is_ok_and(|line| String::from_utf8_lossy(&line).contains(folder))
+    };
+    processes.map(names).filter(|names| *names).count()
+}
+
 /// The nodes of a `dev` that is killed stop by themselves, and leave their ports and folders to
 /// the next one, which finds what was written.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -143,15 +154,9 @@ async fn nodes_of_a_killed_dev_stop() {
     let dev = Dev::start("3", port, &data).await;
     assert_eq!(dev.kv(&["SET", "k", "v"]).await, "OK");
     dev.end_by(Signal::KILL).await;
-    until("no node to listen", SOON, async || {
-        let listens =
-            async |port| tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-        for port in port..port + 3 {
-            if listens(port).await {
-                return Err(format!("port {port} is open"));
-            }
-        }
-        Ok(())
+    until("the nodes to end", SOON, async || match processes_on(&data) {
+        0 => Ok(()),
+        left => Err(format!("{left} are left")),
     })
     .await;
     let dev = Dev::start("3", port, &data).await;

@@ -1,5 +1,5 @@
-//! Clients in another language, with a library that knows nothing of Lockstep: the limits of HTTP/2
-//! are never what they meet.
+//! Clients in another language, with nothing that knows of Lockstep: the limits of HTTP/2 are never
+//! what they meet.
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -336,8 +336,7 @@ impl Log {
         let found = front.contents.find(range.clone(), bytes_max, true);
         let bytes: usize = found.iter().map(Entry::payload_bytes).sum();
         let next = found.last().map_or(range.start, |entry| entry.id().index + 1);
-        let goes_on = bytes < bytes_max && next < range.end;
-        let goes_on_disk = goes_on && front.contents.is_on_disk(next);
+        let goes_on_disk = bytes < bytes_max && front.contents.begins_on_disk(next..range.end);
         drop(front);
         let entries = reading::read_back(&found, &Files::new())?;
         Ok(ReadStep { entries, goes_on_disk })

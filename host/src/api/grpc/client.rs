@@ -12,7 +12,8 @@ use super::Services;
 use super::edge::{self, Origin};
 use super::error::{Error, guest_reply};
 use super::pipeline::{End, Pipeline};
-use crate::budget::Account;
+use crate::budget::{Account, Held};
+use crate::config::limits;
 use crate::raft;
 
 #[tonic::async_trait]
@@ -26,7 +27,9 @@ impl Client for Services {
     ) -> Result<Response<v1::ExecuteReply>, Status> {
         let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
         let account = edge::account(&request);
-        let reply = self.execute_one(request.into_inner(), origin, &account).await?;
+        let request = request.into_inner();
+        let held = edge::begin(&account, &request.command);
+        let reply = self.execute_one(request, origin, &account, held).await?;
         Ok(Response::new(reply))
     }
 
@@ -41,11 +44,17 @@ impl Client for Services {
         let place = account.open_stream().map_err(|_| Error::from(raft::Error::Overloaded))?;
         let full = account.clone();
         let stop = self.close.clone().cancelled_owned();
-        let has_room = move || !full.is_full();
+        // What is read is held at once, and read only while it surely fits: a command that was
+        // refused for want of room, among others that were not, would come after later ones.
+        let has_room = move || !full.is_full(limits::COMMAND_BYTES_MAX);
         let replies = Pipeline::new(request.into_inner(), stop, has_room, move |item| {
             let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
             let origin = origin.within(timeout_ms, timeout);
             let bytes = request.as_ref().map_or(0, |request| request.command.len());
+            let request = request.map(|request| {
+                let held = edge::begin(&account, &request.command);
+                (request, held)
+            });
             let (services, account) = (services.clone(), account.clone());
             let running =
                 async move { (bytes, services.execute_item(id, request, origin, &account).await) };
@@ -75,18 +84,19 @@ impl Client for Services {
 }
 
 impl Services {
-    /// One command, by itself or of a stream. Up to the first await of the replica it runs in the
-    /// first poll, so that polling in order keeps the order.
+    /// One command, by itself or of a stream, and what is held for it. Up to the first await of the
+    /// replica it runs in the first poll, so that polling in order keeps the order.
     async fn execute_one(
         &self,
         request: v1::ExecuteRequest,
         origin: Origin,
         account: &Account,
+        held: Result<Held, Error>,
     ) -> Result<v1::ExecuteReply, Error> {
         edge::check_execute(&request)?;
         let v1::ExecuteRequest { machine, command, .. } = request;
         let command = edge::on_its_own(command);
-        let held = edge::begin(account, &command)?;
+        let held = held?;
         let deadline = origin.deadline;
         let result = self.replica.execute(&machine, None, command.clone(), deadline, held).await;
         let raft::Executed { outcome, index, position } = match result {
@@ -114,13 +124,15 @@ impl Services {
     async fn execute_item(
         &self,
         id: u64,
-        request: Option<v1::ExecuteRequest>,
+        request: Option<(v1::ExecuteRequest, Result<Held, Error>)>,
         origin: Origin,
         account: &Account,
     ) -> v1::ExecuteStreamReply {
         let result = match (self.drain.enter(), request) {
             (Err(stopping), _) => Err(stopping.into()),
-            (Ok(_under_way), Some(request)) => self.execute_one(request, origin, account).await,
+            (Ok(_under_way), Some((request, held))) => {
+                self.execute_one(request, origin, account, held).await
+            }
             (_, None) => Err(edge::invalid("the message has an id and no request")),
         };
         let result = match result {

@@ -1,7 +1,8 @@
 //! Turns the commands that arrive while entries are on their way into one entry.
 //!
 //! One task owns the batching; requests reach it through a bounded queue and get their outcome
-//! through a channel of their own. Commands keep the order in which they were queued.
+//! through a channel of their own. Commands of one account keep the order in which they were
+//! queued.
 //!
 //! A reply counts on its caller's account from when it is there until it is taken; a command whose
 //! account is over its share by the time of its entry is refused instead of proposed.
@@ -114,8 +115,8 @@ impl Proposer {
         (proposer, task)
     }
 
-    /// Queues a command. Never waits: a full queue is an error. The order of calls is the order of
-    /// the commands in the log.
+    /// Queues a command. Never waits: a full queue is an error. The order of calls with one account
+    /// is the order of their commands in the log.
     pub fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
         let length = command.bytes.len();
         if self.queued_bytes.load(Ordering::Relaxed) + length > self.queued_bytes_max {

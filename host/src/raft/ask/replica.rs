@@ -115,8 +115,8 @@ impl Replica {
     }
 
     /// Orders a command, whose length the caller has checked, and waits until it is applied. Calls
-    /// made in order on one task enter the log in that order, up to the first await of the
-    /// returned future. `held` is what its caller holds for it and its reply.
+    /// made in order on one task for one account enter the log in that order, up to the first
+    /// await of the returned future. `held` is what its caller holds for it and its reply.
     pub async fn execute(
         &self,
         machine: &str,

@@ -46,7 +46,7 @@ mod tests {
     /// Whatever the configuration allows, openraft does too, and it waits no longer than was set.
     #[test]
     fn waits_are_what_was_set() {
-        for (heartbeat_interval_ms, election_timeout_ms) in [(100, 1000), (1, 5), (200, 1000)] {
+        for (heartbeat_interval_ms, election_timeout_ms) in [(100, 1000), (1, 8), (200, 1000)] {
             let file =
                 FileConfig { heartbeat_interval_ms, election_timeout_ms, ..FileConfig::default() };
             file.check().expect("it is allowed");

@@ -68,14 +68,18 @@ pub(super) async fn send(
 }
 
 /// Reads all of the file before anything of it goes: a peer must not be sent what it has to refuse,
-/// again and again. What is damaged is never offered again.
+/// again and again. What was found damaged is not read again.
 async fn check(peer: &Peer, file: &Snapshot) -> Sent<()> {
-    let reader = file.clone();
-    let checked = tokio::task::spawn_blocking(move || reader.check()).await;
-    let text = match checked {
-        Ok(Ok(())) => return Ok(()),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
+    let text = match file.damage() {
+        Some(damage) => damage.to_owned(),
+        None => {
+            let reader = file.clone();
+            match tokio::task::spawn_blocking(move || reader.check()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            }
+        }
     };
     let text = format!("no snapshot goes to node {}: {text}", peer.target);
     Err(RPCError::Unreachable(Unreachable::from_string(text)).into())

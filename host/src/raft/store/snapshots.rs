@@ -122,6 +122,16 @@ impl Snapshots {
         self.dir.list().into_iter().rfind(is_sound)
     }
 
+    /// As [`Self::agreed`]; where all of them are damaged, the newest. That one is never sent, but
+    /// openraft takes a snapshot that was there and is gone for a failed disk, and ends the node.
+    pub fn agreed_or_damaged(&self) -> Option<Snapshot> {
+        // Not borrowed while `agreed` borrows it: a writer between the two would block both.
+        let sound = self.agreed();
+        let agreed = self.agreed.borrow();
+        let is_agreed = |snapshot: &Snapshot| index(snapshot).is_some_and(|i| agreed.contains(&i));
+        sound.or_else(|| self.dir.list().into_iter().rfind(is_agreed))
+    }
+
     /// What the snapshot of a checkpoint holds, if it is here.
     pub fn digest(&self, at: LogIndex) -> Option<StateDigest> {
         digest_of(&self.find(at)?)

@@ -419,7 +419,7 @@ impl RaftSnapshotBuilder<TypeConfig> for CurrentSnapshot {
 }
 
 fn current(snapshots: &SharedSnapshots) -> Result<Option<SnapshotOf>, io::Error> {
-    let Some(snapshot) = snapshots.agreed() else { return Ok(None) };
+    let Some(snapshot) = snapshots.agreed_or_damaged() else { return Ok(None) };
     let meta = meta_to_raft(&snapshot).map_err(io::Error::other)?;
     Ok(Some(RaftSnapshot { meta, snapshot }))
 }

@@ -246,10 +246,13 @@ impl Contents {
         found
     }
 
-    /// Whether the log holds the entry with this index, and not in memory.
-    pub(super) fn is_on_disk(&self, index: LogIndex) -> bool {
-        let place = index.checked_sub(self.first).and_then(|place| usize::try_from(place).ok());
-        place.and_then(|place| self.slots.get(place)).is_some_and(|slot| slot.payload.is_none())
+    /// Whether the first entry of the range that the log holds is not in memory. A range may begin
+    /// before the log does.
+    pub(super) fn begins_on_disk(&self, range: Range<LogIndex>) -> bool {
+        let start = range.start.max(self.first);
+        let place = usize::try_from(start - self.first).ok();
+        let slot = place.filter(|_| start < range.end).and_then(|place| self.slots.get(place));
+        slot.is_some_and(|slot| slot.payload.is_none())
     }
 }
 

@@ -260,9 +260,10 @@ async fn a_snapshot_without_a_hello_is_refused() {
     assert_eq!(error.code(), Code::FailedPrecondition);
 }
 
-/// A snapshot that this node cannot read is its own fault, and not the peer's.
+/// Nothing of a damaged snapshot goes to a peer, and it is marked, so that an older one takes its
+/// place. openraft is told to try later: an error of storage would end this node.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unreadable_snapshot_is_an_error_of_storage() {
+async fn a_damaged_snapshot_is_not_sent() {
     let folder = tempfile::tempdir().unwrap();
     let leader = SnapshotDir::open(folder.path()).unwrap();
     let node = Node::start(2, Some(CLUSTER)).await;
@@ -273,9 +274,12 @@ async fn an_unreadable_snapshot_is_an_error_of_storage() {
     let mut network = Network::new(caller, &Default::default());
     let mut client = network.new_snapshot_client(NodeId(2), &member(2, node.address)).await;
     let (never, option) = (std::future::pending(), RPCOption::new(DEADLINE));
-    let sent = client.full_snapshot(leader_vote(), snapshot, never, option).await;
-    assert!(matches!(sent, Err(StreamingError::StorageError(_))), "{sent:?}");
+    let sent = client.full_snapshot(leader_vote(), snapshot.clone(), never, option).await;
+    let Err(StreamingError::Unreachable(error)) = &sent else { panic!("{sent:?}") };
+    assert!(error.to_string().contains("is damaged at byte 0"), "{error}");
+    assert!(snapshot.snapshot.damage().is_some(), "no other peer is offered it");
     assert!(node.machine.locked().installed.is_none());
+    assert_eq!(offset(&node, &snapshot.snapshot).await, 0);
 }
 
 /// What a node shows that knows what was agreed on at checkpoint 200.

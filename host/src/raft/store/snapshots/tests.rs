@@ -106,3 +106,19 @@ fn what_differs_is_kept_as_evidence() {
     again.keep_evidence(20);
     assert_eq!((kept(&again), given(&again)), (vec![20, 40], Some(40)));
 }
+
+/// A damaged snapshot is passed over; openraft is given the newest damaged one rather than none,
+/// which it would take for a failed disk.
+#[test]
+fn openraft_is_given_a_snapshot_while_all_are_damaged() {
+    let (_folder, dir) = folder(&[10, 20]);
+    let snapshots = Snapshots::new(dir.clone(), Some(10), Some(15));
+    let offered = || snapshots.agreed_or_damaged().as_ref().and_then(index);
+    assert_eq!((given(&snapshots), offered()), (Some(20), Some(20)));
+    for (snapshot, sound) in dir.list().iter().rev().zip([Some(10), None]) {
+        let file = std::fs::OpenOptions::new().write(true).open(snapshot.path()).unwrap();
+        file.set_len(10).unwrap();
+        snapshot.check().unwrap_err();
+        assert_eq!((given(&snapshots), offered()), (sound, sound.or(Some(20))));
+    }
+}
