@@ -25,8 +25,6 @@ use wiring::Wiring;
 
 /// How long a stopping leader waits for another to take over.
 const HANDOVER_TIMEOUT: Duration = Duration::from_millis(1000);
-/// How long the tasks and the disk may take to end.
-const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// A task often ends because openraft did, which says why a moment later.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -97,18 +95,18 @@ impl Group {
         }
     }
 
-    /// Ends the tasks and syncs the log, within half a second.
+    /// Ends the tasks and syncs the log.
     ///
     /// # Errors
-    /// When the log cannot be synced.
-    pub(crate) async fn close(mut self) -> anyhow::Result<()> {
+    /// When the log cannot be synced by then.
+    pub(crate) async fn close(mut self, by: Instant) -> anyhow::Result<()> {
         let log = self.log.clone();
         let closed = async move {
             self.tasks.shutdown().await;
             let log = self.log.clone();
             tokio::task::spawn_blocking(move || log.sync()).await
         };
-        let Ok(synced) = tokio::time::timeout(CLOSE_TIMEOUT, closed).await else {
+        let Ok(synced) = tokio::time::timeout_at(by.into(), closed).await else {
             // Whoever drops the last handle waits for the disk.
             std::mem::forget(log);
             bail!("the disk does not answer: the log could not be synced at the end");

@@ -6,7 +6,7 @@ mod connections;
 mod repair;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use tokio::task::JoinSet;
@@ -34,8 +34,9 @@ const REDIRECT_TIME: Duration = Duration::from_millis(100);
 const CLOSE_MAX: Duration = Duration::from_millis(500);
 /// Agreement may take so long to stop.
 const AGREEMENT_MAX: Duration = Duration::from_millis(500);
-/// The process ends so long after it was asked to, whatever hangs. The steps above, and closing the
-/// log, come to less.
+/// The log is closed by so long after the stop was asked for. The steps above come to less.
+const CLOSED_MAX: Duration = Duration::from_millis(4_700);
+/// The process ends so long after it was asked to, whatever hangs.
 const STOP_MAX: Duration = Duration::from_millis(4_900);
 
 /// A running node.
@@ -98,11 +99,12 @@ impl Node {
         if let Some(reason) = &ended {
             tracing::error!(%reason, "the node cannot go on");
         }
+        let closed_by = Instant::now() + CLOSED_MAX;
         end_at_the_latest()?;
         if ended.is_none() {
             self.drain().await;
         }
-        let closed = self.close().await;
+        let closed = self.close(closed_by).await;
         match ended {
             Some(reason) => bail!("the node stops: {reason}"),
             None => closed,
@@ -117,15 +119,16 @@ impl Node {
         tokio::time::sleep(REDIRECT_TIME).await;
     }
 
-    /// Ends clients, agreement, peers and the log, in this order.
-    async fn close(mut self) -> anyhow::Result<()> {
+    /// Ends clients, agreement, peers and the log, in this order. A slow disk may take what is left
+    /// of the time.
+    async fn close(mut self, closed_by: Instant) -> anyhow::Result<()> {
         self.signals.drain.cancel();
         self.signals.close.cancel();
         within("ending the connections of clients", CLOSE_MAX, self.servers.join_next()).await;
         within("ending agreement", AGREEMENT_MAX, self.group.stop()).await;
         self.signals.end.cancel();
         self.servers.abort_all();
-        self.group.close().await
+        self.group.close(closed_by).await
     }
 }
 

@@ -26,6 +26,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
 /// Lines of a node's log that a failed test shows.
 const LOG_LINES_SHOWN: usize = 60;
+/// Of its warnings and errors, a failed stop shows so many.
+const COMPLAINTS_SHOWN: usize = 5;
 
 /// A node, running or not.
 pub struct Node {
@@ -255,7 +257,8 @@ impl Node {
         let started = Instant::now();
         self.signal(signal);
         let status = self.ends(limit).await;
-        assert!(status.success(), "node {} stopped with {status}", self.id);
+        let complaints = self.complaints();
+        assert!(status.success(), "node {} stopped with {status}:\n{complaints}", self.id);
         started.elapsed()
     }
 
@@ -356,6 +359,15 @@ impl Node {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("it has a size");
         kib.parse::<u64>().expect("the size is a number") << 10
+    }
+
+    /// The last of its warnings and errors, and the line it ended with.
+    fn complaints(&self) -> String {
+        let text = self.log_text();
+        let is_complaint =
+            |line: &&str| ["WARN", "ERROR", "error:"].iter().any(|level| line.contains(level));
+        let lines: Vec<&str> = text.lines().filter(is_complaint).collect();
+        lines[lines.len().saturating_sub(COMPLAINTS_SHOWN)..].join("\n")
     }
 
     /// The end of its log, for people.

@@ -132,3 +132,12 @@ async fn a_hanging_disk_holds_up_no_stop() {
     ends_in_time(&mut cluster, "a disk that hangs").await;
     writing.abort();
 }
+
+/// A disk that is slow, and does answer, is waited for: the stop is a good one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_disk_is_waited_for() {
+    let mut cluster = Plan::new(1).faulty().start().await;
+    cluster.node(1).faults().set("sync /log/ delay 1200");
+    load::write(&cluster.client(), "k", "v").await;
+    cluster.node_mut(1).stop_by(Signal::TERM, STOP_MAX).await;
+}
