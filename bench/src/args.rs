@@ -20,6 +20,9 @@ pub(crate) struct Args {
     /// Measure only the system of --vs.
     #[arg(long, requires = "vs")]
     pub(crate) rival_only: bool,
+    /// Measure this other build of the daemon too, interleaved, and print how the new one compares.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) before: Option<PathBuf>,
     /// Numbers of closed-loop clients.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64, 256])]
     pub(crate) clients: Vec<usize>,
@@ -116,6 +119,8 @@ pub(crate) enum Mode {
 pub(crate) enum System {
     /// Lockstep, running `guest-kv`.
     Lockstep,
+    /// The build of `--before`, likewise.
+    Before,
     /// etcd.
     Etcd,
 }
@@ -131,21 +136,22 @@ impl Args {
     /// The systems to start, in the order in which rounds visit them.
     pub(crate) fn systems(&self) -> Vec<System> {
         let own = (!self.rival_only).then_some(System::Lockstep);
+        let before = self.before.as_ref().map(|_| System::Before);
         let rival = self.vs.map(|Rival::Etcd| System::Etcd);
-        own.into_iter().chain(rival).collect()
+        own.into_iter().chain(before).chain(rival).collect()
     }
 
-    /// Who takes turns in every cell of the tables, in this order.
+    /// Who takes turns in every cell of the tables, in this order: those that are compared stand
+    /// beside each other.
     pub(crate) fn contenders(&self) -> Vec<Contender> {
+        let builds = self.systems().into_iter().filter(|system| system.is_lockstep());
+        let builds: Vec<System> = builds.collect();
         let mut contenders = Vec::new();
-        for system in self.systems() {
-            match system {
-                System::Lockstep => {
-                    contenders.extend(self.mode.iter().map(|&mode| Contender { system, mode }));
-                }
-                System::Etcd => contenders.push(Contender { system, mode: Mode::Unary }),
-            }
+        for &mode in &self.mode {
+            contenders.extend(builds.iter().map(|&system| Contender { system, mode }));
         }
+        let rival = self.vs.map(|Rival::Etcd| System::Etcd);
+        contenders.extend(rival.map(|system| Contender { system, mode: Mode::Unary }));
         contenders
     }
 
@@ -183,10 +189,16 @@ impl Operation {
 }
 
 impl System {
+    /// True for any build of Lockstep.
+    pub(crate) fn is_lockstep(self) -> bool {
+        matches!(self, Self::Lockstep | Self::Before)
+    }
+
     /// As in the tables.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lockstep => "lockstep",
+            Self::Before => "before",
             Self::Etcd => "etcd",
         }
     }
@@ -198,6 +210,8 @@ impl Contender {
         match (self.system, self.mode) {
             (System::Lockstep, Mode::Unary) => "lockstep unary",
             (System::Lockstep, Mode::Stream) => "lockstep stream",
+            (System::Before, Mode::Unary) => "before unary",
+            (System::Before, Mode::Stream) => "before stream",
             (System::Etcd, _) => "etcd unary",
         }
     }

@@ -41,7 +41,7 @@ async fn measure(args: &Args, keys: u64, system: System, size: usize) -> Result<
     let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&args.dir)?;
     let mut cluster = Cluster::start(args, system, size, dir.path()).await?;
     let leader = cluster.leader().await?;
-    let mode = if system == System::Lockstep { Mode::Stream } else { Mode::Unary };
+    let mode = if system.is_lockstep() { Mode::Stream } else { Mode::Unary };
     let contender = Contender { system, mode };
     let started = Instant::now();
     load::fill(contender, cluster.addresses()[leader], LOAD_IN_FLIGHT, keys).await?;

@@ -69,10 +69,10 @@ pub(crate) async fn share_channel(
         (System::Etcd, _) => {
             vec![KvClient::new(channel); count].into_iter().map(Caller::Etcd).collect()
         }
-        (System::Lockstep, Mode::Unary) => {
+        (System::Lockstep | System::Before, Mode::Unary) => {
             vec![ClientClient::new(channel); count].into_iter().map(Caller::Unary).collect()
         }
-        (System::Lockstep, Mode::Stream) => {
+        (System::Lockstep | System::Before, Mode::Stream) => {
             stream::open(channel, count).await?.into_iter().map(Caller::Stream).collect()
         }
     })

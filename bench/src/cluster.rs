@@ -38,12 +38,12 @@ impl Cluster {
         dir: &Path,
     ) -> Result<Self> {
         let specs = match system {
-            System::Lockstep => lockstep::specs(args, size, dir)?,
+            System::Lockstep | System::Before => lockstep::specs(args, system, size, dir)?,
             System::Etcd => etcd::specs(args, size, dir).await?,
         };
         let nodes = specs.into_iter().map(Node::start).collect::<Result<_>>()?;
         let mut cluster = Self { system, nodes };
-        if system == System::Lockstep {
+        if system.is_lockstep() {
             lockstep::form(args, &mut cluster).await?;
         }
         cluster.leader().await?;
@@ -55,7 +55,7 @@ impl Cluster {
         let deadline = Instant::now() + READY_WAIT;
         loop {
             let found = match self.system {
-                System::Lockstep => lockstep::leader(&self.addresses()).await,
+                System::Lockstep | System::Before => lockstep::leader(&self.addresses()).await,
                 System::Etcd => etcd::leader(&self.addresses()).await,
             };
             match found {
@@ -70,7 +70,7 @@ impl Cluster {
     /// The highest term, which every election raises.
     pub(crate) async fn term(&self) -> Result<u64> {
         match self.system {
-            System::Lockstep => lockstep::term(&self.addresses()).await,
+            System::Lockstep | System::Before => lockstep::term(&self.addresses()).await,
             System::Etcd => etcd::term(&self.addresses()).await,
         }
     }

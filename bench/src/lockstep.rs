@@ -11,7 +11,7 @@ use lockstep_proto::v1::{StatusReply, StatusRequest};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
-use crate::args::Args;
+use crate::args::{Args, System};
 use crate::caller;
 use crate::cluster::{Cluster, READY_WAIT};
 use crate::node::{Spec, free_addresses};
@@ -20,29 +20,39 @@ use crate::node::{Spec, free_addresses};
 pub(crate) const MACHINE: &str = "kv";
 
 /// How to start each node of a cluster of `size`.
-pub(crate) fn specs(args: &Args, size: usize, dir: &Path) -> Result<Vec<Spec>> {
-    for (path, option) in [(&args.lockstep, "LOCKSTEP_BIN"), (&args.guest, "--guest")] {
+pub(crate) fn specs(args: &Args, system: System, size: usize, dir: &Path) -> Result<Vec<Spec>> {
+    let program = program(args, system);
+    for (path, option) in [(program, "LOCKSTEP_BIN or --before"), (&args.guest, "--guest")] {
         if !path.exists() {
             bail!("no {}: build it, or say where it is with {option}", path.display());
         }
     }
     let addresses = free_addresses(2 * size)?;
     let (clients, peers) = addresses.split_at(size);
-    let spec = |place: usize| Spec {
-        program: args.lockstep.clone(),
-        arguments: arguments(place, clients[place], peers[place], dir),
-        client_addr: clients[place],
-        data_dir: dir.join(format!("d{place}")),
-        log: dir.join(format!("d{place}.log")),
+    let spec = |place: usize| {
+        let name = format!("{}-{place}", system.name());
+        let data_dir = dir.join(&name);
+        Spec {
+            program: program.to_owned(),
+            arguments: arguments(place, clients[place], peers[place], &data_dir),
+            client_addr: clients[place],
+            data_dir,
+            log: dir.join(name + ".log"),
+        }
     };
     Ok((0..size).map(spec).collect())
 }
 
-fn arguments(place: usize, client: SocketAddr, peer: SocketAddr, dir: &Path) -> Vec<String> {
+fn program(args: &Args, system: System) -> &Path {
+    let before = args.before.as_deref().filter(|_| system == System::Before);
+    before.unwrap_or(&args.lockstep)
+}
+
+fn arguments(place: usize, client: SocketAddr, peer: SocketAddr, data_dir: &Path) -> Vec<String> {
     vec![
         "serve".to_owned(),
         format!("--node-id={}", place + 1),
-        format!("--data-dir={}", dir.join(format!("d{place}")).display()),
+        format!("--data-dir={}", data_dir.display()),
         format!("--client-addr={client}"),
         format!("--peer-addr={peer}"),
     ]
@@ -54,24 +64,25 @@ pub(crate) async fn form(args: &Args, cluster: &mut Cluster) -> Result<()> {
     let (first, others) = addresses.split_first().context("a cluster has a node")?;
     let first = first.to_string();
     wait_for(cluster, "its nodes to answer", |_| true).await?;
-    command(args, &["cluster", "init", "--endpoint", &first]).await?;
+    let program = program(args, cluster.system);
+    command(program, &["cluster", "init", "--endpoint", &first]).await?;
     for other in others {
-        command(args, &["cluster", "add", &other.to_string(), "--endpoint", &first]).await?;
+        command(program, &["cluster", "add", &other.to_string(), "--endpoint", &first]).await?;
     }
     let guest = args.guest.to_str().context("--guest is not UTF-8")?;
-    command(args, &["machine", "create", MACHINE, guest, "--endpoint", &first]).await?;
+    command(program, &["machine", "create", MACHINE, guest, "--endpoint", &first]).await?;
     wait_for(cluster, "every node to run the machine", |status| {
         status.machines.iter().any(|machine| machine.name == MACHINE && machine.parked.is_empty())
     })
     .await
 }
 
-async fn command(args: &Args, arguments: &[&str]) -> Result<()> {
-    let child = Command::new(&args.lockstep).args(arguments).kill_on_drop(true).output();
+async fn command(program: &Path, arguments: &[&str]) -> Result<()> {
+    let child = Command::new(program).args(arguments).kill_on_drop(true).output();
     let output = timeout(READY_WAIT, child)
         .await
         .with_context(|| format!("lockstep {arguments:?} takes too long"))?
-        .with_context(|| format!("running {}", args.lockstep.display()))?;
+        .with_context(|| format!("running {}", program.display()))?;
     if !output.status.success() {
         bail!("lockstep {arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }

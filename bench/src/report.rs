@@ -7,7 +7,7 @@ use crate::caller::{CONNECTIONS, KEY_BYTES, VALUE_BYTES};
 use crate::cell::{Cell, Sample};
 
 /// Widths of the columns, in the order of `heading`.
-const WIDTHS: [usize; 10] = [7, 15, 8, 8, 8, 16, 7, 17, 7, 31];
+const WIDTHS: [usize; 11] = [7, 15, 8, 8, 8, 16, 7, 17, 7, 31, 31];
 
 /// Prints what the next rows are about.
 pub(crate) fn heading(args: &Args, nodes: usize, operation: Operation) {
@@ -34,6 +34,7 @@ pub(crate) fn heading(args: &Args, nodes: usize, operation: Operation) {
         &"RSS MiB",
         &"others",
         &if args.vs.is_some() { "vs etcd: ops (range), p50" } else { "" },
+        &if args.before.is_some() { "vs before: ops (range), p50" } else { "" },
     ]);
 }
 
@@ -52,12 +53,13 @@ pub(crate) fn rows(args: &Args, cell: Cell, samples: &[Sample]) {
             &per_node(cell, |node| median_of(&own, |sample| mebibytes(sample.rss_bytes[node]))),
             &format!("{:.0}%", median_of(&own, |sample| sample.others_cpu_percent)),
             &ratios(&own, &rival(samples)),
+            &ratios(&own, &of(samples, Contender { system: System::Before, ..contender })),
         ]);
         own.iter().for_each(|sample| warn(sample));
     }
 }
 
-/// The rival's ratio per round, as a median and its range; empty for the rival itself.
+/// The ratio to another per round, as a median and its range; empty for all but this build.
 fn ratios(own: &[&Sample], rival: &[&Sample]) -> String {
     if rival.is_empty() || own.iter().any(|sample| sample.contender.system != System::Lockstep) {
         return String::new();

@@ -16,6 +16,7 @@
 //! - [`history`]: many clients on few keys, and the check of what all of them were told.
 //! - [`clock`]: a wall clock that is wrong.
 //! - [`faults`]: writes and syncs of a running node that fail, or take their time.
+//! - [`frozen`]: a thread of a node that does not come back.
 //! - [`folder`]: where all of this lies, and when it goes.
 //! - [`diverge`]: a node with a state of its own.
 //! - [`engine`]: a cluster that changes its engine.
@@ -32,6 +33,7 @@ pub mod engine;
 pub mod faults;
 pub mod files;
 pub mod folder;
+pub mod frozen;
 pub mod history;
 pub mod hostile;
 pub mod kv;

@@ -348,6 +348,23 @@ impl Node {
         Client::connect([self.client_addr.clone()]).expect("an address is an endpoint")
     }
 
+    /// Id of its thread with this name.
+    ///
+    /// # Panics
+    /// When it has none.
+    pub fn thread(&self, name: &str) -> i32 {
+        let child = self.child.as_ref().expect("the node runs");
+        let threads = std::fs::read_dir(format!("/proc/{}/task", child.id()));
+        let is_named = |thread: &std::fs::DirEntry| {
+            let called = std::fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            called.trim_end() == name
+        };
+        let mut threads = threads.expect("a process has threads").flatten();
+        let thread = threads.find(is_named).expect("the node has a thread of this name");
+        let id = thread.file_name().into_string().ok().and_then(|id| id.parse().ok());
+        id.expect("a thread has a number")
+    }
+
     /// Memory that its process holds, in bytes.
     ///
     /// # Panics

@@ -2,9 +2,12 @@
 //! repaired with a warning; anything else is refused, naming file and offset, and never served.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use lockstep_client::Consistency;
-use lockstep_tests::cluster::{Cluster, Plan};
+use lockstep_tests::cluster::{Cluster, Plan, SOON};
+use lockstep_tests::node::summary;
+use lockstep_tests::wait::throughout;
 use lockstep_tests::{files, load};
 
 /// What every refusal of lost or damaged promises says to do (docs/operations.md, "Repairs").
@@ -25,13 +28,13 @@ fn log_folder(cluster: &Cluster) -> PathBuf {
     cluster.node(1).data_dir.join("log")
 }
 
-/// The file of the log that holds these bytes, and where.
-fn in_log(cluster: &Cluster, wanted: &str) -> (PathBuf, u64) {
+/// The file in the log of a node that holds these bytes, and where.
+fn in_log(cluster: &Cluster, id: u64, wanted: &str) -> (PathBuf, u64) {
     let holds = |file: &PathBuf| {
         let bytes = std::fs::read(file).expect("the log can be read");
         bytes.windows(wanted.len()).any(|window| window == wanted.as_bytes())
     };
-    let file = files::list(&log_folder(cluster)).into_iter().find(holds);
+    let file = files::list(&cluster.node(id).data_dir.join("log")).into_iter().find(holds);
     let file = file.unwrap_or_else(|| panic!("{wanted:?} is nowhere in the log"));
     let offset = files::find_last(&file, wanted.as_bytes());
     (file, offset)
@@ -47,7 +50,7 @@ fn name(file: &Path) -> &str {
 async fn a_damaged_log_is_refused() {
     let mut cluster = killed_after(40).await;
     for wanted in ["value-3;", "value-20;", "value-39;"] {
-        let (file, offset) = in_log(&cluster, wanted);
+        let (file, offset) = in_log(&cluster, 1, wanted);
         files::flip_bit(&file, offset);
         let before = files::snapshot(&log_folder(&cluster));
         let complaint =
@@ -75,7 +78,7 @@ async fn a_torn_tail_is_cut() {
         cluster.leader().await;
         load::write(&cluster.client(), "long", &format!("begin;{}", "x".repeat(3000))).await;
         cluster.node_mut(1).kill().await;
-        let (file, offset) = in_log(&cluster, "begin;");
+        let (file, offset) = in_log(&cluster, 1, "begin;");
         files::clear_from(&file, (offset / 512 + sectors) * 512);
         let before = cluster.node(1).log_text().len();
         cluster.node_mut(1).start().await;
@@ -91,6 +94,45 @@ async fn a_torn_tail_is_cut() {
         cluster.node_mut(1).kill().await;
     }
     assert_eq!(files::length(&files::last(&log)), 4 << 20, "no file becomes shorter");
+}
+
+/// An acknowledged write is lost from the end of a log, in the way of a crash, while the only other
+/// node that has it is down: the two that do not have it elect nobody until that one had a chance to
+/// say so, and the write is there again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_end_waits_for_who_knows_more() {
+    let mut cluster = Plan::new(3).start().await;
+    let client = cluster.client();
+    load::write(&client, "k", "before").await;
+    cluster.level(&[1, 2, 3], SOON).await;
+    let leader = cluster.leader().await;
+    let [cut, behind] = [leader % 3 + 1, (leader + 1) % 3 + 1];
+    cluster.node_mut(behind).kill().await;
+    let acknowledged = format!("begin;{}", "x".repeat(3000));
+    load::write(&client, "k", &acknowledged).await;
+    cluster.node_mut(leader).kill().await;
+    cluster.node_mut(cut).kill().await;
+    let (file, offset) = in_log(&cluster, cut, "begin;");
+    files::clear_from(&file, (offset / 512 + 1) * 512);
+    cluster.node_mut(cut).start().await;
+    cluster.node_mut(behind).start().await;
+
+    // Without that, they elect one of them within the election timeout.
+    throughout("nobody leads", Duration::from_secs(3), async || {
+        for id in [cut, behind] {
+            let status = cluster.node(id).status().await?;
+            if status.leader_id != 0 {
+                return Err(summary(&status));
+            }
+        }
+        Ok(())
+    })
+    .await;
+    cluster.node_mut(leader).start().await;
+    cluster.leader().await;
+    let value = load::read(&client, "k", Consistency::Linearizable).await;
+    assert_eq!(value, Some(acknowledged));
+    cluster.level(&[1, 2, 3], SOON).await;
 }
 
 /// A last file of the log that is shorter than it was prepared is no torn end, wherever it was cut:

@@ -82,7 +82,9 @@ async fn stops(cluster: &mut Cluster, id: u64, call: &str, part: &str, provoke: 
     assert_eq!(status.code(), Some(1), "{what}: {status}");
     assert!(!cluster.node(id).faults().clear(), "{what}: the fault was never met");
     let said = cluster.node(id).log_text().split_off(before);
-    program::assert_holds(&what, &said, &["error", "Input/output error"]);
+    let reason = said.lines().find(|line| line.starts_with("error: the node stops: "));
+    let reason = reason.unwrap_or_else(|| panic!("{what}: it ended without a reason: {said}"));
+    program::assert_holds(&what, reason, &["Input/output error"]);
 }
 
 /// A follower whose syncs take 200 ms keeps up in the end and delays nobody: writes made one after

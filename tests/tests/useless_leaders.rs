@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use lockstep_client::reason;
 use lockstep_proto::v1::StatusReply;
 use lockstep_tests::cluster::{Cluster, Plan, SOON};
+use lockstep_tests::frozen::FrozenThread;
 use lockstep_tests::kv;
 use lockstep_tests::load::Load;
 use lockstep_tests::wait::until;
@@ -76,6 +77,28 @@ async fn a_leader_whose_disk_hangs_gives_up() {
         report.check(&cluster.client()).await;
         report.check_equal(&cluster, &[1, 2, 3]).await;
     }
+}
+
+/// A leader whose guest does not come back from a command that the others have applied says so, and
+/// has given up leadership within two seconds: writes go on, and the guest takes up where it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_guest_hangs_gives_up() {
+    let cluster = Plan::new(3).start().await;
+    let mut load = Load::start(&cluster, "stands", 8);
+    load.progress(50, SOON).await;
+    let leader = cluster.leader().await;
+    let started = Instant::now();
+    let frozen = FrozenThread::new(cluster.directory(), cluster.node(leader).thread("guest-kv"));
+    another_leads(&cluster, leader).await;
+    let taken = started.elapsed();
+    assert!(taken < GIVEN_UP, "it took {taken:?}");
+    let says = |status: &StatusReply| alarmed(status, "the machines have not come back");
+    cluster.node(leader).says("its guest hangs", SOON, says).await;
+    load.progress(50, SOON).await;
+    drop(frozen);
+    let report = load.finish().await;
+    report.check(&cluster.client()).await;
+    report.check_equal(&cluster, &[1, 2, 3]).await;
 }
 
 /// A leader that can send but not receive, or the reverse, has given up leadership within two
