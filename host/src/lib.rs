@@ -12,11 +12,13 @@
 //! - [`storage`]: everything on disk.
 //! - [`telemetry`]: the log of the process: its level and its form.
 //! - [`budget`]: the bytes that a node holds for others.
+//! - [`codec`]: the bytes of ids, votes and entries, for disk and wire.
 //! - [`types`], [`config`]: the nouns and the limits that all of them share.
 
 pub mod api;
 pub mod budget;
 pub mod cli;
+pub mod codec;
 pub mod config;
 mod group;
 pub mod machine;

@@ -26,7 +26,7 @@ use tonic::{Code, Response, Status};
 use super::connections::{Link, describe};
 use super::hello::Local;
 use super::known::Known;
-use super::{codec, pipeline, send_snapshot};
+use super::{payload, pipeline, send_snapshot};
 use crate::raft::store::convert::vote_from_raft;
 use crate::raft::type_config::{RaftVote, TypeConfig};
 use crate::storage::snapshot::Snapshot;
@@ -153,11 +153,11 @@ impl Client {
         pre_vote: bool,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (mut control, hello) = ready(&self.peer, &self.control)?;
-        let payload = codec::encode_vote_request(&request);
+        let payload = payload::encode_vote_request(&request);
         let term = vote_from_raft(&request.vote).term;
         let call = control.vote(peer::VoteRequest { hello: Some(hello), payload, pre_vote });
         let reply = self.peer.answer(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        let result = codec::decode_vote_result(&reply.payload);
+        let result = payload::decode_vote_result(&reply.payload);
         let result = result.map_err(|error| self.peer.nonsense(error))?;
         self.peer.check_term(&request.vote, &result.vote)?;
         if result.vote_granted && !pre_vote {
@@ -178,7 +178,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         let (mut control, hello) = ready(&self.peer, &self.control)?;
         let expected = pipeline::Expected::of(&request);
         let mut message =
-            codec::encode_append(request).map_err(|error| pipeline::unsendable(&error))?;
+            payload::encode_append(request).map_err(|error| pipeline::unsendable(&error))?;
         message.hello = Some(hello);
         let call = control.append_one(message);
         let reply = self.peer.answer(RPCTypes::AppendEntries, option.soft_ttl(), call).await?;
@@ -247,11 +247,11 @@ impl RaftNetworkV2<TypeConfig> for Client {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         let (mut control, hello) = ready(&self.peer, &self.control)?;
-        let payload = codec::encode_transfer(&request);
+        let payload = payload::encode_transfer(&request);
         let request = peer::TransferLeaderRequest { hello: Some(hello), payload };
         let call = control.transfer_leader(request);
         let reply = self.peer.answer(RPCTypes::TransferLeader, option.soft_ttl(), call).await?;
-        codec::decode_transfer_result(&reply.payload).map_err(|error| self.peer.nonsense(error))
+        payload::decode_transfer_result(&reply.payload).map_err(|error| self.peer.nonsense(error))
     }
 
     fn backoff(&self) -> Option<Backoff> {

@@ -12,7 +12,7 @@ use openraft::raft::AppendEntriesRequest;
 use super::handler::Machine;
 use super::hello::Local;
 use super::roster::{Hearsay, Roster};
-use super::{Network, Refusal, Rejected, TERM_JUMP_MAX, codec, receive_snapshot};
+use super::{Network, Refusal, Rejected, TERM_JUMP_MAX, payload, receive_snapshot};
 use crate::machine::{Directory, Proposal};
 use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
@@ -211,7 +211,7 @@ impl<SM: Machine> AppendGate<SM> {
             return Err(Refusal::Removed { node: self.from }.into());
         }
         self.gate.take_room(&request)?;
-        let request = codec::decode_append(request)?;
+        let request = payload::decode_append(request)?;
         if self.passed != Some(request.vote) {
             self.gate.check_vote(self.from, &request.vote)?;
             self.passed = Some(request.vote);

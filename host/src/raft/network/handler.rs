@@ -19,7 +19,7 @@ use super::gate::{AppendGate, Gate, Parts};
 use super::hello::Local;
 use super::known::Known;
 use super::receive_snapshot::Inbox;
-use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, codec};
+use super::{HELLO_TIMEOUT, PROPOSAL_BYTES_MAX, Rejected, payload};
 use crate::raft::store::convert::log_id_from_raft;
 use crate::raft::type_config::{EntryBytes, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
@@ -105,7 +105,7 @@ impl<SM: Machine> PeerHandler<SM> {
     /// A request for a vote, or for the promise of one.
     pub async fn vote(&self, request: peer::VoteRequest) -> Result<peer::VoteReply, Rejected> {
         let from = self.gate.admit(request.hello.as_ref()).await?;
-        let vote = codec::decode_vote_request(&request.payload)?;
+        let vote = payload::decode_vote_request(&request.payload)?;
         self.gate.check_vote(from, &vote.vote)?;
         let last = vote.last_log_id.as_ref().map(log_id_from_raft);
         if !self.gate.local.votes().borrow().may_go_to(last) {
@@ -119,7 +119,7 @@ impl<SM: Machine> PeerHandler<SM> {
             self.gate.raft.vote(vote).await
         };
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
-        Ok(peer::VoteReply { payload: codec::encode_vote_result(&result) })
+        Ok(peer::VoteReply { payload: payload::encode_vote_result(&result) })
     }
 
     /// The leader's wish that this or another node lead.
@@ -128,7 +128,7 @@ impl<SM: Machine> PeerHandler<SM> {
         request: peer::TransferLeaderRequest,
     ) -> Result<peer::TransferLeaderReply, Rejected> {
         let from = self.gate.admit(request.hello.as_ref()).await?;
-        let transfer = codec::decode_transfer(&request.payload)?;
+        let transfer = payload::decode_transfer(&request.payload)?;
         self.gate.check_vote(from, transfer.from_leader())?;
         // Meant for another, it still frees this node to vote for that one at once.
         if *transfer.to_node_id() == self.gate.local.node_id() {
@@ -141,7 +141,7 @@ impl<SM: Machine> PeerHandler<SM> {
         }
         let result = self.gate.raft.handle_transfer_leader(transfer).await;
         let result = result.map_err(|error| Rejected::Stopped(error.to_string()))?;
-        Ok(peer::TransferLeaderReply { payload: codec::encode_transfer_result(&result) })
+        Ok(peer::TransferLeaderReply { payload: payload::encode_transfer_result(&result) })
     }
 
     /// What this node knows of itself and of the cluster.
@@ -183,7 +183,7 @@ impl<SM: Machine> PeerHandler<SM> {
         request: peer::SnapshotOffsetRequest,
     ) -> Result<peer::SnapshotOffsetReply, Rejected> {
         self.gate.admit(request.hello.as_ref()).await?;
-        let id = codec::decode_snapshot_id(&request.snapshot)?;
+        let id = payload::decode_snapshot_id(&request.snapshot)?;
         Ok(peer::SnapshotOffsetReply { offset: self.inbox.offset(id).await? })
     }
 
@@ -203,11 +203,11 @@ impl<SM: Machine> PeerHandler<SM> {
             return Err(Rejected::Malformed("a header was expected".into()));
         };
         let from = self.gate.admit(hello.as_ref()).await?;
-        let head = codec::decode_snapshot_head(&head)?;
+        let head = payload::decode_snapshot_head(&head)?;
         self.gate.check_vote(from, &head.vote)?;
         let ours = self.gate.raft.server_metrics().borrow_watched().vote;
         if ours > head.vote {
-            return Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&ours) });
+            return Ok(peer::InstallSnapshotReply { vote: payload::encode_vote(&ours) });
         }
         if !self.gate.space.take(head.id.length.saturating_sub(offset)) {
             return Err(Rejected::DiskFull);
@@ -218,7 +218,7 @@ impl<SM: Machine> PeerHandler<SM> {
         let snapshot = SnapshotOf::<TypeConfig, Snapshot> { meta: head.meta, snapshot };
         let installed = self.gate.raft.install_full_snapshot(head.vote, snapshot).await;
         let installed = installed.map_err(|fatal| Rejected::Stopped(fatal.to_string()))?;
-        Ok(peer::InstallSnapshotReply { vote: codec::encode_vote(&installed.vote) })
+        Ok(peer::InstallSnapshotReply { vote: payload::encode_vote(&installed.vote) })
     }
 
     /// An internal entry of a follower. Returns once it is applied here.
@@ -275,7 +275,7 @@ fn append_reply(
     if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
         local.heard().note(from);
     }
-    let payload: Bytes = codec::encode_append_result(result);
+    let payload: Bytes = payload::encode_append_result(result);
     peer::AppendReply { payload, ..Default::default() }
 }
 

@@ -6,19 +6,19 @@
 //! waits behind a bigger one. In: [`PeerHandler`], which `api::peer` serves. Both sides begin with
 //! the handshake of [`Local`].
 //!
-//! The messages are in proto/peer.proto, their payloads in `codec` (docs/formats.md, "Peer
+//! The messages are in proto/peer.proto, their payloads in `payload` (docs/formats.md, "Peer
 //! messages"). Nothing here keeps state that matters after a restart, and nothing is spawned that
 //! outlives the call or the stream that it serves.
 
 mod alarms;
 mod client;
-mod codec;
 mod connections;
 mod gate;
 mod handler;
 mod heard;
 mod hello;
 mod known;
+mod payload;
 mod pipeline;
 mod receive_snapshot;
 mod refusal;
@@ -109,8 +109,8 @@ pub enum Rejected {
     Stopped(String),
 }
 
-impl From<codec::Error> for Rejected {
-    fn from(error: codec::Error) -> Self {
+impl From<payload::Error> for Rejected {
+    fn from(error: payload::Error) -> Self {
         Self::Malformed(error.to_string())
     }
 }

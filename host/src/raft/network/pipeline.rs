@@ -34,7 +34,7 @@ use tonic::{Status, Streaming};
 use super::client::{Peer, ready};
 use super::connections::Link;
 use super::known::Known;
-use super::{TERM_JUMP_MAX, codec};
+use super::{TERM_JUMP_MAX, payload};
 use crate::raft::store::convert::{log_id_from_raft, vote_from_raft};
 use crate::raft::type_config::{RaftLogId, RaftVote, TypeConfig};
 
@@ -62,7 +62,7 @@ const BYTES_PER_MS_MIN: usize = 1 << 10;
 type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
 /// A request that this node could not even write down: a fault of its own log.
-pub(super) fn unsendable(error: &codec::Error) -> RPCError<TypeConfig> {
+pub(super) fn unsendable(error: &payload::Error) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(format!("cannot send entries: {error}")))
 }
 
@@ -86,14 +86,14 @@ impl Expected {
     pub(super) fn check(
         &self,
         payload: &[u8],
-    ) -> Result<StreamAppendResult<TypeConfig>, codec::Error> {
-        let result = codec::decode_append_result(payload)?;
+    ) -> Result<StreamAppendResult<TypeConfig>, payload::Error> {
+        let result = payload::decode_append_result(payload)?;
         let fits = match &result {
             Ok(matched) => *matched == self.last,
             Err(StreamAppendError::Conflict(at)) => Some(at) == self.previous.as_ref(),
             Err(StreamAppendError::HigherVote(vote)) => can_follow(&self.vote, vote),
         };
-        if fits { Ok(result) } else { Err(codec::Error::Value("answer to this request")) }
+        if fits { Ok(result) } else { Err(payload::Error::Value("answer to this request")) }
     }
 }
 
@@ -246,7 +246,7 @@ where
     ) -> Result<(), RPCError<TypeConfig>> {
         let mut expected = Expected::of(&request);
         self.sent = expected.last;
-        let message = codec::encode_append(request).map_err(|error| unsendable(&error))?;
+        let message = payload::encode_append(request).map_err(|error| unsendable(&error))?;
         expected.bytes = message.entries.iter().map(bytes::Bytes::len).sum();
         if self.in_flight.is_empty() {
             self.moved = Instant::now();

@@ -18,8 +18,8 @@ use openraft::type_config::alias::{ErrorSourceOf, SnapshotOf};
 use tonic::{Response, Status};
 
 use super::client::{Peer, ready};
-use super::codec;
 use super::connections::Link;
+use super::payload;
 use crate::raft::type_config::{RaftVote, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotId};
 
@@ -51,8 +51,8 @@ pub(super) async fn send(
     let (mut link, hello) = ready(peer, link)?;
     tracing::info!(peer = %peer.target, offset, length = file.id().length, "sending a snapshot");
     let ours = vote;
-    let head = codec::SnapshotHead { vote, id: *file.id(), meta: snapshot.meta };
-    let head = codec::encode_snapshot_head(&head);
+    let head = payload::SnapshotHead { vote, id: *file.id(), meta: snapshot.meta };
+    let head = payload::encode_snapshot_head(&head);
     let header = Part::Header(Header { hello: Some(hello), head, offset });
 
     let source = Arc::new(Source::new(file, offset));
@@ -62,7 +62,7 @@ pub(super) async fn send(
         let error = ErrorSourceOf::<TypeConfig>::from_error(&error);
         return Err(StorageError::read_snapshot(None, error).into());
     }
-    let vote = codec::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
+    let vote = payload::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
     peer.check_term(&ours, &vote)?;
     Ok(SnapshotResponse::new(vote))
 }
@@ -87,7 +87,7 @@ async fn check(peer: &Peer, file: &Snapshot) -> Sent<()> {
 
 async fn ask_offset(peer: &Peer, link: &Link, id: &SnapshotId) -> Sent<u64> {
     let (mut link, hello) = ready(peer, link)?;
-    let snapshot = codec::encode_snapshot_id(id);
+    let snapshot = payload::encode_snapshot_id(id);
     let request = peer::SnapshotOffsetRequest { hello: Some(hello), snapshot };
     let call = link.snapshot_offset(request);
     let reply = peer.answer(RPCTypes::InstallSnapshot, OFFSET_TIMEOUT, call).await?;

@@ -1,8 +1,7 @@
 //! The log store of openraft over [`storage::Log`](crate::storage::Log): converts types, and keeps
 //! blocking reads off the async workers.
 //!
-//! An entry of commands goes to disk as the very bytes that were proposed; blank entries and
-//! memberships are encoded here (docs/formats.md, "Entries of the log").
+//! An entry of commands goes to disk as the very bytes that were proposed (`codec::EntryBody`).
 //!
 //! **Invariant:** the log keeps the order of the calls, so a vote that is saved before an append
 //! is on disk before it.
@@ -15,20 +14,17 @@ use std::ops::{Bound, Range, RangeBounds};
 use bytes::Bytes;
 use futures::stream::{self, Stream, TryStreamExt as _};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend, RaftLogReader};
+use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{oneshot, watch};
 
+use crate::codec::EntryBody;
 use crate::raft::store::convert;
-use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, RaftVote, TypeConfig};
+use crate::raft::type_config::{Entry, RaftLogId, RaftVote, TypeConfig};
 use crate::storage::{FlushDone, Log, Payload};
-use crate::types::{LogId, LogIndex, Membership};
+use crate::types::{LogId, LogIndex};
 
 /// Bytes of entries that one read of a range gives at most; one entry always fits.
 const READ_BYTES_MAX: usize = 4 << 20;
-
-const BLANK: u8 = 0;
-const COMMANDS: u8 = 1;
-const MEMBERSHIP: u8 = 2;
 
 /// openraft's handle of the log, for writing and for reading. Clones share the log.
 #[derive(Clone, Debug)]
@@ -186,45 +182,30 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 /// What was proposed with a payload, if it is a proposal.
 pub(in crate::raft) fn proposed(payload: Payload) -> Option<Bytes> {
-    (payload.kind == COMMANDS).then_some(payload.bytes)
+    match EntryBody::decode(payload.kind, payload.bytes) {
+        Ok(EntryBody::Proposal(bytes)) => Some(bytes),
+        _ => None,
+    }
 }
 
 /// The payload of a proposal.
 #[cfg(test)]
 pub(in crate::raft) fn proposal(bytes: Bytes) -> Payload {
-    Payload { kind: COMMANDS, bytes }
+    let (kind, bytes) = EntryBody::Proposal(bytes).encode();
+    Payload { kind, bytes }
 }
 
 fn encode(entry: Entry) -> (LogId, Payload) {
-    let (kind, bytes) = match entry.payload {
-        EntryPayload::Blank => (BLANK, Bytes::new()),
-        EntryPayload::Normal(EntryBytes(bytes)) => (COMMANDS, bytes),
-        EntryPayload::Membership(membership) => {
-            let membership = convert::membership_from_raft(&membership);
-            let bytes = bincode::serde::encode_to_vec(membership, bincode::config::standard());
-            (MEMBERSHIP, bytes.expect("a membership is plain data").into())
-        }
-    };
+    let (kind, bytes) = convert::body_from_raft(entry.payload).encode();
     (convert::log_id_from_raft(&entry.log_id), Payload { kind, bytes })
 }
 
 fn decode(id: LogId, payload: Payload) -> Result<Entry, io::Error> {
-    let invalid = |reason: String| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("log entry {id}: {reason}"))
-    };
-    let decoded = match payload.kind {
-        BLANK => EntryPayload::Blank,
-        COMMANDS => EntryPayload::Normal(EntryBytes(payload.bytes)),
-        MEMBERSHIP => {
-            let config = bincode::config::standard();
-            let (membership, _): (Membership, usize) =
-                bincode::serde::decode_from_slice(&payload.bytes, config)
-                    .map_err(|error| invalid(error.to_string()))?;
-            EntryPayload::Membership(convert::membership_to_raft(membership).map_err(invalid)?)
-        }
-        kind => return Err(invalid(format!("unknown kind {kind}"))),
-    };
-    Ok(Entry { log_id: convert::log_id_to_raft(id), payload: decoded })
+    let body = EntryBody::decode(payload.kind, payload.bytes).and_then(convert::body_to_raft);
+    let payload = body.map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("log entry {id}: {error}"))
+    })?;
+    Ok(Entry { log_id: convert::log_id_to_raft(id), payload })
 }
 
 /// The indexes of a range, the end not included.

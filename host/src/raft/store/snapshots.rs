@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::codec::{self, Reader, put_log_id, put_membership, put_option, put_text};
 use crate::machine::snapshot::content::Piece;
 use crate::machine::{
     CHECKPOINTS_KEPT, ContentDigest, Environment, FrozenState, HostFailure, Machines, Sealed,
@@ -36,7 +36,7 @@ const SECTION_DIGEST: u8 = 128;
 const DIGEST_BYTES: usize = 32;
 
 /// What the header of a snapshot says beside its log id.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq)]
 struct Meta {
     membership_log: Option<LogId>,
     membership: Membership,
@@ -44,6 +44,27 @@ struct Meta {
     engine_profile: Option<String>,
     /// The engine profile that the cluster was sealed for by then.
     sealed_for: Option<String>,
+}
+
+impl Meta {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_option(&mut bytes, self.membership_log, put_log_id);
+        put_option(&mut bytes, self.engine_profile.as_deref(), put_text);
+        put_option(&mut bytes, self.sealed_for.as_deref(), put_text);
+        put_membership(&mut bytes, &self.membership);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, codec::Error> {
+        let mut fields = Reader::new(bytes);
+        let membership_log = fields.option(Reader::log_id)?;
+        let engine_profile = fields.option(Reader::text)?;
+        let sealed_for = fields.option(Reader::text)?;
+        let membership = fields.membership()?;
+        fields.finish()?;
+        Ok(Self { membership_log, membership, engine_profile, sealed_for })
+    }
 }
 
 /// What a build of some engine profile can make of a snapshot.
@@ -339,10 +360,7 @@ pub fn fit(snapshot: &Snapshot, profile: &str) -> Result<Fit, HostFailure> {
 }
 
 fn decode_meta(snapshot: &Snapshot) -> Result<Meta, HostFailure> {
-    match bincode::serde::decode_from_slice(snapshot.meta(), bincode::config::standard()) {
-        Ok((meta, _)) => Ok(meta),
-        Err(error) => Err(malformed(snapshot, &error.to_string())),
-    }
+    Meta::decode(snapshot.meta()).map_err(|error| malformed(snapshot, &error.to_string()))
 }
 
 fn malformed(snapshot: &Snapshot, reason: &str) -> HostFailure {
@@ -366,8 +384,7 @@ fn encode_meta(
         engine_profile: profile.map(str::to_owned),
         sealed_for: sealed.map(|sealed| sealed.to.clone()),
     };
-    bincode::serde::encode_to_vec(&meta, bincode::config::standard())
-        .expect("these types encode, and a buffer in memory grows")
+    meta.encode()
 }
 
 /// Writes pieces to a file until they end; a capture that is broken off leaves none.

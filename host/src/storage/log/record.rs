@@ -10,7 +10,8 @@ use std::io;
 use bytes::{Buf as _, BufMut as _, Bytes};
 
 use super::{LogState, as_u64};
-use crate::types::{LogId, NodeId, Vote};
+use crate::codec::{self, LOG_ID_BYTES, Reader, VOTE_BYTES, put_log_id, put_option, put_vote};
+use crate::types::{LogId, Vote};
 
 /// Longest payload of an entry, in bytes; bounds what a reader allocates.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
@@ -18,10 +19,6 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 << 20;
 /// Kind, version, kind of the payload, reserved, length, position, `synced_upto`, two checksums.
 pub(super) const HEADER_BYTES: usize = 1 + 1 + 1 + 1 + 4 + 8 + 8 + 4 + 4;
 const VERSION: u8 = 1;
-/// Term, node, index.
-const LOG_ID_BYTES: usize = 24;
-/// Term, node, whether it is granted.
-const VOTE_BYTES: usize = 17;
 /// The longest body of a record that is no entry.
 const STATE_BYTES_MAX: usize = 1 + VOTE_BYTES + 4 * (1 + LOG_ID_BYTES);
 /// The last byte of a record.
@@ -163,30 +160,30 @@ impl Record {
         }
     }
 
-    /// Reads the body of a record; `None` when it is not what the kind says.
-    fn from_body(header: &Header, body: Bytes) -> Option<Self> {
-        let mut rest = &body[..];
+    /// Reads the body of a record.
+    fn from_body(header: &Header, body: Bytes) -> Result<Self, codec::Error> {
+        let mut fields = Reader::new(&body);
         let record = match header.kind {
             STATE => Self::State(LogState {
-                vote: get_option(&mut rest, get_vote)?,
-                purged: get_option(&mut rest, get_log_id)?,
-                last: get_option(&mut rest, get_log_id)?,
-                committed: get_option(&mut rest, get_log_id)?,
-                announced: get_option(&mut rest, get_log_id)?,
+                vote: fields.option(Reader::vote)?,
+                purged: fields.option(Reader::log_id)?,
+                last: fields.option(Reader::log_id)?,
+                committed: fields.option(Reader::log_id)?,
+                announced: fields.option(Reader::log_id)?,
             }),
-            VOTE => Self::Vote(get_vote(&mut rest)?),
+            VOTE => Self::Vote(fields.vote()?),
             ENTRY => {
-                let id = get_log_id(&mut rest)?;
+                let id = fields.log_id()?;
                 let bytes = body.slice(LOG_ID_BYTES..);
-                return Some(Self::Entry(id, Payload { kind: header.payload_kind, bytes }));
+                return Ok(Self::Entry(id, Payload { kind: header.payload_kind, bytes }));
             }
-            COMMITTED => Self::Committed(get_log_id(&mut rest)?),
-            TRUNCATED => Self::Truncated(get_option(&mut rest, get_log_id)?),
-            PURGED => Self::Purged(get_log_id(&mut rest)?),
-            ANNOUNCED => Self::Announced(get_log_id(&mut rest)?),
-            _ => return None,
+            COMMITTED => Self::Committed(fields.log_id()?),
+            TRUNCATED => Self::Truncated(fields.option(Reader::log_id)?),
+            PURGED => Self::Purged(fields.log_id()?),
+            ANNOUNCED => Self::Announced(fields.log_id()?),
+            _ => return Err(codec::Error::Value("kind of record")),
         };
-        rest.is_empty().then_some(record)
+        fields.finish().map(|()| record)
     }
 }
 
@@ -206,8 +203,10 @@ pub(super) fn decode(bytes: &Bytes, offset: usize, position: u64) -> Result<Foun
         return Err(unreadable("the checksum of a record differs"));
     }
     match Record::from_body(&header, body) {
-        Some(record) => Ok(Found { record, end }),
-        None => Err(unreadable("a record is none that this version writes")),
+        Ok(record) => Ok(Found { record, end }),
+        Err(error) => {
+            Err(unreadable(&format!("a record is none that this version writes: {error}")))
+        }
     }
 }
 
@@ -242,56 +241,10 @@ pub(super) fn first_position(bytes: &[u8]) -> Option<u64> {
     read_header(bytes, position).is_ok().then_some(position)
 }
 
-fn put_log_id(buffer: &mut Vec<u8>, id: LogId) {
-    buffer.put_u64_le(id.term);
-    buffer.put_u64_le(id.node.0);
-    buffer.put_u64_le(id.index);
-}
-
-fn get_log_id(bytes: &mut &[u8]) -> Option<LogId> {
-    let (mut fields, rest) = bytes.split_at_checked(LOG_ID_BYTES)?;
-    *bytes = rest;
-    let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
-    Some(LogId { term, node, index: fields.get_u64_le() })
-}
-
-fn put_vote(buffer: &mut Vec<u8>, vote: Vote) {
-    buffer.put_u64_le(vote.term);
-    buffer.put_u64_le(vote.node.0);
-    buffer.put_u8(u8::from(vote.committed));
-}
-
-fn get_vote(bytes: &mut &[u8]) -> Option<Vote> {
-    let (mut fields, rest) = bytes.split_at_checked(VOTE_BYTES)?;
-    *bytes = rest;
-    let (term, node) = (fields.get_u64_le(), NodeId(fields.get_u64_le()));
-    Some(Vote { term, node, committed: fields.get_u8() == 1 })
-}
-
-fn put_option<T>(buffer: &mut Vec<u8>, value: Option<T>, put: impl FnOnce(&mut Vec<u8>, T)) {
-    buffer.put_u8(u8::from(value.is_some()));
-    if let Some(value) = value {
-        put(buffer, value);
-    }
-}
-
-/// The outer option is `None` when the bytes are no option of that.
-fn get_option<T>(
-    bytes: &mut &[u8],
-    get: impl FnOnce(&mut &[u8]) -> Option<T>,
-) -> Option<Option<T>> {
-    let (flag, rest) = bytes.split_first()?;
-    *bytes = rest;
-    match flag {
-        0 => Some(None),
-        1 => get(bytes).map(Some),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::NodeId;
 
     fn log_id(index: u64) -> LogId {
         LogId { term: 3, node: NodeId(2), index }

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use bytes::{Buf as _, BufMut as _, Bytes};
 
+use crate::codec::{self, LOG_ID_BYTES, Reader, put_flag, put_log_id};
 use crate::storage::Error;
 use crate::types::{LogId, NodeId};
 
@@ -21,9 +22,9 @@ const FOOTER_MAGIC: &[u8; 8] = b"LSSNAPEN";
 const VERSION: u16 = 1;
 const META_BYTES_MAX: usize = 16 << 20;
 
-/// Fixed part of the header: magic, version, whether there is a log id, term, node, index,
-/// length of the description, checksum.
-const HEADER_BYTES: usize = 8 + 2 + 1 + 1 + 24 + 4 + 4;
+/// Fixed part of the header: magic, version, whether there is a log id, reserved, the log id or
+/// zeros, length of the description, checksum.
+const HEADER_BYTES: usize = 8 + 2 + 1 + 1 + LOG_ID_BYTES + 4 + 4;
 /// Magic, file length, checksum of all before the footer, checksum of the footer.
 const FOOTER: usize = 8 + 8 + 4 + 4;
 /// Length of the footer.
@@ -46,15 +47,15 @@ pub(super) fn encode_header(last: Option<LogId>, meta: &[u8]) -> Result<Vec<u8>,
     let meta_length = meta_length.ok_or_else(|| {
         Error::Refused(format!("a snapshot description of {} bytes is too long", meta.len()))
     })?;
-    let id = last.unwrap_or(LogId { term: 0, node: NodeId(0), index: 0 });
     let mut bytes = Vec::with_capacity(header_bytes(meta.len()));
     bytes.put_slice(HEADER_MAGIC);
     bytes.put_u16_le(VERSION);
-    bytes.put_u8(u8::from(last.is_some()));
+    put_flag(&mut bytes, last.is_some());
     bytes.put_u8(0);
-    bytes.put_u64_le(id.term);
-    bytes.put_u64_le(id.node.0);
-    bytes.put_u64_le(id.index);
+    match last {
+        Some(id) => put_log_id(&mut bytes, id),
+        None => bytes.put_bytes(0, LOG_ID_BYTES),
+    }
     bytes.put_u32_le(meta_length);
     bytes.put_u32_le(crc32c::crc32c(&bytes));
     bytes.put_slice(meta);
@@ -83,16 +84,27 @@ pub(super) fn read_header(file: &File, path: &Path, length: u64) -> Result<Heade
             path.display()
         )));
     }
-    let has_last = fields.get_u8() == 1;
-    fields.advance(1);
-    let (term, node, index) = (fields.get_u64_le(), fields.get_u64_le(), fields.get_u64_le());
-    let last = has_last.then_some(LogId { term, node: NodeId(node), index });
-    let meta_bytes = usize::try_from(fields.get_u32_le()).expect("a usize has 32 bits or more");
+    let (last, meta_bytes) = read_fields(Reader::new(fields)).map_err(|error| {
+        Error::damaged(path, 0, format!("the header is none that this version writes: {error}"))
+    })?;
     let ends = u64::try_from(header_bytes(meta_bytes)).expect("a usize fits") + FOOTER_BYTES;
     if ends > length {
         return Err(Error::damaged(path, length, "the file ends inside its header"));
     }
     Ok(Header { last, meta: read_meta(file, path, meta_bytes)? })
+}
+
+/// The last log id and the length of the description, from the fields behind the version.
+fn read_fields(mut fields: Reader<'_>) -> Result<(Option<LogId>, usize), codec::Error> {
+    let has_last = fields.flag()?;
+    let reserved = fields.u8()?;
+    let last = fields.log_id()?;
+    let meta_bytes = usize::try_from(fields.u32()?).expect("a usize has 32 bits or more");
+    let none = LogId { term: 0, node: NodeId(0), index: 0 };
+    if reserved != 0 || (!has_last && last != none) {
+        return Err(codec::Error::Value("byte: it is reserved"));
+    }
+    fields.finish().map(|()| (has_last.then_some(last), meta_bytes))
 }
 
 fn read_meta(file: &File, path: &Path, meta_bytes: usize) -> Result<Bytes, Error> {

@@ -13,7 +13,7 @@ use tonic::transport::Channel;
 
 use super::node::{CLUSTER, DEADLINE, Node, incarnation, local, member};
 use crate::raft::network::roster::Roster;
-use crate::raft::network::{Local, Network, codec};
+use crate::raft::network::{Local, Network, payload};
 use crate::raft::store::convert::vote_to_raft;
 use crate::types::{ClusterId, NodeId, Vote};
 
@@ -31,7 +31,7 @@ fn hello_to(node: &Node, to: u64) -> Hello {
 
 fn vote_request(hello: Option<Hello>) -> peer::VoteRequest {
     let vote = Vote { term: 5, node: NodeId(1), committed: false };
-    let payload = codec::encode_vote_request(&VoteRequest::new(vote_to_raft(vote), None));
+    let payload = payload::encode_vote_request(&VoteRequest::new(vote_to_raft(vote), None));
     peer::VoteRequest { hello, payload, pre_vote: false }
 }
 

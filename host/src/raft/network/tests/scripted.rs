@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{AbortOnDrop, CLUSTER, local, member};
 use crate::raft::network::client::Client;
-use crate::raft::network::{Network, codec, pipeline};
+use crate::raft::network::{Network, payload, pipeline};
 use crate::raft::store::convert::{log_id_to_raft, vote_to_raft};
 use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, TypeConfig};
 use crate::types::{LogId, NodeId, Vote};
@@ -59,7 +59,7 @@ impl Script {
             Self::Agree(seen) => {
                 let seen = seen.clone();
                 Box::pin(requests.map(move |request| {
-                    let request = codec::decode_append(request?).unwrap();
+                    let request = payload::decode_append(request?).unwrap();
                     seen.send(request.entries.len()).ok();
                     let last = request.entries.last().map(|entry| entry.log_id);
                     reply(Ok(last.or(request.prev_log_id)))
@@ -70,7 +70,7 @@ impl Script {
 }
 
 fn reply(result: StreamAppendResult<TypeConfig>) -> Result<peer::AppendReply, Status> {
-    Ok(peer::AppendReply { payload: codec::encode_append_result(&result), ..Default::default() })
+    Ok(peer::AppendReply { payload: payload::encode_append_result(&result), ..Default::default() })
 }
 
 #[tonic::async_trait]

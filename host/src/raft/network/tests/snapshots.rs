@@ -17,7 +17,7 @@ use super::node::{CLUSTER, DEADLINE, Node, local, member};
 use crate::machine::snapshot::content::Piece;
 use crate::machine::{CheckpointRecord, ContentDigest, Directory, View};
 use crate::raft::network::send_snapshot::CHUNK_BYTES;
-use crate::raft::network::{Network, codec};
+use crate::raft::network::{Network, payload};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::store::snapshots::digest_of;
 use crate::raft::type_config::{RaftSnapshotMeta, RaftStoredMembership, TypeConfig};
@@ -96,8 +96,8 @@ fn header_in(
 ) -> Part {
     let vote = vote_to_raft(Vote { term, node: NodeId(1), committed: true });
     let id = *snapshot.snapshot.id();
-    let head = codec::SnapshotHead { vote, id, meta: snapshot.meta.clone() };
-    let head = codec::encode_snapshot_head(&head);
+    let head = payload::SnapshotHead { vote, id, meta: snapshot.meta.clone() };
+    let head = payload::encode_snapshot_head(&head);
     Part::Header(Header { hello: hello(node), head, offset })
 }
 
@@ -116,7 +116,7 @@ async fn send_parts(
 }
 
 async fn offset(node: &Node, snapshot: &Snapshot) -> u64 {
-    let snapshot = codec::encode_snapshot_id(snapshot.id());
+    let snapshot = payload::encode_snapshot_id(snapshot.id());
     let request = peer::SnapshotOffsetRequest { hello: hello(node), snapshot };
     connect(node).await.snapshot_offset(request).await.unwrap().into_inner().offset
 }
@@ -226,7 +226,7 @@ async fn an_old_leader_is_told_the_higher_vote() {
     wait.metrics(|metrics| metrics.vote == higher, "the vote is kept").await.unwrap();
     let snapshot = build(&leader, 100);
     let reply = send_parts(&node, vec![header(&node, &snapshot, 0)]).await.unwrap();
-    assert_eq!(codec::decode_vote(&reply.vote).unwrap(), higher);
+    assert_eq!(payload::decode_vote(&reply.vote).unwrap(), higher);
     assert!(node.snapshots.newest().is_none());
 }
 

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 
 use super::node::{CLUSTER, Node, Proxy, local, member, until};
 use crate::machine::Proposal;
-use crate::raft::network::{TERM_JUMP_MAX, codec};
+use crate::raft::network::{TERM_JUMP_MAX, payload};
 use crate::raft::store::convert::vote_to_raft;
 use crate::types::{NodeId, Vote};
 
@@ -36,12 +36,12 @@ fn append_request(from: u64, to: &Node, term: u64) -> peer::AppendRequest {
         entries: Vec::new(),
         leader_commit: None,
     };
-    let message = codec::encode_append(request).unwrap();
+    let message = payload::encode_append(request).unwrap();
     peer::AppendRequest { hello: Some(hello(from, to)), ..message }
 }
 
 async fn ask_vote(from: u64, to: &Node, term: u64) -> Result<(), Status> {
-    let payload = codec::encode_vote_request(&VoteRequest::new(vote(term, from, false), None));
+    let payload = payload::encode_vote_request(&VoteRequest::new(vote(term, from, false), None));
     let hello = Some(hello(from, to));
     let request = peer::VoteRequest { hello, payload, pre_vote: true };
     connect(to).await.vote(request).await.map(drop)
@@ -62,7 +62,7 @@ async fn call_all(from: u64, to: &Node, term: u64) -> Vec<Result<(), Status>> {
     });
 
     let transfer = TransferLeaderRequest::new(vote(term, from, true), to.local.node_id(), None);
-    let payload = codec::encode_transfer(&transfer);
+    let payload = payload::encode_transfer(&transfer);
     let hello = Some(hello(from, to));
     let request = peer::TransferLeaderRequest { hello, payload };
     results.push(client.transfer_leader(request).await.map(drop));

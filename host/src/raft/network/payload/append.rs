@@ -4,24 +4,19 @@
 //! into it. Entries carry no index of their own: entry `i` follows the previous log id by `i + 1`,
 //! so entries with a hole between them cannot even be written down.
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes};
 use lockstep_proto::peer;
+use openraft::LogIdOptionExt as _;
 use openraft::entry::RaftEntry as _;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
-use openraft::{EntryPayload, LogIdOptionExt as _};
 
-use super::bytes_io::{Reader, Writer, decode_membership, encode_membership};
-use super::{ENTRIES_MAX, Error, POSITION_MAX};
+use super::{ENTRIES_MAX, envelope};
+use crate::codec::{EntryBody, Error, POSITION_MAX, Reader, put_log_id, put_option, put_vote};
 use crate::raft::store::convert::{
-    log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft, vote_from_raft,
-    vote_to_raft,
+    body_from_raft, body_to_raft, log_id_from_raft, log_id_to_raft, vote_from_raft, vote_to_raft,
 };
-use crate::raft::type_config::{Entry, EntryBytes, TypeConfig};
+use crate::raft::type_config::{Entry, TypeConfig};
 use crate::types::{LogId, NodeId};
-
-const KIND_BLANK: u8 = 0;
-const KIND_PROPOSAL: u8 = 1;
-const KIND_MEMBERSHIP: u8 = 2;
 
 const RESULT_MATCHED: u8 = 0;
 const RESULT_CONFLICT: u8 = 1;
@@ -43,23 +38,23 @@ pub(in crate::raft::network) fn encode_append(
 ) -> Result<peer::AppendRequest, Error> {
     let first = request.prev_log_id.next_index();
     let runs = runs(&request.entries, first)?;
-    let mut head = Writer::with_capacity(96 + 20 * runs.len() + request.entries.len());
-    head.vote(vote_from_raft(&request.vote));
-    head.optional_log_id(request.prev_log_id.as_ref().map(log_id_from_raft));
-    head.optional_log_id(request.leader_commit.as_ref().map(log_id_from_raft));
-    head.u32(u32::try_from(runs.len()).expect("there are no more runs than entries"));
+    let mut head = envelope::begin(96 + 20 * runs.len() + request.entries.len());
+    put_vote(&mut head, vote_from_raft(&request.vote));
+    put_option(&mut head, request.prev_log_id.as_ref().map(log_id_from_raft), put_log_id);
+    put_option(&mut head, request.leader_commit.as_ref().map(log_id_from_raft), put_log_id);
+    head.put_u32_le(u32::try_from(runs.len()).expect("there are no more runs than entries"));
     for run in &runs {
-        head.u64(run.term);
-        head.u64(run.node.0);
-        head.u32(run.count);
+        head.put_u64_le(run.term);
+        head.put_u64_le(run.node.0);
+        head.put_u32_le(run.count);
     }
     let mut entries = Vec::with_capacity(request.entries.len());
     for entry in request.entries {
-        let (kind, bytes) = entry_bytes(entry);
-        head.u8(kind);
+        let (kind, bytes) = body_from_raft(entry.payload).encode();
+        head.put_u8(kind);
         entries.push(bytes);
     }
-    Ok(peer::AppendRequest { hello: None, head: head.finish(&entries), entries })
+    Ok(peer::AppendRequest { hello: None, head: envelope::finish(head, &entries), entries })
 }
 
 /// The leaders of `entries`, run by run; checks that the entries are consecutive from `first` on.
@@ -86,29 +81,18 @@ fn check_count(count: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn entry_bytes(entry: Entry) -> (u8, Bytes) {
-    match entry.payload {
-        EntryPayload::Blank => (KIND_BLANK, Bytes::new()),
-        EntryPayload::Normal(EntryBytes(bytes)) => (KIND_PROPOSAL, bytes),
-        EntryPayload::Membership(membership) => {
-            let membership = membership_from_raft(&membership);
-            (KIND_MEMBERSHIP, encode_membership(&membership).into())
-        }
-    }
-}
-
 /// The request in `message`, whose hello is somebody else's business.
 pub(in crate::raft::network) fn decode_append(
     message: peer::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Error> {
     check_count(message.entries.len())?;
-    let mut head = Reader::open(&message.head, &message.entries)?;
+    let mut head = envelope::open(&message.head, &message.entries)?;
     let vote = head.vote()?;
     if !vote.committed {
         return Err(Error::Value("vote: only a leader appends"));
     }
-    let previous = head.optional_log_id()?;
-    let commit = head.optional_log_id()?;
+    let previous = head.option(Reader::log_id)?;
+    let commit = head.option(Reader::log_id)?;
     let log_ids = decode_log_ids(&mut head, previous, vote.term, message.entries.len())?;
     let kinds = head.take(message.entries.len())?;
     head.finish()?;
@@ -156,15 +140,7 @@ fn decode_log_ids(
 }
 
 fn decode_entry(id: LogId, kind: u8, bytes: Bytes) -> Result<Entry, Error> {
-    let payload = match kind {
-        KIND_BLANK if bytes.is_empty() => EntryPayload::Blank,
-        KIND_PROPOSAL => EntryPayload::Normal(EntryBytes(bytes)),
-        KIND_MEMBERSHIP => {
-            let membership = membership_to_raft(decode_membership(&bytes)?);
-            EntryPayload::Membership(membership.map_err(|_| Error::Value("membership"))?)
-        }
-        _ => return Err(Error::Value("kind of entry")),
-    };
+    let payload = body_to_raft(EntryBody::decode(kind, bytes)?)?;
     Ok(Entry { log_id: log_id_to_raft(id), payload })
 }
 
@@ -172,31 +148,31 @@ fn decode_entry(id: LogId, kind: u8, bytes: Bytes) -> Result<Entry, Error> {
 pub(in crate::raft::network) fn encode_append_result(
     result: &StreamAppendResult<TypeConfig>,
 ) -> Bytes {
-    let mut payload = Writer::with_capacity(32);
+    let mut payload = envelope::begin(32);
     match result {
         Ok(matched) => {
-            payload.u8(RESULT_MATCHED);
-            payload.optional_log_id(matched.as_ref().map(log_id_from_raft));
+            payload.put_u8(RESULT_MATCHED);
+            put_option(&mut payload, matched.as_ref().map(log_id_from_raft), put_log_id);
         }
         Err(StreamAppendError::Conflict(id)) => {
-            payload.u8(RESULT_CONFLICT);
-            payload.log_id(log_id_from_raft(id));
+            payload.put_u8(RESULT_CONFLICT);
+            put_log_id(&mut payload, log_id_from_raft(id));
         }
         Err(StreamAppendError::HigherVote(vote)) => {
-            payload.u8(RESULT_HIGHER_VOTE);
-            payload.vote(vote_from_raft(vote));
+            payload.put_u8(RESULT_HIGHER_VOTE);
+            put_vote(&mut payload, vote_from_raft(vote));
         }
     }
-    payload.finish(&[])
+    envelope::finish(payload, &[])
 }
 
 /// Reverse of [`encode_append_result`].
 pub(in crate::raft::network) fn decode_append_result(
     payload: &[u8],
 ) -> Result<StreamAppendResult<TypeConfig>, Error> {
-    let mut payload = Reader::open(payload, &[])?;
+    let mut payload = envelope::open(payload, &[])?;
     let result = match payload.u8()? {
-        RESULT_MATCHED => Ok(payload.optional_log_id()?.map(log_id_to_raft)),
+        RESULT_MATCHED => Ok(payload.option(Reader::log_id)?.map(log_id_to_raft)),
         RESULT_CONFLICT => Err(StreamAppendError::Conflict(log_id_to_raft(payload.log_id()?))),
         RESULT_HIGHER_VOTE => Err(StreamAppendError::HigherVote(vote_to_raft(payload.vote()?))),
         _ => return Err(Error::Value("kind of result")),

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes};
 use lockstep_proto::peer;
 use openraft::EntryPayload;
 use openraft::raft::{
@@ -14,8 +14,8 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::bytes_io::Writer;
 use super::*;
+use crate::codec::{POSITION_MAX, put_log_id, put_option};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
@@ -205,9 +205,9 @@ proptest! {
 }
 
 fn sealed(body: &[u8], entries: &[Bytes]) -> Bytes {
-    let mut payload = Writer::with_capacity(body.len());
-    body.iter().for_each(|byte| payload.u8(*byte));
-    payload.finish(entries)
+    let mut payload = envelope::begin(body.len());
+    payload.extend_from_slice(body);
+    envelope::finish(payload, entries)
 }
 
 fn decode_everything(payload: &[u8]) {
@@ -244,18 +244,24 @@ impl Head {
 
     fn message(&self) -> peer::AppendRequest {
         let entries = vec![Bytes::from_static(b"entry"); 2];
-        let mut head = Writer::with_capacity(100);
-        head.vote(Vote { term: self.vote_term, node: NodeId(1), committed: self.committed });
-        head.optional_log_id(Some(self.previous));
-        head.optional_log_id(None);
-        head.u32(u32::try_from(self.runs.len()).unwrap());
+        let mut head = envelope::begin(100);
+        // Our own encoder refuses places that no log has.
+        head.put_u64_le(self.vote_term);
+        head.put_u64_le(1);
+        head.put_u8(u8::from(self.committed));
+        head.put_u8(1);
+        head.put_u64_le(self.previous.term);
+        head.put_u64_le(self.previous.node.0);
+        head.put_u64_le(self.previous.index);
+        put_option(&mut head, None, put_log_id);
+        head.put_u32_le(u32::try_from(self.runs.len()).unwrap());
         for (term, count) in &self.runs {
-            head.u64(*term);
-            head.u64(1);
-            head.u32(*count);
+            head.put_u64_le(*term);
+            head.put_u64_le(1);
+            head.put_u32_le(*count);
         }
-        self.kinds.iter().for_each(|kind| head.u8(*kind));
-        peer::AppendRequest { hello: None, head: head.finish(&entries), entries }
+        head.extend_from_slice(&self.kinds);
+        peer::AppendRequest { hello: None, head: envelope::finish(head, &entries), entries }
     }
 }
 
@@ -283,7 +289,7 @@ fn impossible_requests_to_append_are_refused() {
         head.runs.pop();
     });
     check(Err(Error::Value("kind of entry")), |head| head.kinds[0] = 9);
-    check(Err(Error::Value("kind of entry")), |head| head.kinds[0] = 0);
+    check(Err(Error::Value("blank entry: it has bytes")), |head| head.kinds[0] = 0);
     check(Err(Error::Value("membership")), |head| head.kinds[0] = 2);
     check(Err(Error::Length), |head| head.kinds.push(1));
     check(Err(Error::Length), |head| {

@@ -1,9 +1,9 @@
 //! What goes before a snapshot's bytes and what comes after them (Raft paper, section 7).
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes};
 
-use super::Error;
-use super::bytes_io::{Reader, Writer};
+use super::envelope;
+use crate::codec::{Error, Reader, put_log_id, put_membership, put_option, put_vote};
 use crate::raft::store::convert::{
     log_id_from_raft, log_id_to_raft, membership_from_raft, membership_to_raft, vote_from_raft,
     vote_to_raft,
@@ -23,25 +23,25 @@ pub(in crate::raft::network) struct SnapshotHead {
 }
 
 pub(in crate::raft::network) fn encode_snapshot_head(head: &SnapshotHead) -> Bytes {
-    let mut payload = Writer::with_capacity(256);
-    payload.vote(vote_from_raft(&head.vote));
+    let mut payload = envelope::begin(256);
+    put_vote(&mut payload, vote_from_raft(&head.vote));
     write_id(&mut payload, &head.id);
     let membership = &head.meta.last_membership;
-    payload.optional_log_id(membership.log_id().as_ref().map(log_id_from_raft));
-    payload.membership(&membership_from_raft(membership.membership()));
-    payload.finish(&[])
+    put_option(&mut payload, membership.log_id().as_ref().map(log_id_from_raft), put_log_id);
+    put_membership(&mut payload, &membership_from_raft(membership.membership()));
+    envelope::finish(payload, &[])
 }
 
 pub(in crate::raft::network) fn decode_snapshot_head(
     payload: &[u8],
 ) -> Result<SnapshotHead, Error> {
-    let mut payload = Reader::open(payload, &[])?;
+    let mut payload = envelope::open(payload, &[])?;
     let vote = payload.vote()?;
     if !vote.committed {
         return Err(Error::Value("vote: only a leader sends a snapshot"));
     }
     let id = read_id(&mut payload)?;
-    let membership_id = payload.optional_log_id()?;
+    let membership_id = payload.option(Reader::log_id)?;
     if membership_id > id.last || id.last.is_some_and(|last| last.term > vote.term) {
         return Err(Error::Value("log id of a snapshot"));
     }
@@ -56,13 +56,13 @@ pub(in crate::raft::network) fn decode_snapshot_head(
 }
 
 pub(in crate::raft::network) fn encode_snapshot_id(id: &SnapshotId) -> Bytes {
-    let mut payload = Writer::with_capacity(48);
+    let mut payload = envelope::begin(48);
     write_id(&mut payload, id);
-    payload.finish(&[])
+    envelope::finish(payload, &[])
 }
 
 pub(in crate::raft::network) fn decode_snapshot_id(payload: &[u8]) -> Result<SnapshotId, Error> {
-    let mut payload = Reader::open(payload, &[])?;
+    let mut payload = envelope::open(payload, &[])?;
     let id = read_id(&mut payload)?;
     payload.finish()?;
     Ok(id)
@@ -70,27 +70,27 @@ pub(in crate::raft::network) fn decode_snapshot_id(payload: &[u8]) -> Result<Sna
 
 /// A vote by itself, the answer to a transfer.
 pub(in crate::raft::network) fn encode_vote(vote: &RaftVote) -> Bytes {
-    let mut payload = Writer::with_capacity(24);
-    payload.vote(vote_from_raft(vote));
-    payload.finish(&[])
+    let mut payload = envelope::begin(24);
+    put_vote(&mut payload, vote_from_raft(vote));
+    envelope::finish(payload, &[])
 }
 
 pub(in crate::raft::network) fn decode_vote(payload: &[u8]) -> Result<RaftVote, Error> {
-    let mut payload = Reader::open(payload, &[])?;
+    let mut payload = envelope::open(payload, &[])?;
     let vote = payload.vote()?;
     payload.finish()?;
     Ok(vote_to_raft(vote))
 }
 
-fn write_id(payload: &mut Writer, id: &SnapshotId) {
-    payload.optional_log_id(id.last);
-    payload.u32(id.file_crc32c);
-    payload.u64(id.length);
+fn write_id(payload: &mut Vec<u8>, id: &SnapshotId) {
+    put_option(payload, id.last, put_log_id);
+    payload.put_u32_le(id.file_crc32c);
+    payload.put_u64_le(id.length);
 }
 
 fn read_id(payload: &mut Reader<'_>) -> Result<SnapshotId, Error> {
     Ok(SnapshotId {
-        last: payload.optional_log_id()?,
+        last: payload.option(Reader::log_id)?,
         file_crc32c: payload.u32()?,
         length: payload.u64()?,
     })
