@@ -1,7 +1,7 @@
 //! Makes a node's state another than the cluster's, behind its back: its newest snapshot is
 //! written again, well formed, with other bytes in the memory of its guests.
 
-use lockstep_host::storage::snapshot::{Snapshot, SnapshotDir};
+use lockstep_host::storage::snapshot::{Part, Snapshot, SnapshotDir};
 
 use crate::node::Node;
 
@@ -19,12 +19,14 @@ fn folder(node: &Node) -> SnapshotDir {
 fn read(snapshot: &Snapshot) -> Sections {
     let mut reader = snapshot.open();
     let mut sections = Sections::new();
-    while let Some(kind) = reader.next_section().expect("the snapshot is whole") {
-        let mut chunks = Vec::new();
-        while let Some(chunk) = reader.next_chunk().expect("the snapshot is whole") {
-            chunks.push(chunk.to_vec());
+    while let Some(part) = reader.next_part().expect("the snapshot is whole") {
+        match part {
+            Part::Section(kind) => sections.push((kind, Vec::new())),
+            Part::Chunk(chunk) => {
+                let (_, chunks) = sections.last_mut().expect("a chunk is of a section");
+                chunks.push(chunk.to_vec());
+            }
         }
-        sections.push((kind, chunks));
     }
     sections
 }

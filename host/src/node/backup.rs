@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::machine::snapshot::backup::{Contents, Extract, SavedMachine, Survey, Wanted};
-use crate::raft::store::snapshots::{for_each_piece, verify_pieces};
+use crate::raft::store::snapshots::content::{for_each_piece, verify_pieces};
 use crate::storage::snapshot::Snapshot;
 use crate::types::{LogIndex, MachineId, ModuleDigest};
 

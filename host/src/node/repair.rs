@@ -12,7 +12,8 @@ use anyhow::{Context as _, bail, ensure};
 use lockstep_client::{Client, FetchedSnapshot};
 
 use crate::config::FileConfig;
-use crate::raft::store::snapshots::{Fit, compute_digest, fit};
+use crate::raft::store::snapshots::content::compute_digest;
+use crate::raft::store::snapshots::description::{Fit, fit};
 use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
 use crate::storage::{DataDir, Log, LogConfig, Quarantine};
 use crate::types::{ClusterId, LogId, LogIndex, NodeId, StateDigest};

@@ -31,7 +31,7 @@ use super::{Error, Log, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
 pub use incoming::{ArrivedSnapshot, IncomingSnapshot};
-pub use reader::SnapshotReader;
+pub use reader::{Part, SnapshotReader};
 pub use writer::SnapshotWriter;
 
 const EXTENSION: &str = "snapshot";
@@ -327,20 +327,18 @@ impl Snapshot {
         // A hint: what is not heeded makes the check weaker, and nothing wrong.
         rustix::fs::fadvise(&there.0.file, 0, None, rustix::fs::Advice::DontNeed).ok();
         let (mut reader, started) = (there.open(), Instant::now());
-        while reader.next_section()?.is_some() {
-            while reader.next_chunk()?.is_some() {
-                let due = Duration::from_secs_f64(
-                    f64::from(u32::try_from(reader.offset() >> 10).unwrap_or(u32::MAX)) * 1024.0
-                        / f64::from(u32::try_from(bytes_per_second).unwrap_or(u32::MAX)),
-                );
-                while let Some(left) = due.checked_sub(started.elapsed())
-                    && !stop.load(Ordering::Relaxed)
-                {
-                    std::thread::park_timeout(left.min(STOP_INTERVAL));
-                }
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
+        while reader.next_part()?.is_some() {
+            let due = Duration::from_secs_f64(
+                f64::from(u32::try_from(reader.offset() >> 10).unwrap_or(u32::MAX)) * 1024.0
+                    / f64::from(u32::try_from(bytes_per_second).unwrap_or(u32::MAX)),
+            );
+            while let Some(left) = due.checked_sub(started.elapsed())
+                && !stop.load(Ordering::Relaxed)
+            {
+                std::thread::park_timeout(left.min(STOP_INTERVAL));
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
             }
         }
         Ok(())
@@ -367,32 +365,37 @@ impl Snapshot {
         SnapshotReader::new(self.clone())
     }
 
-    /// Its bytes as they lie in the file, from `offset` on; unverified, for sending.
-    pub fn raw_reader(&self, offset: u64) -> RawReader {
-        RawReader { snapshot: self.clone(), offset }
+    /// Its bytes as they lie in the file, from `offset` on: `bytes_max` of them or what is left,
+    /// and none at the end. Unverified, for sending.
+    ///
+    /// # Errors
+    /// `Damaged` when the file has become shorter.
+    pub fn raw_chunk(&self, offset: u64, bytes_max: usize) -> Result<Bytes, Error> {
+        let left = self.id().length.saturating_sub(offset);
+        let count = usize::try_from(left).map_or(bytes_max, |left| left.min(bytes_max));
+        let mut chunk = vec![0; count];
+        format::read_at(&self.0.file, self.path(), &mut chunk, offset)?;
+        Ok(chunk.into())
     }
 
     /// Reads all of it and checks every checksum.
     pub fn verify(&self) -> Result<(), Error> {
         let mut reader = self.open();
-        while reader.next_section()?.is_some() {
-            while reader.next_chunk()?.is_some() {}
-        }
+        while reader.next_part()?.is_some() {}
         Ok(())
     }
 }
 
 /// Reads a snapshot's file by position, so that many can read one handle.
 #[derive(Debug)]
-pub struct RawReader {
+struct RawReader {
     snapshot: Snapshot,
     offset: u64,
 }
 
 impl RawReader {
-    /// Position of the next byte it will give.
-    pub fn offset(&self) -> u64 {
-        self.offset
+    fn new(snapshot: Snapshot) -> Self {
+        Self { snapshot, offset: 0 }
     }
 }
 

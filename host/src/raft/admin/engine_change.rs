@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::machine::{CheckpointRecord, Directory, Environment, Proposal, Source, View};
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Replica;
-use crate::raft::store::snapshots;
+use crate::raft::store::snapshots::content;
 use crate::types::{LogIndex, NodeId, StateDigest, short};
 
 /// A voter answers within this time that it is there and applies.
@@ -38,7 +38,7 @@ impl Replica {
             self.check_voters().await?;
         }
         let index = self.checkpoint(deadline).await.map_err(before_seal)?;
-        if let Some(failure) = self.shared.snapshots.export_failures().first() {
+        if let Some(failure) = self.shared.snapshots.alarms().export_failures().first() {
             return Err(Error::Refused(format!(
                 "{failure}. The next engine starts from exports: mend or remove the machine first"
             )));
@@ -119,7 +119,7 @@ impl Replica {
             directory: Directory::default().into(),
             ..self.shared.environment.clone()
         };
-        let imported = snapshots::restore(environment, &snapshot, Source::Exports).await;
+        let imported = content::restore(environment, &snapshot, Source::Exports).await;
         imported.map(drop).map_err(|failure| {
             let text = format!("{failure}. Mend or remove the machine first; nothing was changed");
             Error::Refused(text)

@@ -1,18 +1,16 @@
 //! Gives the newest snapshot that the cluster agreed on to whoever repairs a node with it.
 
-use std::io::{self, Read as _};
+use std::io;
 
 use bytes::Bytes;
 use futures::Stream;
 
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Replica;
-use crate::raft::store::snapshots::digest_of;
+use crate::raft::store::snapshots::chunks::raw_chunk;
+use crate::raft::store::snapshots::content::digest_of;
 use crate::storage::snapshot::Snapshot;
 use crate::types::{ClusterId, LogId, StateDigest};
-
-/// Bytes of the file in one message.
-const CHUNK_BYTES: usize = 256 << 10;
 
 /// A snapshot on its way out.
 #[derive(Clone, Debug)]
@@ -51,20 +49,9 @@ impl Fetched {
     /// The bytes of the file; an error ends them.
     pub fn chunks(self) -> impl Stream<Item = io::Result<Bytes>> {
         futures::stream::try_unfold((self.file, 0), |(file, offset)| async move {
-            let reader = file.clone();
-            let read = tokio::task::spawn_blocking(move || read(&reader, offset)).await;
-            let chunk = read.map_err(io::Error::other)??;
+            let chunk = raw_chunk(file.clone(), offset).await?;
             let length = u64::try_from(chunk.len()).expect("a length in memory fits");
             Ok((length > 0).then_some((chunk, (file, offset + length))))
         })
     }
-}
-
-/// The chunk at an offset; empty at the end.
-fn read(file: &Snapshot, offset: u64) -> io::Result<Bytes> {
-    let left = file.id().length - offset;
-    let count = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
-    let mut chunk = vec![0; count];
-    file.raw_reader(offset).read_exact(&mut chunk)?;
-    Ok(chunk.into())
 }

@@ -197,7 +197,7 @@ impl Replica {
         match tokio::time::timeout_at(deadline.into(), written).await {
             Ok(Ok(_)) => Ok(index),
             Ok(Err(_)) => Err(Error::ShuttingDown),
-            Err(_) => match self.shared.snapshots.alarm() {
+            Err(_) => match self.shared.snapshots.alarms().unwritten() {
                 Some(reason) => Err(Error::Refused(reason)),
                 None => Err(Error::DeadlineAfterProposal),
             },

@@ -395,9 +395,9 @@ fn alarms(shared: &Shared, metrics: &Metrics) -> Vec<String> {
     alarms.extend(disagreements(&view, metrics));
     alarms.extend(shared.space.alarm());
     alarms.extend(shared.environment.library.alarm());
-    alarms.extend(shared.snapshots.alarm());
+    alarms.extend(shared.snapshots.alarms().unwritten());
     alarms.extend(shared.clock.alarm());
     alarms.extend(shared.snapshots.damages());
-    alarms.extend(shared.snapshots.export_failures());
+    alarms.extend(shared.snapshots.alarms().export_failures());
     alarms
 }

@@ -10,7 +10,7 @@ use lockstep_proto::peer::InstallSnapshotRequest;
 use lockstep_proto::peer::install_snapshot_request::{Chunk, Part};
 
 use super::Rejected;
-use crate::raft::store::snapshots;
+use crate::raft::store::snapshots::content;
 use crate::storage;
 use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
 use crate::types::StateDigest;
@@ -120,8 +120,8 @@ where
 /// What a snapshot says its content is, once all of the content was read and found to be so.
 pub(super) async fn digest(snapshot: Snapshot) -> Result<Option<StateDigest>, Rejected> {
     blocking(move || {
-        snapshots::verify_pieces(&snapshot, |_| true)?;
-        Ok(snapshots::digest_of(&snapshot))
+        content::verify_pieces(&snapshot, |_| true)?;
+        Ok(content::digest_of(&snapshot))
     })
     .await
 }

@@ -1,7 +1,7 @@
 //! Sends a snapshot file to a peer: asks where an earlier attempt ended, then streams the bytes
 //! from there on. A transfer may take long, but must keep moving.
 
-use std::io::{self, Read as _};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,11 +20,9 @@ use tonic::{Response, Status};
 use super::client::{Peer, ready};
 use super::connections::Link;
 use super::payload;
+use crate::raft::store::snapshots::chunks::raw_chunk;
 use crate::raft::type_config::{RaftVote, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotId};
-
-/// Bytes of the file in one message.
-pub(super) const CHUNK_BYTES: usize = 256 << 10;
 
 /// Answering where to go on needs a look at the disk only.
 const OFFSET_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,30 +113,21 @@ impl Source {
         self.file.id().length - self.offset.load(Ordering::Relaxed)
     }
 
-    /// Reads the next chunk off the async workers; `None` at the end and after a failure.
+    /// The next chunk; `None` at the end and after a failure.
     async fn next_chunk(self: Arc<Self>) -> Option<Bytes> {
-        let source = self.clone();
-        let read = tokio::task::spawn_blocking(move || source.read()).await;
-        match read.unwrap_or_else(|error| Err(io::Error::other(error))) {
-            Ok(chunk) => chunk,
+        let offset = self.offset.load(Ordering::Relaxed);
+        match raw_chunk(self.file.clone(), offset).await {
+            Ok(chunk) if chunk.is_empty() => None,
+            Ok(chunk) => {
+                let read = u64::try_from(chunk.len()).expect("a length in memory fits");
+                self.offset.store(offset + read, Ordering::Relaxed);
+                Some(chunk)
+            }
             Err(error) => {
                 *self.failure.lock().expect("nothing panics while it holds it") = Some(error);
                 None
             }
         }
-    }
-
-    fn read(&self) -> io::Result<Option<Bytes>> {
-        let left = self.left();
-        if left == 0 {
-            return Ok(None);
-        }
-        let count = usize::try_from(left).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
-        let mut chunk = vec![0; count];
-        let mut reader = self.file.raw_reader(self.offset.load(Ordering::Relaxed));
-        reader.read_exact(&mut chunk)?;
-        self.offset.store(reader.offset(), Ordering::Relaxed);
-        Ok(Some(chunk.into()))
     }
 
     fn take_failure(&self) -> Option<io::Error> {

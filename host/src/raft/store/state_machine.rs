@@ -25,8 +25,10 @@ use tokio::task::JoinHandle;
 
 use crate::machine::entry::proposal;
 use crate::machine::{Applied, Environment, HostFailure, Machines, Proposal, Response, Then};
-use crate::raft::store::convert::membership_from_raft;
-use crate::raft::store::snapshots::{Capture, SharedSnapshots, meta_to_raft, restore};
+use crate::raft::store::convert::{log_id_from_raft, membership_from_raft};
+use crate::raft::store::snapshots::SharedSnapshots;
+use crate::raft::store::snapshots::content::{self, Capture, restore};
+use crate::raft::store::snapshots::description::{Description, meta_to_raft};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
@@ -263,7 +265,9 @@ impl StateMachine {
         let frozen = self.machines.freeze().await?;
         let profile = self.machines.engine_profile();
         let (membership, sealed) = (&self.stored_membership, self.machines.sealed());
-        let capture = self.snapshots.begin(log_id, membership, profile, sealed, frozen);
+        let description = Description::new(membership, profile, sealed);
+        let (dir, last) = (self.snapshots.dir().clone(), log_id_from_raft(log_id));
+        let capture = content::begin(dir, last, &description, frozen);
         self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
         Ok(())
     }
@@ -312,7 +316,7 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
         .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
     let error = match (written, sent) {
         (Ok(snapshot), Ok(Ok(failures))) => {
-            snapshots.set_export_failures(failures);
+            snapshots.alarms().set_export_failures(failures);
             snapshots.adopt(&snapshot);
             return Ok(());
         }
@@ -322,11 +326,11 @@ async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), Host
         (Err(error), _) => error.into_io(),
     };
     if crate::storage::is_no_room(error.kind()) {
-        snapshots.refused(format!("no room for a snapshot: {error}"));
+        snapshots.alarms().set_unwritten(format!("no room for a snapshot: {error}"));
         return Ok(());
     }
     if is_out_of_files(&error) {
-        snapshots.refused(format!("no file for a snapshot can be opened: {error}"));
+        snapshots.alarms().set_unwritten(format!("no file for a snapshot can be opened: {error}"));
         return Ok(());
     }
     tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");

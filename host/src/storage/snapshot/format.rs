@@ -143,7 +143,12 @@ pub(super) fn read_footer(file: &File, path: &Path, length: u64) -> Result<u32, 
     Ok(fields.get_u32_le())
 }
 
-fn read_at(file: &File, path: &Path, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+pub(super) fn read_at(
+    file: &File,
+    path: &Path,
+    buffer: &mut [u8],
+    offset: u64,
+) -> Result<(), Error> {
     file.read_exact_at(buffer, offset).map_err(|error| {
         if error.kind() == std::io::ErrorKind::UnexpectedEof {
             return Error::damaged(path, offset, "the file ends early");

@@ -13,21 +13,29 @@ use crate::storage::Error;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// A pass over a snapshot: `next_section`, then `next_chunk` until `None`, and so on.
+/// A part of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// A section of this kind begins.
+    Section(u8),
+    /// A chunk of the section, with the boundaries it was written with.
+    Chunk(Bytes),
+}
+
+/// A pass over a snapshot, part by part.
 pub struct SnapshotReader {
     snapshot: Snapshot,
     input: BufReader<RawReader>,
     offset: u64,
     file_crc32c: u32,
-    /// A block whose header is read and whose body is not.
-    pending: Option<(BlockHeader, [u8; BLOCK_HEADER_BYTES])>,
-    header_is_read: bool,
+    /// Kind of the section that chunks are of.
+    section: Option<u8>,
 }
 
 impl SnapshotReader {
     pub(super) fn new(snapshot: Snapshot) -> Self {
-        let input = BufReader::with_capacity(BUFFER_BYTES, snapshot.raw_reader(0));
-        Self { snapshot, input, offset: 0, file_crc32c: 0, pending: None, header_is_read: false }
+        let input = BufReader::with_capacity(BUFFER_BYTES, RawReader::new(snapshot.clone()));
+        Self { snapshot, input, offset: 0, file_crc32c: 0, section: None }
     }
 
     /// How far it has read, in bytes of the file.
@@ -35,59 +43,47 @@ impl SnapshotReader {
         self.offset
     }
 
-    /// Kind of the next section, past what is left of this one; `None` at the end of the file,
-    /// when all of it is verified.
+    /// The next part; `None` at the end of the file, when all of it is verified.
     ///
     /// # Errors
     /// `Damaged` names the file and the offset.
-    pub fn next_section(&mut self) -> Result<Option<u8>, Error> {
-        while let Some((header, encoded)) = self.next_block()? {
-            let body = self.take_body(&header, &encoded)?;
-            if header.tag == Tag::Section {
-                return Ok(Some(header.kind));
-            }
-            drop(body);
+    pub fn next_part(&mut self) -> Result<Option<Part>, Error> {
+        if self.offset == 0 {
+            let mut header = vec![0; format::header_bytes(self.snapshot.meta().len())];
+            self.read(&mut header)?;
         }
-        Ok(None)
-    }
-
-    /// Next chunk of this section, with the boundaries it was written with; `None` where the
-    /// section ends.
-    ///
-    /// # Errors
-    /// `Damaged` names the file and the offset.
-    pub fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        let Some((header, encoded)) = self.next_block()? else { return Ok(None) };
-        if header.tag == Tag::Section {
-            return Ok(None);
+        if self.offset == self.footer_offset() {
+            return self.check_end().map(|()| None);
         }
         let at = self.offset;
-        let stored = self.take_body(&header, &encoded)?;
+        let (header, stored) = self.next_block()?;
+        if header.tag == Tag::Section {
+            self.section = Some(header.kind);
+            return Ok(Some(Part::Section(header.kind)));
+        }
+        if self.section != Some(header.kind) {
+            return Err(self.damaged(at, "a chunk is not of the section that it stands in"));
+        }
+        self.plain(&header, stored).map(|chunk| Some(Part::Chunk(chunk)))
+    }
+
+    /// The bytes of a chunk as they were before compression.
+    fn plain(&self, header: &BlockHeader, stored: Vec<u8>) -> Result<Bytes, Error> {
+        let at = self.offset - u64::from(header.stored_bytes);
         let plain_bytes = usize::try_from(header.plain_bytes).expect("bounded by the maximum");
         if !header.compressed {
-            return Ok(Some(Bytes::from(stored)));
+            return Ok(Bytes::from(stored));
         }
         let plain = zstd::bulk::decompress(&stored, plain_bytes)
             .map_err(|error| self.damaged(at, format!("a chunk does not decompress: {error}")))?;
         if plain.len() != plain_bytes {
             return Err(self.damaged(at, "a chunk decompresses to another length"));
         }
-        Ok(Some(Bytes::from(plain)))
+        Ok(Bytes::from(plain))
     }
 
-    /// Header of the block ahead, which stays ahead until `take_body`; `None` at the footer.
-    fn next_block(&mut self) -> Result<Option<(BlockHeader, [u8; BLOCK_HEADER_BYTES])>, Error> {
-        if self.pending.is_some() {
-            return Ok(self.pending);
-        }
-        if !self.header_is_read {
-            let mut header = vec![0; format::header_bytes(self.snapshot.meta().len())];
-            self.read(&mut header)?;
-            self.header_is_read = true;
-        }
-        if self.offset == self.footer_offset() {
-            return self.check_end().map(|()| None);
-        }
+    /// Reads the next block, and checks it.
+    fn next_block(&mut self) -> Result<(BlockHeader, Vec<u8>), Error> {
         let at = self.offset;
         let mut encoded = [0; BLOCK_HEADER_BYTES];
         self.read(&mut encoded)?;
@@ -95,24 +91,13 @@ impl SnapshotReader {
         if self.offset + u64::from(header.stored_bytes) > self.footer_offset() {
             return Err(self.damaged(at, "a block reaches past the end of the file"));
         }
-        self.pending = Some((header, encoded));
-        Ok(self.pending)
-    }
-
-    /// Reads the body of the block ahead, and checks the block.
-    fn take_body(
-        &mut self,
-        header: &BlockHeader,
-        encoded: &[u8; BLOCK_HEADER_BYTES],
-    ) -> Result<Vec<u8>, Error> {
         let at = self.offset;
-        self.pending = None;
         let mut stored = vec![0; usize::try_from(header.stored_bytes).expect("bounded")];
         self.read(&mut stored)?;
-        if header.encode(&stored) != *encoded {
+        if header.encode(&stored) != encoded {
             return Err(self.damaged(at, "checksum of a block differs"));
         }
-        Ok(stored)
+        Ok((header, stored))
     }
 
     fn check_end(&self) -> Result<(), Error> {

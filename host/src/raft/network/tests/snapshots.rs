@@ -1,6 +1,5 @@
 //! Transfers of snapshots: whole, cut, resumed, refused.
 
-use std::io::Read as _;
 use std::sync::Arc;
 
 use lockstep_proto::peer;
@@ -16,10 +15,10 @@ use tonic::transport::Channel;
 use super::node::{CLUSTER, DEADLINE, Node, local, member};
 use crate::machine::snapshot::content::Piece;
 use crate::machine::{CheckpointRecord, ContentDigest, Directory, View};
-use crate::raft::network::send_snapshot::CHUNK_BYTES;
 use crate::raft::network::{Network, payload};
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft, vote_to_raft};
-use crate::raft::store::snapshots::digest_of;
+use crate::raft::store::snapshots::chunks::CHUNK_BYTES;
+use crate::raft::store::snapshots::content::digest_of;
 use crate::raft::type_config::{RaftSnapshotMeta, RaftStoredMembership, TypeConfig};
 use crate::storage::snapshot::{Snapshot, SnapshotDir};
 use crate::types::{LogId, Membership, NodeId, StateDigest, Vote};
@@ -65,9 +64,7 @@ fn build(dir: &SnapshotDir, index: u64) -> SnapshotOf<TypeConfig, Snapshot> {
 }
 
 fn bytes(snapshot: &Snapshot) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    snapshot.raw_reader(0).read_to_end(&mut bytes).unwrap();
-    bytes
+    snapshot.raw_chunk(0, usize::MAX).unwrap().into()
 }
 
 fn leader_vote() -> crate::raft::type_config::RaftVote {

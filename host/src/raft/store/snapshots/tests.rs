@@ -2,8 +2,9 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::content::SECTION_DIGEST;
 use super::*;
-use crate::types::NodeId;
+use crate::types::{LogId, NodeId};
 
 /// The digest of a state, by a letter. As incompressible as a real one.
 fn state(letter: u8) -> StateDigest {
@@ -31,7 +32,7 @@ fn folder(indexes: &[LogIndex]) -> (tempfile::TempDir, SnapshotDir) {
 
 fn kept(snapshots: &Snapshots) -> Vec<LogIndex> {
     snapshots.clean().unwrap();
-    snapshots.indexes().collect()
+    snapshots.dir().list().iter().filter_map(index).collect()
 }
 
 fn given(snapshots: &Snapshots) -> Option<LogIndex> {

@@ -1,7 +1,8 @@
 //! Whether this build may go on from a state, and what a node is that may not: parked.
 
 use crate::machine::{Environment, HostFailure, Machines, Source};
-use crate::raft::store::snapshots::{Fit, SharedSnapshots, fit, meta_to_raft};
+use crate::raft::store::snapshots::SharedSnapshots;
+use crate::raft::store::snapshots::description::{Fit, fit, meta_to_raft};
 use crate::raft::type_config::RaftSnapshotMeta;
 use crate::storage::snapshot::Snapshot;
 use crate::storage::{DataDir, Quarantine};
