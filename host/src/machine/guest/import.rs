@@ -67,11 +67,14 @@ async fn import(
     }
 }
 
-/// A sentence about an import that failed.
-fn describe_import(outcome: &Outcome) -> String {
+/// A sentence about a part of an export that a guest did not take in.
+pub(super) fn describe_import(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Rejected(words) => {
-            format!("the guest refuses its export: {}", String::from_utf8_lossy(words))
+            format!("the guest refuses it: {}", String::from_utf8_lossy(words))
+        }
+        Outcome::OutOfFuel { .. } => {
+            format!("{}: it needs a larger --fuel-per-export-step", describe(outcome))
         }
         outcome => describe(outcome),
     }

@@ -4,11 +4,12 @@
 use bytes::Bytes;
 
 use crate::machine::entry::proposal::StatePart;
+use crate::machine::guest::import::describe_import;
 use crate::machine::guest::thread::ImportPart;
-use crate::machine::machines::{Machines, describe};
+use crate::machine::machines::Machines;
 use crate::machine::tables::Refusal;
 use crate::machine::{HostFailure, Response};
-use crate::types::{LogIndex, Outcome};
+use crate::types::LogIndex;
 use crate::wasm::Manifest;
 
 impl Machines {
@@ -40,19 +41,6 @@ impl Machines {
         };
         self.publish();
         Ok(response)
-    }
-}
-
-/// As `describe`, of a part of an export that a guest did not take in.
-fn describe_import(outcome: &Outcome) -> String {
-    match outcome {
-        Outcome::Rejected(words) => {
-            format!("the guest refuses it: {}", String::from_utf8_lossy(words))
-        }
-        Outcome::OutOfFuel { .. } => {
-            format!("{}: restore it with a larger --fuel-per-export-step", describe(outcome))
-        }
-        outcome => describe(outcome),
     }
 }
 

@@ -119,7 +119,7 @@ async fn what_cannot_be_taken_over_is_named() {
     node.execute(kv, &[SET]).await;
     let whole = node.pieces().await;
     let end = whole.iter().position(|piece| *piece == Piece::Begin(SECTION_EXPORT_END)).unwrap();
-    for (at, expected) in [(end - 1, "the guest refuses its export"), (end, "was broken off")] {
+    for (at, expected) in [(end - 1, "the guest refuses it"), (end, "was broken off")] {
         let mut damaged = whole.clone();
         if at == end {
             damaged.drain(end..end + 2);
