@@ -13,6 +13,7 @@
 //! - [`telemetry`]: the log of the process: its level and its form.
 //! - [`budget`]: the bytes that a node holds for others.
 //! - [`codec`]: the bytes of ids, votes and entries, for disk and wire.
+//! - `in_turn`: the order in which callers are served.
 //! - [`types`], [`config`]: the nouns and the limits that all of them share.
 
 pub mod api;
@@ -21,6 +22,7 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 mod group;
+mod in_turn;
 pub mod machine;
 pub mod node;
 pub mod raft;

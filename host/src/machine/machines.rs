@@ -165,7 +165,7 @@ impl Machines {
             }
             Proposal::StageModule(chunk) => self.stage(index, chunk).await?.into(),
             Proposal::ModuleReady(report) => {
-                self.tables.report(report);
+                self.tables.report(report, membership);
                 self.publish();
                 Response::Nothing.into()
             }

@@ -1,21 +1,21 @@
 //! The apply path on real guests, without a log: what entries come to, and that a captured state
 //! comes back as it was.
 
+mod queries;
 mod restores;
 mod seal;
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
 use crate::config::limits;
 use crate::machine::entry::proposal::{ModuleChunk, ModuleReport};
 use crate::machine::snapshot::content::Piece;
-use crate::types::{ClusterId, Command, LogIndex, Member, Membership, ModuleDigest, NodeId};
-use crate::wasm::{self, Context};
+use crate::types::{ClusterId, Command, Member, Membership, ModuleDigest, NodeId};
+use crate::wasm;
 
 /// A node's machines, and the index of the entry that was applied last.
 struct Node {
@@ -341,6 +341,7 @@ async fn a_snapshot_without_a_section_is_refused() {
 async fn a_voter_that_cannot_run_a_module_is_named() {
     let mut node = Node::new();
     node.membership.voters = vec![[NodeId(1), NodeId(2)].into()];
+    node.membership.members.insert(NodeId(2), Member::default());
     let module = node.stage("counter").await;
     let create = create_proposal("c", module);
     let refusal = |response: Response| match response {
@@ -352,6 +353,19 @@ async fn a_voter_that_cannot_run_a_module_is_named() {
     let report = ModuleReport { digest: module, node: NodeId(2), failure };
     node.apply(Proposal::ModuleReady(report)).await;
     assert_eq!(refusal(node.apply(create).await), "node 2 cannot run it: no memory");
+}
+
+/// Nobody reports on a module but members: others' reports are passed over, however many.
+#[tokio::test]
+async fn only_members_report_on_modules() {
+    let mut node = Node::new();
+    let module = node.stage("counter").await;
+    for stranger in 2..100 {
+        let report = ModuleReport { digest: module, node: NodeId(stranger), failure: None };
+        node.apply(Proposal::ModuleReady(report)).await;
+    }
+    let reports = &node.machines.tables.modules[&module].reports;
+    assert!(reports.keys().all(|id| *id == NodeId(1)), "{reports:?}");
 }
 
 /// Names that could be mistaken for something else, and names that are taken, are refused.
@@ -379,119 +393,4 @@ async fn a_module_of_another_digest_is_forgotten() {
     let response = node.apply(Proposal::StageModule(chunk)).await;
     assert!(matches!(response, Response::Refused(Refusal::BadChunk(_))), "{response:?}");
     assert!(node.machines.tables.modules.is_empty());
-}
-
-/// A query that fails, or that writes, changes nothing, and costs no other query its answer.
-#[tokio::test]
-async fn queries_change_nothing() {
-    let mut node = Node::new();
-    let hostile = node.create("hostile", "hostile").await;
-    let before = node.pieces().await;
-    let guest = node.machines.running[&hostile].guest.clone();
-    let context = Context { index: 1, time_ms: 1, seed: 0 };
-    let ask = async |texts: &[&str]| {
-        let queries: Vec<_> = texts.iter().map(|text| (*text, far())).collect();
-        let answers = ask_guest(&guest, context, &queries).await;
-        answers.into_iter().map(|answer| answer.expect("nothing is late")).collect::<Vec<_>>()
-    };
-    for _ in 0..3 {
-        assert_eq!(ask(&["remember 1"]).await, [accepted("remember 1=1 ")]);
-        let outcomes = ask(&["a", "unreachable", "remember 2", "spin", "eat memory"]).await;
-        assert_eq!((&outcomes[0], &outcomes[2]), (&accepted("a"), &accepted("remember 2=1 ")));
-        assert!(matches!(outcomes[1], Outcome::Trapped(_)), "{outcomes:?}");
-        assert_eq!(outcomes[3], out_of_fuel());
-        assert!(matches!(outcomes[4], Outcome::Accepted(_)), "{outcomes:?}");
-    }
-    assert_eq!(node.pieces().await, before);
-    assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=1 ")]);
-}
-
-struct Caller(oneshot::Sender<Told>);
-
-impl Asker for Caller {
-    fn is_gone(&self) -> bool {
-        self.0.is_closed()
-    }
-
-    fn has_room(&self) -> bool {
-        true
-    }
-
-    fn expected(&self) -> usize {
-        0
-    }
-
-    fn refuse(self: Box<Self>) {}
-
-    fn tell(self: Box<Self>, told: Told, _: LogIndex) {
-        let _ = self.0.send(told);
-    }
-}
-
-/// Asks a guest queries, and waits for all answers.
-async fn ask_guest(
-    guest: &GuestHandle,
-    context: Context,
-    queries: &[(&str, Instant)],
-) -> Vec<Option<Outcome>> {
-    let (mut asked, mut told) = (Vec::new(), Vec::new());
-    for (text, deadline) in queries {
-        let (sender, receiver) = oneshot::channel();
-        let (bytes, asker) = (text.as_bytes().to_vec().into(), Box::new(Caller(sender)));
-        asked.push(Query { bytes, deadline: *deadline, asker });
-        told.push(receiver);
-    }
-    guest.query(context, asked);
-    let told = futures::future::join_all(told).await;
-    told.into_iter().map(|told| told.unwrap().unwrap()).collect()
-}
-
-/// What a query without an end comes to.
-fn out_of_fuel() -> Outcome {
-    Outcome::OutOfFuel { limit: "fuel_per_query", fuel: limits::FUEL_PER_QUERY_DEFAULT }
-}
-
-/// A deadline that no test reaches.
-fn far() -> Instant {
-    Instant::now() + Duration::from_secs(600)
-}
-
-/// A query whose deadline has passed is not begun, one that would run past it is ended then though
-/// it has fuel for a minute, and neither costs another query its answer.
-#[tokio::test]
-async fn late_queries_are_not_answered() {
-    let mut node = Node::new();
-    let hostile = node.create("hostile", "hostile").await;
-    let fuel_per_query = limits::FUEL_MAX;
-    let change = LimitsChange { fuel_per_query: Some(fuel_per_query), ..LimitsChange::default() };
-    let response = node.apply(Proposal::SetLimits { machine: hostile, change }).await;
-    assert_eq!(response, Response::Nothing);
-    let guest = node.machines.running[&hostile].guest.clone();
-    let context = Context { index: 1, time_ms: 1, seed: 0 };
-    let (now, soon) = (Instant::now(), Instant::now() + Duration::from_millis(100));
-    let ask = async |queries: &[(&str, Instant)]| ask_guest(&guest, context, queries).await;
-    let answered = |text| Some(accepted(text));
-    assert_eq!(ask(&[("a", now), ("b", far()), ("c", now)]).await, [None, answered("b"), None]);
-    assert_eq!(ask(&[("a", now)]).await, [None]);
-    assert_eq!(ask(&[("spin", soon)]).await, [None]);
-    assert_eq!(ask(&[("spin", now), ("a", far())]).await, [None, answered("a")]);
-    assert_eq!(node.execute(hostile, &["a"]).await, [accepted("a")]);
-}
-
-/// A command goes before all queries but those of the call under way, though these came first.
-#[tokio::test]
-async fn commands_go_before_queries() {
-    let mut node = Node::new();
-    let hostile = node.create("hostile", "hostile").await;
-    let guest = node.machines.running[&hostile].guest.clone();
-    let context = Context { index: 1, time_ms: 1, seed: 0 };
-    let spinning = vec![("spin", far()); 10];
-    let queries = ask_guest(&guest, context, &spinning);
-    tokio::pin!(queries);
-    tokio::select! {
-        biased;
-        answers = &mut queries => panic!("they are answered first: {answers:?}"),
-        outcomes = node.execute(hostile, &["a"]) => assert_eq!(outcomes, [accepted("a")]),
-    }
-    assert_eq!(queries.await, vec![Some(out_of_fuel()); 10]);
 }

@@ -1,5 +1,6 @@
 //! Queries that wait for a guest: asked together, one by one once that has failed, and not at all
-//! when their callers no longer wait. Each is answered as soon as its answer is there.
+//! when their callers no longer wait. Each is answered as soon as its answer is there. Callers take
+//! turns: who asks much does not delay who asks little.
 //!
 //! A query runs on a fork, and nothing that it does is seen. So a clock may decide here what is
 //! asked and for how long; it decides nothing about commands.
@@ -7,12 +8,12 @@
 //! **Invariant:** every query that is pushed is told one answer, or its asker is dropped with the
 //! guest.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::config::limits;
+use crate::in_turn::InTurn;
 use crate::machine::HostFailure;
 use crate::machine::guest::expected::Expected;
 use crate::types::{LogIndex, Outcome};
@@ -21,12 +22,17 @@ use crate::wasm::{self, Context};
 /// More fuel than a guest can use in a nanosecond: 1 to 2.5 were measured. Bounding a query by its
 /// deadline at this rate ends none before it.
 const FUEL_PER_NS: u64 = 4;
+/// Of fewer queries those of callers that are gone are dropped when their turn comes.
+const SWEPT_MIN: usize = 1024;
 
 /// What came of a query: nothing when its deadline passed before it was answered.
 pub type Told = Result<Option<Outcome>, HostFailure>;
 
 /// Whoever asks a query. Bounded in number and bytes by whoever makes them.
 pub trait Asker: Send {
+    /// Number of the connection that it asks by: connections take turns.
+    fn account(&self) -> u64;
+
     /// Nobody waits for the answer any more.
     fn is_gone(&self) -> bool;
 
@@ -60,11 +66,19 @@ struct Waiting {
 }
 
 /// The queries that wait for one guest.
-#[derive(Default)]
 pub(in crate::machine) struct Window {
     context: Context,
-    waiting: VecDeque<Waiting>,
+    waiting: InTurn<Waiting>,
+    /// When so many wait, those whose callers are gone are looked for among all of them.
+    swept_at: usize,
     expected: Expected,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        let (context, expected) = (Context::default(), Expected::default());
+        Self { context, waiting: InTurn::default(), swept_at: SWEPT_MIN, expected }
+    }
 }
 
 /// Queries of one call, laid out as commands are.
@@ -114,8 +128,18 @@ impl Window {
         if context.index >= self.context.index {
             self.context = context;
         }
-        let waiting = queries.into_iter().map(|query| Waiting { query, alone: false });
-        self.waiting.extend(waiting);
+        self.queue(queries, false);
+        if self.waiting.len() >= self.swept_at {
+            // They hold places and bytes that others could have.
+            self.waiting.retain(|waiting| !waiting.query.asker.is_gone());
+            self.swept_at = SWEPT_MIN.max(self.waiting.len() * 2);
+        }
+    }
+
+    fn queue(&mut self, queries: Vec<Query>, alone: bool) {
+        for query in queries {
+            self.waiting.push(query.asker.account(), Waiting { query, alone });
+        }
     }
 
     /// The guest has applied an entry: answers from here on show it, and say so.
@@ -132,16 +156,9 @@ impl Window {
     /// What to ask now: nothing when nobody waits any more.
     pub(in crate::machine) fn next(&mut self, now: Instant) -> Option<Asked> {
         let (mut queries, mut bytes, mut reply_bytes): (Vec<Query>, _, _) = (Vec::new(), 0, 0);
-        while let Some(Waiting { query, alone }) = self.waiting.pop_front() {
-            if query.asker.is_gone() {
-                continue;
-            }
-            if !query.asker.has_room() {
-                query.asker.refuse();
-                continue;
-            }
-            if query.deadline <= now {
-                query.asker.tell(Ok(None), self.context.index);
+        while let Some(Waiting { query, alone }) = self.waiting.peek() {
+            if query.asker.is_gone() || !query.asker.has_room() || query.deadline <= now {
+                self.pass_over();
                 continue;
             }
             bytes += query.bytes.len();
@@ -149,17 +166,29 @@ impl Window {
             let is_full = queries.len() >= self.expected.count_max()
                 || bytes > limits::ENTRY_BYTES_MAX
                 || reply_bytes > limits::CALL_REPLY_BYTES_EXPECTED
-                || alone;
+                || *alone;
             if is_full && !queries.is_empty() {
-                self.waiting.push_front(Waiting { query, alone });
                 break;
             }
+            let Some(Waiting { query, alone }) = self.waiting.pop() else { break };
             queries.push(query);
             if alone {
                 break;
             }
         }
         (!queries.is_empty()).then(|| Asked::new(self.context, queries, now))
+    }
+
+    /// Ends the next query without asking it.
+    fn pass_over(&mut self) {
+        let Some(Waiting { query, .. }) = self.waiting.pop() else { return };
+        if query.asker.is_gone() {
+            return;
+        }
+        match query.asker.has_room() {
+            true => query.asker.tell(Ok(None), self.context.index),
+            false => query.asker.refuse(),
+        }
     }
 
     /// Takes what came of a call. `cut_short` says that it had less fuel than its machine gives.
@@ -172,10 +201,7 @@ impl Window {
         let applied = asked.context.index;
         let outcomes = match result {
             Ok(outcomes) => outcomes,
-            Err(_) if asked.queries.len() > 1 => {
-                let apart = asked.queries.into_iter().map(|query| Waiting { query, alone: true });
-                return self.waiting.extend(apart);
-            }
+            Err(_) if asked.queries.len() > 1 => return self.queue(asked.queries, true),
             Err(outcome) => vec![outcome],
         };
         assert_eq!(outcomes.len(), asked.queries.len(), "one outcome a query");
@@ -195,12 +221,17 @@ mod tests {
 
     #[derive(Clone, Default)]
     struct Caller {
+        account: u64,
         gone: bool,
         full: bool,
         told: Arc<Mutex<Option<Told>>>,
     }
 
     impl Asker for Caller {
+        fn account(&self) -> u64 {
+            self.account
+        }
+
         fn is_gone(&self) -> bool {
             self.gone
         }
@@ -261,6 +292,37 @@ mod tests {
         window.push(Context { index: 2, time_ms: 8, seed: 0 }, vec![query(&caller, 1)]);
         let asked = window.next(Instant::now()).unwrap();
         assert_eq!(asked.context, Context { index: 3, time_ms: 9, seed: 0 });
+    }
+
+    /// A connection that asks a thousand times delays one that asks once by one call.
+    #[test]
+    fn connections_take_turns() {
+        let greedy = Caller::default();
+        let modest = Caller { account: 9, ..Caller::default() };
+        let mut window = Window::default();
+        window.expected.learn(limits::REPLY_BYTES_MAX);
+        window.push(context(), (0..1_000).map(|_| query(&greedy, 1)).collect());
+        window.push(context(), vec![query(&modest, 2)]);
+        assert_eq!(window.next(Instant::now()).unwrap().ends, [2, 3, 4, 5]);
+    }
+
+    /// Queries of callers that are gone do not stay until their turn comes: others have their
+    /// places.
+    #[test]
+    fn who_is_gone_waits_no_longer() {
+        let gone = Caller { gone: true, ..Caller::default() };
+        let here = Caller { account: 1, ..Caller::default() };
+        let mut window = Window::default();
+        for _ in 0..100 {
+            window.push(context(), (0..100).map(|_| query(&gone, 1)).collect());
+            window.push(context(), vec![query(&here, 1)]);
+        }
+        assert!(window.waiting.len() <= SWEPT_MIN, "{}", window.waiting.len());
+        let mut asked = 0;
+        while let Some(next) = window.next(Instant::now()) {
+            asked += next.ends.len();
+        }
+        assert_eq!(asked, 100);
     }
 
     /// After a failure of many each is asked alone, behind those that came meanwhile.

@@ -214,9 +214,11 @@ impl Tables {
         self.modules.remove(digest);
     }
 
-    /// Notes what a node said of a module. A module unknown here was unstaged: nothing to note.
-    pub fn report(&mut self, report: ModuleReport) {
-        if let Some(record) = self.modules.get_mut(&report.digest) {
+    /// Notes what a member said of a module. A module unknown here was unstaged: nothing to note.
+    pub fn report(&mut self, report: ModuleReport, membership: &Membership) {
+        if let Some(record) = self.modules.get_mut(&report.digest)
+            && membership.members.contains_key(&report.node)
+        {
             record.reports.insert(report.node, report.failure);
         }
     }

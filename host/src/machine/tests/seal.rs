@@ -58,6 +58,7 @@ async fn a_sealed_cluster_writes_nothing() {
         assert!(matches!(response, Response::Refused(Refusal::Sealed(_))), "{proposal:?}");
     }
     assert!(node.pieces().await == before, "what is refused changes nothing");
+    node.membership.members.insert(NodeId(2), Member::default());
     let report = ModuleReport { digest: module, node: NodeId(2), failure: None };
     assert_eq!(node.apply(Proposal::ModuleReady(report)).await, Response::Nothing);
     assert_eq!(node.machines.tables.modules[&module].reports.len(), 2);

@@ -1,7 +1,6 @@
 //! What is asked of the replica: commands, queries, and what the node says of itself.
 
 pub mod error;
-mod in_turn;
 pub mod proposer;
 pub mod reader;
 pub mod replica;

@@ -23,10 +23,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::budget::Held;
 use crate::config::{FileConfig, limits};
+use crate::in_turn::InTurn;
 use crate::machine::{Batch, Directory, Expected, Proposal, Response};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
-use crate::raft::ask::in_turn::InTurn;
 use crate::raft::ask::replica::Executed;
 use crate::raft::ask::returning::{Answered, Returning};
 use crate::raft::clock::Clock;
@@ -64,8 +64,28 @@ pub struct Pending {
 #[derive(Clone, Debug)]
 pub struct Proposer {
     queue: mpsc::Sender<Waiting>,
-    queued_bytes: Arc<AtomicUsize>,
-    queued_bytes_max: usize,
+    queued: Arc<Queued>,
+    commands_max: usize,
+    bytes_max: usize,
+}
+
+/// What waits for its entry, in the channel or for its turn.
+#[derive(Debug, Default)]
+struct Queued {
+    commands: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Queued {
+    fn add(&self, bytes: usize) -> (usize, usize) {
+        let commands = self.commands.fetch_add(1, Ordering::Relaxed) + 1;
+        (commands, self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes)
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.commands.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 /// The task that makes entries of queued commands.
@@ -74,13 +94,13 @@ pub struct ProposerTask {
     directory: Arc<Directory>,
     clock: Arc<Clock>,
     queue: mpsc::Receiver<Waiting>,
-    queued_bytes: Arc<AtomicUsize>,
+    queued: Arc<Queued>,
     entries_in_flight_max: usize,
     unsynced: watch::Receiver<usize>,
     returning: Returning,
     /// What replies have had lately.
     expected: Expected,
-    /// While long replies make entries small, callers take turns.
+    /// While more is queued than one entry takes, callers take turns.
     in_turn: InTurn<Waiting>,
 }
 
@@ -94,18 +114,19 @@ impl Proposer {
         config: &FileConfig,
     ) -> (Self, ProposerTask) {
         let (sender, queue) = mpsc::channel(config.proposer_queue_commands_max);
-        let queued_bytes = Arc::new(AtomicUsize::new(0));
+        let queued = Arc::new(Queued::default());
         let proposer = Self {
             queue: sender,
-            queued_bytes: Arc::clone(&queued_bytes),
-            queued_bytes_max: config.proposer_queue_bytes_max,
+            queued: Arc::clone(&queued),
+            commands_max: config.proposer_queue_commands_max,
+            bytes_max: config.proposer_queue_bytes_max,
         };
         let task = ProposerTask {
             raft,
             directory,
             clock,
             queue,
-            queued_bytes,
+            queued,
             entries_in_flight_max: config.entries_in_flight_max,
             unsynced,
             returning: Returning::default(),
@@ -119,16 +140,17 @@ impl Proposer {
     /// is the order of their commands in the log.
     pub fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
         let length = command.bytes.len();
-        if self.queued_bytes.load(Ordering::Relaxed) + length > self.queued_bytes_max {
+        let (commands, bytes) = self.queued.add(length);
+        if commands > self.commands_max || bytes > self.bytes_max {
+            self.queued.remove(length);
             return Err(Error::Overloaded);
         }
         let (sender, outcome) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
-        self.queued_bytes.fetch_add(length, Ordering::Relaxed);
         let caller = Caller { outcome: sender, held };
         let waiting = Waiting { command, caller, claimed: Arc::clone(&claimed) };
         self.queue.try_send(waiting).map_err(|error| {
-            self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
+            self.queued.remove(length);
             match error {
                 mpsc::error::TrySendError::Full(_) => Error::Overloaded,
                 mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
@@ -165,7 +187,7 @@ impl ProposerTask {
                 Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
                     let answered: Answered = answered;
                     self.expected.learn(answered.longest_reply);
-                    self.returning.expect(&answered, self.queue.len());
+                    self.returning.expect(&answered, self.queue.len() + self.in_turn.len());
                 }
                 Ok(()) = self.unsynced.changed(), if !disk_keeps_up => {}
                 () = std::future::ready(()), if room && !self.in_turn.is_empty() => {
@@ -195,7 +217,8 @@ impl ProposerTask {
         tokio::task::yield_now().await;
         let commands_max = self.expected.count_max();
         let mut gathered = Gathered { commands_max, ..Gathered::default() };
-        if self.in_turn.is_empty() && commands_max == limits::ENTRY_COMMANDS_MAX {
+        let all_fit = self.queue.len() < commands_max && commands_max == limits::ENTRY_COMMANDS_MAX;
+        if self.in_turn.is_empty() && all_fit {
             if let Some(first) = first {
                 self.take(first, &mut gathered);
             }
@@ -226,7 +249,7 @@ impl ProposerTask {
     /// Takes a command off the queue, unless nobody waits for it any more.
     fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
         let length = waiting.command.bytes.len();
-        self.queued_bytes.fetch_sub(length, Ordering::Relaxed);
+        self.queued.remove(length);
         let is_gone = waiting.caller.outcome.is_closed();
         if waiting.claimed.swap(true, Ordering::AcqRel) || is_gone {
             return;
@@ -364,5 +387,36 @@ impl Caller {
 
     fn fail(self, error: Error) {
         let _ = self.outcome.send(Err(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Budget;
+
+    /// The bound on commands holds however they wait: those that wait for their turn have left the
+    /// channel, and count nevertheless.
+    #[tokio::test]
+    async fn what_waits_is_bounded_in_count() {
+        let (queue, mut waiting) = mpsc::channel(2);
+        let queued = Arc::new(Queued::default());
+        let (commands_max, bytes_max) = (2, 100);
+        let proposer = Proposer { queue, queued: Arc::clone(&queued), commands_max, bytes_max };
+        let account = Budget::new(1 << 30).open();
+        let propose = |bytes: &'static [u8]| {
+            let command = Command { machine: MachineId(1), session: None, bytes: bytes.into() };
+            proposer.propose(command, account.hold(1).unwrap())
+        };
+        let mut in_turn = InTurn::default();
+        for _ in 0..2 {
+            propose(b"a").unwrap();
+            in_turn.push(1, waiting.recv().await.unwrap());
+        }
+        assert_eq!(propose(b"a").err(), Some(Error::Overloaded));
+        in_turn.pop().unwrap();
+        queued.remove(1);
+        assert_eq!(propose(&[0; 100]).err(), Some(Error::Overloaded));
+        propose(b"a").unwrap();
     }
 }

@@ -16,7 +16,6 @@ use openraft::ReadPolicy;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::budget::Held;
-use crate::config::limits;
 use crate::machine::{Asker, Context, Directory, GuestHandle, Proposal, Query, Told, View};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
@@ -133,7 +132,8 @@ impl ReaderTask {
     /// Runs until every `Reader` is gone.
     pub async fn run(mut self) {
         let mut waiting = Vec::new();
-        while self.queue.recv_many(&mut waiting, limits::ENTRY_COMMANDS_MAX).await > 0 {
+        // All that wait have one round: nobody waits for a second one because of others.
+        while self.queue.recv_many(&mut waiting, PLACES).await > 0 {
             waiting.retain(|waiting| !waiting.caller.is_gone());
             match self.round(&waiting).await {
                 Ok(()) => self.hand_on(std::mem::take(&mut waiting)),
@@ -219,6 +219,10 @@ impl Caller {
 }
 
 impl Asker for Caller {
+    fn account(&self) -> u64 {
+        self.held.account()
+    }
+
     fn is_gone(&self) -> bool {
         self.answer.is_closed()
     }
