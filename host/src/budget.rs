@@ -28,7 +28,10 @@ const FIRST_REPLY_BYTES: usize = 256 << 10;
 /// How slowly a long reply is forgotten: each reply takes this part of it away.
 const FORGET_PART: usize = 16;
 
-/// Streams of commands that one connection may have open.
+/// A connection that has been refused so often is closed, where refusals count.
+const REFUSED_MAX: usize = 16;
+
+/// Calls with many messages that one connection may have open.
 pub const STREAMS_MAX: u32 = 16;
 
 /// There is no room: the account is over its share, or the budget is spent.
@@ -62,6 +65,7 @@ struct Inner {
     /// What its next reply is taken to have.
     reply_bytes: AtomicUsize,
     spoke: AtomicBool,
+    refused: AtomicUsize,
     closed: CancellationToken,
     streams: Arc<Semaphore>,
 }
@@ -94,6 +98,7 @@ impl Budget {
             held: AtomicUsize::new(0),
             reply_bytes: AtomicUsize::new(self.first_reply_bytes()),
             spoke: AtomicBool::new(false),
+            refused: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
         });
@@ -234,7 +239,19 @@ impl Account {
         request + REQUEST_BYTES + self.0.reply_bytes.load(Ordering::Relaxed)
     }
 
-    /// True once it has been closed for what it holds.
+    /// Its connection was refused something that nobody asks for who belongs here. It counts as
+    /// silent, so that it gives way to who comes, and is closed soon: dialing again costs the
+    /// caller more than it costs this node.
+    pub fn note_refused(&self) {
+        self.0.spoke.store(false, Ordering::Relaxed);
+        if self.0.refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_MAX {
+            // Strangers fill no log.
+            tracing::debug!(connection = self.0.id, "a connection is closed: it was often refused");
+            self.0.closed.cancel();
+        }
+    }
+
+    /// True once it has been closed.
     pub fn closed(&self) -> CancellationToken {
         self.0.closed.clone()
     }
@@ -382,6 +399,26 @@ mod tests {
         held.becomes_reply(SHARES_HELD_MAX * SHARE);
         assert!(account.closed().is_cancelled());
         assert_eq!(account.hold(1).err(), Some(Full));
+    }
+
+    /// A connection that is refused gives way; refused again and again, it is closed.
+    #[test]
+    fn who_is_refused_is_closed() {
+        let budget = budget();
+        let (welcome, refused) = (budget.open(), budget.open());
+        for account in [&welcome, &refused] {
+            account.hold(1).unwrap();
+        }
+        refused.note_refused();
+        assert!(budget.close_silent());
+        assert!(refused.closed().is_cancelled() && !welcome.closed().is_cancelled());
+        let account = budget.open();
+        for _ in 1..REFUSED_MAX {
+            account.note_refused();
+        }
+        assert!(!account.closed().is_cancelled());
+        account.note_refused();
+        assert!(account.closed().is_cancelled());
     }
 
     /// Room at the door is made by closing those that never asked for anything, oldest first.

@@ -8,10 +8,10 @@ use lockstep_proto::v1::client_server::Client;
 use lockstep_proto::v1::execute_stream_reply::Result as StreamResult;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Services;
 use super::edge::{self, Origin};
 use super::error::{Error, guest_reply};
-use super::pipeline::{End, Pipeline};
+use super::pipeline::{End, Pipeline, Room};
+use super::{Services, UNREAD_BYTES};
 use crate::budget::{Account, Held};
 use crate::config::limits;
 use crate::raft;
@@ -41,13 +41,17 @@ impl Client for Services {
         let timeout = self.options.request_timeout;
         let origin = Origin::of_command(request.metadata(), timeout);
         let account = edge::account(&request);
-        let place = account.open_stream().map_err(|_| Error::from(raft::Error::Overloaded))?;
         let full = account.clone();
+        let unread = account.clone();
         let stop = self.close.clone().cancelled_owned();
         // What is read is held at once, and read only while it surely fits: a command that was
         // refused for want of room, among others that were not, would come after later ones.
         let has_room = move || !full.is_full(limits::COMMAND_BYTES_MAX);
-        let replies = Pipeline::new(request.into_inner(), stop, has_room, move |item| {
+        let room = Room {
+            has_room: Box::new(has_room),
+            keep_unread: Box::new(move || unread.keep(UNREAD_BYTES)),
+        };
+        let replies = Pipeline::new(request.into_inner(), stop, room, move |item| {
             let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
             let origin = origin.within(timeout_ms, timeout);
             let bytes = request.as_ref().map_or(0, |request| request.command.len());
@@ -62,8 +66,7 @@ impl Client for Services {
             // commands to wait before it is in the log would put it behind later ones.
             (bytes, tokio::task::unconstrained(running))
         });
-        let replies = replies.map(move |reply| {
-            let _until_its_end = &place;
+        let replies = replies.map(|reply| {
             reply.map_err(|end| match end {
                 End::Stopped => Error::from(raft::Error::ShuttingDown).into(),
                 End::Broken(status) => Error::of_request(status),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::{Buf as _, Bytes};
 use http::{Request, Response};
 use http_body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +25,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::error::Error;
-use crate::budget::{Account, Held};
+use crate::budget::{Account, Full, Held};
 use crate::raft;
 
 /// A message must be whole so long after its first byte; one that a unary call waits for, so long
@@ -44,6 +45,8 @@ pub(super) struct Carries {
     pub(super) first: usize,
     /// Longest later message; nothing follows the first of a unary call.
     pub(super) later: Option<usize>,
+    /// What may gather in the call's window, unread, in bytes.
+    pub(super) unread: usize,
     /// It ends by itself: a node that stops waits for it.
     pub(super) ends: bool,
 }
@@ -95,13 +98,16 @@ pub(super) struct Meter {
     pub(super) rules: Rules,
     /// How the server is drained.
     pub(super) drain: Drain,
+    /// Whoever sends what is over a limit counts as refused: no node does so.
+    pub(super) is_strict: bool,
 }
 
 impl<S> Layer<S> for Meter {
     type Service = Metered<S>;
 
     fn layer(&self, inner: S) -> Metered<S> {
-        Metered { inner, rules: self.rules, drain: self.drain.clone() }
+        let Self { rules, drain, is_strict } = self.clone();
+        Metered { inner, rules, drain, is_strict }
     }
 }
 
@@ -111,6 +117,7 @@ pub(super) struct Metered<S> {
     inner: S,
     rules: Rules,
     drain: Drain,
+    is_strict: bool,
 }
 
 impl<S> Service<Request<Body>> for Metered<S>
@@ -130,24 +137,34 @@ where
         let account = request.extensions().get::<Account>();
         let account = account.expect("every connection has an account").clone();
         let carries = (self.rules)(request.uri().path());
-        let held = account.hold(CALL_BYTES).map_err(|_| raft::Error::Overloaded);
-        let entered = held.and_then(|held| Ok((held, self.drain.enter()?)));
-        let (held, under_way) = match entered {
-            Ok((held, under_way)) => (held, carries.ends.then_some(under_way)),
+        let begun = begin(&account, carries).map_err(|_| raft::Error::Overloaded);
+        let entered = begun.and_then(|begun| Ok((begun, self.drain.enter()?)));
+        let (begun, under_way) = match entered {
+            Ok((begun, under_way)) => (begun, carries.ends.then_some(under_way)),
             Err(error) => {
                 let refused = Status::from(Error::from(error)).into_http();
                 return Box::pin(std::future::ready(Ok(refused)));
             }
         };
-        let received = account.clone();
-        let request = request.map(|body| Body::new(Received::new(body, received, carries)));
+        let (received, is_strict) = (account.clone(), self.is_strict);
+        let received = |body| Received { is_strict, ..Received::new(body, received, carries) };
+        let request = request.map(|body| Body::new(received(body)));
         let response = self.inner.call(request);
         Box::pin(async move {
             let response = response.await?;
-            let sent = |body| Body::new(Sent { body, account, _held: held, _under_way: under_way });
+            let sent =
+                |body| Body::new(Sent { body, account, _begun: begun, _under_way: under_way });
             Ok(response.map(sent))
         })
     }
+}
+
+/// What a call has until it ends: bytes, and its place among the streams of its connection.
+type Begun = (Held, Option<OwnedSemaphorePermit>);
+
+fn begin(account: &Account, carries: Carries) -> Result<Begun, Full> {
+    let place = carries.later.map(|_| account.open_stream()).transpose()?;
+    Ok((account.hold(CALL_BYTES + carries.unread)?, place))
 }
 
 /// The body of a request.
@@ -162,13 +179,15 @@ struct Received {
     /// Since when something is waited for that must come.
     since: Option<Instant>,
     late: Option<Pin<Box<Sleep>>>,
+    is_strict: bool,
 }
 
 impl Received {
     fn new(body: Body, account: Account, carries: Carries) -> Self {
         let messages = Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 };
         let since = carries.later.is_none().then(Instant::now);
-        Self { body, account, messages, partial: None, refused: None, since, late: None }
+        let (partial, refused, late, is_strict) = (None, None, None, false);
+        Self { body, account, messages, partial, refused, since, late, is_strict }
     }
 
     /// Counts what has come, and returns how many bytes of it may go on: all, or those before a
@@ -179,6 +198,9 @@ impl Received {
         if let Err(refused) = self.messages.advance(bytes.clone()) {
             let (good, error) = *refused;
             self.refused = Some(error);
+            if self.is_strict {
+                self.account.note_refused();
+            }
             return Ok(good);
         }
         let partial = self.messages.partial();
@@ -310,7 +332,7 @@ impl Messages {
 struct Sent {
     body: Body,
     account: Account,
-    _held: Held,
+    _begun: Begun,
     _under_way: Option<TaskTrackerToken>,
 }
 
@@ -363,7 +385,7 @@ mod tests {
     use super::*;
 
     fn messages(first: usize, later: Option<usize>) -> Messages {
-        let carries = Carries { first, later, ends: true };
+        let carries = Carries { first, later, unread: 0, ends: true };
         Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 }
     }
 

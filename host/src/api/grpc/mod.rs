@@ -45,6 +45,9 @@ const STREAM_WINDOW_BYTES: u32 = 64 << 10;
 /// nobody has read cost half of it, where one of fewer than 256 bytes costs what it lacks of them.
 /// All streams of a connection may be full of frames of [`FRAME_BYTES_MIN`].
 const CONNECTION_WINDOW_BYTES: u32 = 24 << 20;
+/// What a stream that is not read may hold, in bytes: its window, full of frames as short as they
+/// may be, at what h2 keeps for each.
+const UNREAD_BYTES: usize = 1 << 20;
 /// The shortest frame that a real client sends, in bytes: a command, its ids and its prefixes.
 const FRAME_BYTES_MIN: u32 = 20;
 /// What h2 takes a frame to have at least, in bytes.
@@ -140,7 +143,7 @@ pub async fn serve_clients(door: Door, services: Services) -> Result<(), tonic::
     let incoming = door.incoming(drain.token());
     Server::builder()
         .layer(answered::Answering)
-        .layer(Meter { rules: carries, drain })
+        .layer(Meter { rules: carries, drain, is_strict: false })
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
@@ -170,7 +173,10 @@ fn carries(path: &str) -> Carries {
         _ if path.starts_with("/grpc.reflection.") => (plain, Some(plain), false),
         _ => (plain, None, true),
     };
-    Carries { first, later, ends }
+    // A pipeline counts by itself, while it reads no more.
+    let is_read = later.is_none() || path == "/lockstep.v1.Client/ExecuteStream";
+    let unread = if is_read { 0 } else { UNREAD_BYTES };
+    Carries { first, later, unread, ends }
 }
 
 fn reflection() -> tonic_reflection::server::v1::ServerReflectionServer<

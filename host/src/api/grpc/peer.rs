@@ -13,10 +13,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::connection::Door;
 use super::metered::{Carries, Drain, Meter};
+use crate::budget::Account;
 use crate::raft::network::{
     FIRST_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine,
     PeerHandler, Rejected, WINDOW_BYTES,
 };
+
+/// Calls that a peer may have under way on one connection: it has a few.
+const CALLS_PER_CONNECTION_MAX: u32 = 64;
 
 /// The service on one handler.
 pub struct PeerService<SM: Machine>(Arc<PeerHandler<SM>>);
@@ -43,7 +47,8 @@ pub async fn serve<SM: Machine>(
         ended.stop();
     };
     Server::builder()
-        .layer(Meter { rules: carries, drain: Drain::default() })
+        .layer(Meter { rules: carries, drain: Drain::default(), is_strict: true })
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
@@ -61,7 +66,8 @@ fn carries(path: &str) -> Carries {
         }
         _ => None,
     };
-    Carries { first: FIRST_MESSAGE_BYTES_MAX, later, ends: false }
+    // Nothing of a stranger is left unread, and members are few (docs/operations.md).
+    Carries { first: FIRST_MESSAGE_BYTES_MAX, later, unread: 0, ends: false }
 }
 
 /// The client of `raft::network` relies on these: FAILED_PRECONDITION is a refusal to show to the
@@ -81,6 +87,23 @@ fn status(rejected: Rejected) -> Status {
     }
 }
 
+/// The account of the connection by which a request came.
+fn account<T>(request: &Request<T>) -> Account {
+    let account = request.extensions().get::<Account>();
+    account.expect("every connection has an account").clone()
+}
+
+/// As [`status`]. Callers that are no members come again and again: their connections end.
+fn refusal(account: &Account) -> impl Fn(Rejected) -> Status + use<> {
+    let account = account.clone();
+    move |rejected| {
+        if matches!(rejected, Rejected::Refused(_) | Rejected::Malformed(_)) {
+            account.note_refused();
+        }
+        status(rejected)
+    }
+}
+
 #[tonic::async_trait]
 impl<SM: Machine> Peer for PeerService<SM> {
     type AppendStream = Pin<Box<dyn Stream<Item = Result<peer::AppendReply, Status>> + Send>>;
@@ -89,63 +112,71 @@ impl<SM: Machine> Peer for PeerService<SM> {
         &self,
         request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let replies = self.0.append(request.into_inner()).await.map_err(status)?;
-        Ok(Response::new(Box::pin(replies.map(|reply| reply.map_err(status)))))
+        let refusal = refusal(&account(&request));
+        let replies = self.0.append(request.into_inner()).await.map_err(&refusal)?;
+        Ok(Response::new(Box::pin(replies.map(move |reply| reply.map_err(&refusal)))))
     }
 
     async fn append_one(
         &self,
         request: Request<peer::AppendRequest>,
     ) -> Result<Response<peer::AppendReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.append_one(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn vote(
         &self,
         request: Request<peer::VoteRequest>,
     ) -> Result<Response<peer::VoteReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.vote(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn transfer_leader(
         &self,
         request: Request<peer::TransferLeaderRequest>,
     ) -> Result<Response<peer::TransferLeaderReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.transfer_leader(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn snapshot_offset(
         &self,
         request: Request<peer::SnapshotOffsetRequest>,
     ) -> Result<Response<peer::SnapshotOffsetReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.snapshot_offset(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<peer::InstallSnapshotRequest>>,
     ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.install_snapshot(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn standing(
         &self,
         request: Request<peer::StandingRequest>,
     ) -> Result<Response<peer::StandingReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.standing(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn propose(
         &self,
         request: Request<peer::ProposeRequest>,
     ) -> Result<Response<peer::ProposeReply>, Status> {
+        let refusal = refusal(&account(&request));
         let reply = self.0.propose(request.into_inner()).await;
-        reply.map(Response::new).map_err(status)
+        reply.map(Response::new).map_err(refusal)
     }
 }
