@@ -8,7 +8,7 @@
 //! - [`load`]: writers that know what they were promised, and check that it was kept.
 //! - [`kv`]: commands and replies of the reference guest.
 //! - [`raw`]: calls that the client library would never make.
-//! - [`peer`]: entries that no client can propose.
+//! - [`peer`]: calls in the name of peers, and entries that no client can propose.
 //! - [`python`]: clients that are not ours.
 //! - [`program`]: the binary, the guests, and calls of the command line.
 //! - [`files`]: damage to data folders, done offline.

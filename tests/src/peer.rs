@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 use lockstep_host::config::FileConfig;
+use lockstep_host::storage::snapshot::Snapshot;
 use lockstep_host::storage::{DataDir, Log, LogConfig, Payload};
 use lockstep_host::types::LogId;
+use lockstep_proto::peer::install_snapshot_request::{Chunk, Header, Part};
 use lockstep_proto::peer::peer_client::PeerClient;
-use lockstep_proto::peer::{Hello, StandingRequest};
+use lockstep_proto::peer::{Hello, InstallSnapshotRequest, StandingRequest};
 use lockstep_proto::v1::StatusReply;
+use tonic::transport::Channel;
 
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -39,13 +42,59 @@ fn hello(from: &StatusReply, to: &StatusReply) -> Hello {
     }
 }
 
-/// Asks a node, in the name of another one.
-async fn ask(cluster: &Cluster, to: u64) -> (PeerClient<tonic::transport::Channel>, Hello) {
-    let other = cluster.ids().into_iter().find(|id| *id != to).expect("more than one node");
-    let from = cluster.node(other).status().await.expect("it answers");
+/// Calls node `to` in the name of node `from`, as whoever reads both statuses can: the way there,
+/// and the hello.
+///
+/// # Panics
+/// When one of them does not answer.
+pub async fn claim(cluster: &Cluster, from: u64, to: u64) -> (PeerClient<Channel>, Hello) {
+    let from = cluster.node(from).status().await.expect("it answers");
     let hello = hello(&from, &cluster.node(to).status().await.expect("it answers"));
     let address = format!("http://{}", cluster.node(to).peer_addr);
     (PeerClient::connect(address).await.expect("it listens"), hello)
+}
+
+/// A payload of these fields (docs/formats.md, "Peer messages").
+pub fn payload(fields: &[&[u8]]) -> Bytes {
+    let mut bytes = [&[1][..], &fields.concat()].concat();
+    bytes.extend(crc32c::crc32c(&bytes).to_le_bytes());
+    bytes.into()
+}
+
+/// A vote, as a field.
+pub fn vote(term: u64, node: u64, committed: bool) -> Vec<u8> {
+    [&term.to_le_bytes()[..], &node.to_le_bytes(), &[committed.into()]].concat()
+}
+
+/// Sends a snapshot file, in a leader's name, as that of its last log id.
+///
+/// # Panics
+/// When the file can't be read.
+pub fn transfer(hello: Hello, vote: &[u8], file: &std::path::Path) -> Vec<InstallSnapshotRequest> {
+    let snapshot = Snapshot::open_file(file).expect("it is a snapshot");
+    let id = snapshot.id();
+    let last = id.last.expect("it is of a log");
+    // A membership of node 1 alone, without addresses.
+    let membership = [&[1, 1, 1, 1, 1, 0, 0][..], &[0; 16]].concat();
+    let fields = [
+        vote,
+        &[1],
+        &last.term.to_le_bytes(),
+        &last.node.0.to_le_bytes(),
+        &last.index.to_le_bytes(),
+        &id.file_crc32c.to_le_bytes(),
+        &id.length.to_le_bytes(),
+        &[0],
+        &membership,
+    ];
+    let header = Header { hello: Some(hello), head: payload(&fields), offset: 0 };
+    let bytes = std::fs::read(file).expect("it can be read");
+    let chunk = |data: &[u8]| {
+        let (data, crc32c) = (Bytes::copy_from_slice(data), crc32c::crc32c(data));
+        Part::Chunk(Chunk { data, crc32c })
+    };
+    let parts = std::iter::once(Part::Header(header)).chain(bytes.chunks(256 << 10).map(chunk));
+    parts.map(|part| InstallSnapshotRequest { part: Some(part) }).collect()
 }
 
 /// Writes entries behind the logs of nodes that do not run, as their leader did the last one: no
@@ -79,7 +128,8 @@ pub fn append(nodes: &[&Node], entries: &[Bytes]) {
 /// # Panics
 /// When it does not say.
 pub async fn standing(cluster: &Cluster, node: u64) -> String {
-    let (mut peer, hello) = ask(cluster, node).await;
+    let other = cluster.ids().into_iter().find(|id| *id != node).expect("more than one node");
+    let (mut peer, hello) = claim(cluster, other, node).await;
     let asked = peer.standing(StandingRequest { hello: Some(hello) }).await;
     asked.expect("it answers").into_inner().parked
 }

@@ -21,6 +21,7 @@ mod guest_logs;
 mod history;
 mod hostile;
 mod hostility;
+mod impostors;
 mod limits;
 mod machine_limits;
 mod membership;

@@ -75,6 +75,13 @@ impl Directory {
         directory
     }
 
+    /// The same, of machines that have come so far.
+    #[cfg(test)]
+    pub fn at(self, applied: LogIndex) -> Self {
+        self.advance(applied, 0);
+        self
+    }
+
     /// The picture as of the last change.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())

@@ -31,6 +31,8 @@ pub(super) enum Side {
     Refused,
     /// This node called, the peer refused.
     RefusedBy,
+    /// This node called, and the answer cannot be that of a node.
+    Answer,
     /// The peer had no room on its disk for what this node sent.
     Full,
     /// They talk, and one of them must not apply what the other does.
@@ -42,6 +44,7 @@ impl Side {
         match self {
             Self::Refused => format!("node {peer} is refused: {reason}"),
             Self::RefusedBy => format!("node {peer} refuses this node: {reason}"),
+            Self::Answer => format!("node {peer} answers what no node would: {reason}"),
             Self::Full => format!("node {peer} falls behind: {reason}"),
             Self::Profile => format!("the engine profile of node {peer} is {reason}"),
         }

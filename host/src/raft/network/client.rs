@@ -26,7 +26,7 @@ use tonic::{Code, Response, Status};
 use super::connections::{Link, describe};
 use super::hello::Local;
 use super::known::Known;
-use super::{payload, pipeline, send_snapshot};
+use super::{TERM_JUMP_MAX, payload, pipeline, send_snapshot};
 use crate::raft::store::convert::vote_from_raft;
 use crate::raft::type_config::{RaftVote, TypeConfig};
 use crate::storage::snapshot::Snapshot;
@@ -90,20 +90,24 @@ impl Peer {
 
     /// The peer answered what no node of this version answers.
     pub(super) fn nonsense(&self, what: impl std::fmt::Display) -> RPCError<TypeConfig> {
+        let what = what.to_string();
+        self.local.answered_badly(self.target, &what);
         let text = format!("node {} answered with a malformed message: {what}", self.target);
         RPCError::Unreachable(Unreachable::from_string(text))
     }
 
-    /// Refuses an answer whose term cannot be: adopted, it would use the terms up.
+    /// Refuses an answer whose term cannot be: adopted, it would use the terms up. It may be as far
+    /// above this node's as that of a call.
     pub(super) fn check_term(
         &self,
         ours: &RaftVote,
         theirs: &RaftVote,
     ) -> Result<(), RPCError<TypeConfig>> {
-        if pipeline::can_follow(ours, theirs) {
+        let [ours, theirs] = [ours, theirs].map(|vote| vote_from_raft(vote).term);
+        if theirs.saturating_sub(ours) <= TERM_JUMP_MAX {
             return Ok(());
         }
-        Err(self.nonsense(format!("to the vote {ours} it answers with the vote {theirs}")))
+        Err(self.nonsense(format!("to term {ours} it answers with term {theirs}")))
     }
 
     /// Waits for an answer, `limit` at most.
@@ -183,7 +187,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         let call = control.append_one(message);
         let reply = self.peer.answer(RPCTypes::AppendEntries, option.soft_ttl(), call).await?;
         self.peer.local.saw_profile(self.peer.target, &reply.engine_profile);
-        match expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))? {
+        match expected.check(&self.peer, &reply.payload)? {
             Ok(_) => Ok(AppendEntriesResponse::Success),
             Err(StreamAppendError::Conflict(_)) => Ok(AppendEntriesResponse::Conflict),
             Err(StreamAppendError::HigherVote(vote)) => Ok(AppendEntriesResponse::HigherVote(vote)),

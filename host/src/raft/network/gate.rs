@@ -11,8 +11,8 @@ use openraft::raft::AppendEntriesRequest;
 
 use super::handler::Machine;
 use super::hello::Local;
-use super::roster::{Hearsay, Roster};
-use super::{Network, Refusal, Rejected, TERM_JUMP_MAX, payload, receive_snapshot};
+use super::roster::{Hearsay, Roster, Witness};
+use super::{Known, Network, Refusal, Rejected, TERM_JUMP_MAX, payload, receive_snapshot};
 use crate::machine::{Directory, Proposal};
 use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
@@ -69,7 +69,25 @@ impl<SM: Machine> Gate<SM> {
         if let Some((node, disk)) = stranger {
             self.hearsay.introduce(&mut roster, node, disk).await;
         }
-        Ok(self.local.admit(hello, &roster, removed).await?)
+        let from = self.local.admit(hello, &roster, removed).await?;
+        if let Some(known) = hello.and_then(|hello| self.local.lost(hello)) {
+            self.check_log(from, known, &roster).await?;
+        }
+        Ok(from)
+    }
+
+    /// A caller says that this node's log went back. That would end the node's part in the cluster,
+    /// and anybody can call in the name of a member. So the member itself is asked, at the address
+    /// that this node's log has for it. A node that joins has no such address.
+    async fn check_log(&self, from: NodeId, known: Known, roster: &Roster) -> Result<(), Rejected> {
+        let said = match roster.is_joining() {
+            true => Some(known),
+            false => self.hearsay.known(roster, from).await?,
+        };
+        if let Some(known) = said {
+            self.local.compare(from, known).map_err(Refusal::WentBack)?;
+        }
+        Err(self.local.refuse(from, Refusal::FalseClaim { node: from }, roster).into())
     }
 
     /// Who calls, if this node knows it by itself.
@@ -97,6 +115,11 @@ impl<SM: Machine> Gate<SM> {
 
     fn was_removed(&self, node: NodeId) -> bool {
         self.directory.view().retired_nodes.contains(&node) && self.followed() != Some(node)
+    }
+
+    /// Refuses a caller that was let in as a member and has been removed since.
+    pub(super) fn check_present(&self, node: NodeId) -> Result<(), Rejected> {
+        if self.was_removed(node) { Err(Refusal::Removed { node }.into()) } else { Ok(()) }
     }
 
     /// The leader that this node follows, until it votes for another.
@@ -166,17 +189,23 @@ impl<SM: Machine> Gate<SM> {
             let reason = || format!("its state is {digest}, and this node's log says {own}");
             return if own == digest { Ok(()) } else { refused(reason()) };
         }
-        let said = self.hearsay.agreed(&roster, from, index).await;
-        match said.iter().find(|(_, agreed)| *agreed != digest) {
-            Some((node, agreed)) => {
-                refused(format!("its state is {digest}, and node {node} says {agreed}"))
-            }
-            None if said.is_empty() => {
-                tracing::warn!(%from, index, "no other member can confirm a snapshot");
-                Ok(())
-            }
-            None => Ok(()),
+        let (said, asked) = self.hearsay.checkpoint(&roster, from, index).await;
+        let differs = |witness: &&Witness| witness.agreed.is_some_and(|agreed| agreed != digest);
+        if let Some(Witness { node, agreed: Some(agreed), .. }) = said.iter().find(differs) {
+            return refused(format!("its state is {digest}, and node {node} says {agreed}"));
         }
+        if said.iter().any(|witness| witness.agreed.is_some()) {
+            return Ok(());
+        }
+        if let Some(Witness { node, .. }) = said.iter().find(|witness| witness.applied >= index) {
+            return refused(format!("node {node} has come past it, and knows of no agreement"));
+        }
+        // What was agreed on, a majority has come to: the sender and one more at least.
+        if asked > 0 && said.len() == asked {
+            return refused("no other member has come so far".to_owned());
+        }
+        tracing::warn!(%from, index, "no other member can confirm a snapshot");
+        Ok(())
     }
 
     /// Refuses entries that the disk has no room for. A request without entries (a heartbeat, a
@@ -207,9 +236,7 @@ impl<SM: Machine> AppendGate<SM> {
         &mut self,
         request: peer::AppendRequest,
     ) -> Result<AppendEntriesRequest<TypeConfig>, Rejected> {
-        if self.gate.was_removed(self.from) {
-            return Err(Refusal::Removed { node: self.from }.into());
-        }
+        self.gate.check_present(self.from)?;
         self.gate.take_room(&request)?;
         let request = payload::decode_append(request)?;
         if self.passed != Some(request.vote) {

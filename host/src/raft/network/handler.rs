@@ -212,7 +212,10 @@ impl<SM: Machine> PeerHandler<SM> {
         if !self.gate.space.take(head.id.length.saturating_sub(offset)) {
             return Err(Rejected::DiskFull);
         }
-        let check = async |snapshot| self.gate.check_snapshot(from, snapshot).await;
+        let check = async |snapshot| {
+            self.gate.check_present(from)?;
+            self.gate.check_snapshot(from, snapshot).await
+        };
         let snapshot = self.inbox.receive(head.id, offset, requests, check).await?;
         tracing::info!(%from, length = head.id.length, "installing a snapshot of a peer");
         let snapshot = SnapshotOf::<TypeConfig, Snapshot> { meta: head.meta, snapshot };

@@ -178,6 +178,12 @@ impl Local {
         self.logs.note(peer, member, heard);
     }
 
+    /// What the sender of a hello says that this node had in its log, if the log has it no more.
+    pub(super) fn lost(&self, hello: &Hello) -> Option<Known> {
+        let known = hello.known.as_ref().map(Known::decode)?;
+        self.logs.own().filter(|log| known.is_lost_by(log)).map(|_| known)
+    }
+
     /// How far the sender of a hello is known to have had its log.
     pub(super) fn known_of(&self, hello: &Hello) -> Option<Known> {
         let disk = <[u8; 16]>::try_from(&hello.from_incarnation[..]).ok()?;
@@ -231,17 +237,16 @@ impl Local {
             Ok(cluster) => self.check_cluster(from, cluster).await,
             Err(refusal) => Err(refusal),
         };
-        let checked = checked.and_then(|()| self.check_log(from, hello));
-        match checked {
-            Ok(()) => {
-                self.clear(from, Side::Refused);
-                self.saw_profile(from, &hello.engine_profile);
-                Ok(from)
-            }
-            // The fault is here, and has an alarm of its own.
-            Err(refusal @ Refusal::WentBack(_)) => Err(refusal),
-            Err(refusal) => Err(self.refuse(from, refusal, roster)),
+        if let Err(refusal) = checked {
+            return Err(self.refuse(from, refusal, roster));
         }
+        // The fault is here, and has an alarm of its own.
+        if let Some(reason) = self.went_back() {
+            return Err(Refusal::WentBack(reason.to_owned()));
+        }
+        self.clear(from, Side::Refused);
+        self.saw_profile(from, &hello.engine_profile);
+        Ok(from)
     }
 
     /// Shows the operator that a call of `from` was refused.
@@ -290,12 +295,6 @@ impl Local {
         }
     }
 
-    /// Refuses everybody once a peer knows that this node's log went back.
-    fn check_log(&self, from: NodeId, hello: &Hello) -> Result<(), Refusal> {
-        let known = hello.known.as_ref().map(Known::decode).unwrap_or_default();
-        self.compare(from, known).map_err(Refusal::WentBack)
-    }
-
     /// A node in no cluster follows whoever means it, id and disk: only a node that was told to
     /// add it knows both.
     async fn check_cluster(
@@ -331,6 +330,11 @@ impl Local {
     pub(super) fn accepted_by(&self, peer: NodeId) {
         self.removed.store(false, Ordering::Relaxed);
         self.clear(peer, Side::RefusedBy);
+    }
+
+    /// `peer` answered what no node of this version answers.
+    pub(super) fn answered_badly(&self, peer: NodeId, reason: &str) {
+        self.raise(peer, Side::Answer, reason);
     }
 
     /// `peer` has no room for entries or a snapshot.

@@ -32,9 +32,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::client::{Peer, ready};
+use super::payload;
 use super::connections::Link;
 use super::known::Known;
-use super::{TERM_JUMP_MAX, payload};
 use crate::raft::store::convert::{log_id_from_raft, vote_from_raft};
 use crate::raft::type_config::{RaftLogId, RaftVote, TypeConfig};
 
@@ -85,23 +85,20 @@ impl Expected {
     /// a quorum.
     pub(super) fn check(
         &self,
+        peer: &Peer,
         payload: &[u8],
-    ) -> Result<StreamAppendResult<TypeConfig>, payload::Error> {
-        let result = payload::decode_append_result(payload)?;
+    ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+        let result = payload::decode_append_result(payload).map_err(|error| peer.nonsense(error))?;
         let fits = match &result {
             Ok(matched) => *matched == self.last,
             Err(StreamAppendError::Conflict(at)) => Some(at) == self.previous.as_ref(),
-            Err(StreamAppendError::HigherVote(vote)) => can_follow(&self.vote, vote),
+            Err(StreamAppendError::HigherVote(vote)) => {
+                peer.check_term(&self.vote, vote)?;
+                true
+            }
         };
-        if fits { Ok(result) } else { Err(payload::Error::Value("answer to this request")) }
+        if fits { Ok(result) } else { Err(peer.nonsense("it does not answer the request")) }
     }
-}
-
-/// Whether a node that was told of `ours` can have `theirs`: the term of an answer may be as far
-/// above as that of a call.
-pub(super) fn can_follow(ours: &RaftVote, theirs: &RaftVote) -> bool {
-    let term = |vote: &RaftVote| vote_from_raft(vote).term;
-    term(theirs).saturating_sub(term(ours)) <= TERM_JUMP_MAX
 }
 
 /// Opens the stream to a peer; the returned one yields a result for each request of `input`, in
@@ -273,7 +270,7 @@ where
             self.takes_entries = true;
             self.peer.local.takes_entries(self.peer.target);
         }
-        let result = expected.check(&reply.payload).map_err(|error| self.peer.nonsense(error))?;
+        let result = expected.check(&self.peer, &reply.payload)?;
         if let Ok(matched) = &result {
             let last = matched.as_ref().map(log_id_from_raft);
             let term = vote_from_raft(&expected.vote).term;

@@ -82,6 +82,15 @@ pub enum Refusal {
         /// This node's.
         ours: Term,
     },
+    /// The caller claims what the node in whose name it calls does not say.
+    #[error(
+        "a caller in the name of node {node} says that this node's log went back, and node {node} \
+         itself does not say so"
+    )]
+    FalseClaim {
+        /// In whose name it calls.
+        node: NodeId,
+    },
     /// The caller is of another cluster.
     #[error("node {node} is of cluster {theirs}, this node of cluster {ours}")]
     OtherCluster {

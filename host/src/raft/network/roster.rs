@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
-use super::Network;
+use super::{Known, Network, Rejected};
 use crate::types::{Incarnation, LogIndex, Member, Membership, NodeId, StateDigest};
 
 /// Time between two rounds of questions.
@@ -82,6 +82,11 @@ impl Roster {
         self.members.contains_key(&node)
     }
 
+    /// How a member is reached, by this node's own log.
+    fn member(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node).filter(|member| !member.peer_addr.is_empty())
+    }
+
     /// Every member.
     pub(super) fn members(&self) -> impl Iterator<Item = (NodeId, &Member)> {
         self.members.iter().map(|(node, member)| (*node, member))
@@ -94,12 +99,23 @@ impl Roster {
     }
 }
 
+/// What a member says of a checkpoint.
+pub(super) struct Witness {
+    pub(super) node: NodeId,
+    /// How far it has applied the log.
+    pub(super) applied: LogIndex,
+    /// The state that the cluster agreed on there, if the member knows of it.
+    pub(super) agreed: Option<StateDigest>,
+}
+
 /// What the members said lately of who is a member.
 pub(super) struct Hearsay {
     network: Network,
     said: Mutex<Said>,
     /// One round of questions at a time.
     asking: tokio::sync::Mutex<()>,
+    /// When a member was last asked what it knows of this node's log.
+    confirmed: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -122,7 +138,8 @@ impl Said {
 
 impl Hearsay {
     pub(super) fn new(network: Network) -> Self {
-        Self { network, said: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        let (asking, confirmed) = Default::default();
+        Self { network, said: Mutex::default(), asking, confirmed }
     }
 
     /// Adds a stranger to the roster if a member names it. Waits for the answers, at most
@@ -160,22 +177,41 @@ impl Hearsay {
         false
     }
 
-    /// What the other members say that the cluster agreed on at a checkpoint; those that do not
-    /// know, or do not answer, are left out.
-    pub(super) async fn agreed(
+    /// How far a member itself says that this node had its log.
+    pub(super) async fn known(
+        &self,
+        roster: &Roster,
+        node: NodeId,
+    ) -> Result<Option<Known>, Rejected> {
+        let later = |reason: &str| Rejected::Failed(format!("node {node} {reason}"));
+        let member = roster.member(node).ok_or_else(|| later("has no address to be asked at"))?;
+        let mut last = self.confirmed.try_lock().map_err(|_| later("is being asked"))?;
+        if last.is_some_and(|last| last.elapsed() < ASK_INTERVAL) {
+            return Err(later("was just asked"));
+        }
+        let said = self.network.standing(node, member, ANSWERS_WITHIN).await;
+        *last = Some(Instant::now());
+        Ok(said?.known)
+    }
+
+    /// What the other members say of a checkpoint; those that do not answer, or apply nothing, are
+    /// left out. And how many were asked.
+    pub(super) async fn checkpoint(
         &self,
         roster: &Roster,
         sender: NodeId,
         at: LogIndex,
-    ) -> Vec<(NodeId, StateDigest)> {
+    ) -> (Vec<Witness>, usize) {
         let others = roster.members().filter(|(id, _)| *id != roster.this && *id != sender);
-        let question = async |(id, member)| {
-            let said = self.network.standing(id, member, ANSWERS_WITHIN).await.ok()?;
+        let question = async |(node, member)| {
+            let said = self.network.standing(node, member, ANSWERS_WITHIN).await.ok()?;
             let agreed = said.agreed.into_iter().find(|(index, _)| *index == at);
-            agreed.map(|(_, digest)| (id, digest))
+            let agreed = agreed.map(|(_, digest)| digest);
+            said.parked.is_empty().then_some(Witness { node, applied: said.applied, agreed })
         };
         let answers = futures::future::join_all(others.map(question)).await;
-        answers.into_iter().flatten().collect()
+        let asked = answers.len();
+        (answers.into_iter().flatten().collect(), asked)
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, Said> {

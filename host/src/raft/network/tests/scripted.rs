@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{AbortOnDrop, CLUSTER, local, member};
 use crate::raft::network::client::Client;
-use crate::raft::network::{Network, payload, pipeline};
+use crate::raft::network::{Network, TERM_JUMP_MAX, payload, pipeline};
 use crate::raft::store::convert::{log_id_to_raft, vote_to_raft};
 use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, TypeConfig};
 use crate::types::{LogId, NodeId, Vote};
@@ -241,6 +241,24 @@ async fn a_false_acknowledgement_is_refused() {
     for replies in [matched(2..=2), matched(0..=0), vec![Ok(None)], false_conflict] {
         let results = run(fixed(1, replies), 1).await;
         assert!(matches!(results[..], [Err(RPCError::Unreachable(_))]), "{results:?}");
+    }
+}
+
+/// A term that elections cannot have made would use the terms up, were it adopted from an answer:
+/// it is refused, and an alarm names the node and both terms.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_with_a_term_that_jumps_is_an_alarm() {
+    for term in [1 + TERM_JUMP_MAX + 1, (1 << 62) - 1] {
+        let higher = vote_to_raft(Vote { term, node: NodeId(2), committed: false });
+        let script = fixed(1, vec![Err(StreamAppendError::HigherVote(higher))]);
+        let (mut client, _server) = client(script).await;
+        let peer = Arc::clone(&client.peer);
+        let input = futures::stream::iter(requests(1));
+        let results: Results = client.stream_append(input, option()).await.unwrap().collect().await;
+        assert!(matches!(results[..], [Err(RPCError::Unreachable(_))]), "{results:?}");
+        let alarm =
+            format!("node 2 answers what no node would: to term 1 it answers with term {term}");
+        assert_eq!(peer.local.alarms(), [alarm]);
     }
 }
 

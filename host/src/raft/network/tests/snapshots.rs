@@ -295,18 +295,26 @@ async fn a_snapshot_that_was_not_agreed_on_is_refused() {
     let snapshot = build(&leader, 200);
     let agreed = digest_of(&snapshot.snapshot).unwrap();
     let other = StateDigest([9; 32]);
-    for (own, of_member, expected) in [
-        (Some(other), None, Some("this node's log says 0909")),
-        (None, Some(other), Some("node 3 says 0909")),
-        (Some(agreed), Some(other), None),
-        (None, Some(agreed), None),
-        (None, None, None),
+    let nowhere = "127.0.0.1:9".parse().unwrap();
+    let nothing = || Arc::new(Directory::default());
+    let past = Arc::new(Directory::default().at(201));
+    for (own, third, expected) in [
+        (knowing(other), Some(nothing()), Some("this node's log says 0909")),
+        (nothing(), Some(knowing(other)), Some("node 3 says 0909")),
+        (nothing(), Some(past), Some("node 3 has come past it, and knows of no agreement")),
+        (nothing(), Some(nothing()), Some("no other member has come so far")),
+        (knowing(agreed), Some(knowing(other)), None),
+        (nothing(), Some(knowing(agreed)), None),
+        (nothing(), None, None),
     ] {
-        let shown = |digest: Option<StateDigest>| digest.map(knowing).unwrap_or_default();
-        let node = Node::start_showing(2, Some(CLUSTER), shown(own)).await;
-        let third = Node::start_showing(3, Some(CLUSTER), shown(of_member)).await;
-        let members = [(1, "127.0.0.1:9".parse().unwrap()), (2, node.address), (3, third.address)];
-        for member in [&node, &third] {
+        let node = Node::start_showing(2, Some(CLUSTER), own).await;
+        let third = match third {
+            Some(shown) => Some(Node::start_showing(3, Some(CLUSTER), shown).await),
+            None => None,
+        };
+        let third_at = third.as_ref().map_or(nowhere, |third| third.address);
+        let members = [(1, nowhere), (2, node.address), (3, third_at)];
+        for member in [&node].into_iter().chain(&third) {
             member.knows(&members).await;
         }
         let file = bytes(&snapshot.snapshot);
