@@ -12,16 +12,21 @@ use futures::StreamExt as _;
 use futures::future::join_all;
 use futures::stream::{self, FuturesUnordered};
 use lockstep_client::{Client, Consistency};
+use lockstep_proto::peer::peer_client::PeerClient;
+use lockstep_proto::peer::{Hello, StandingRequest};
 use lockstep_proto::v1::client_client::ClientClient;
 use lockstep_proto::v1::{ExecuteRequest, ExecuteStreamRequest, QueryRequest, StatusReply};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, timeout};
 use tonic::transport::{Channel, Endpoint};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 
 use crate::cluster::{Cluster, Plan, SOON};
 use crate::wait::{throughout, until};
-use crate::{kv, load, program};
+use crate::{kv, load, peer, program};
 
 /// What a node may hold beside its guests by default, in bytes (docs/operations.md).
 pub const MEMORY_BUDGET_BYTES: u64 = 1 << 30;
@@ -33,9 +38,9 @@ const BACK_WITHIN: Duration = Duration::from_secs(10);
 const LONG: usize = (1 << 20) - 100;
 /// Commands of a stream that is not read.
 const UNREAD: u64 = 16_384;
-/// Time between two commands of a good writer.
+/// Time between two commands of a good client.
 const PACE: Duration = Duration::from_millis(10);
-/// Good writers.
+/// Good clients.
 const GOOD: usize = 4;
 
 /// What is done to a cluster.
@@ -59,12 +64,18 @@ pub enum Row {
     Connections,
     /// Names of machines as long as a message can be.
     Names,
+    /// Connections that have shown that their replies are short, and ask for long ones then.
+    Taught,
+    /// Streams that are not of commands, full of short requests, whose replies nobody reads.
+    Reflections,
+    /// Calls under made-up ids at the port for peers.
+    Strangers,
 }
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug)]
 pub struct Verdict {
-    /// Commands of the good client that were answered.
+    /// Commands and queries of the good clients that were answered.
     pub answered: usize,
     /// Those that were not.
     pub failed: usize,
@@ -81,12 +92,14 @@ pub struct Verdict {
 struct Target {
     leader: String,
     leader_peer: String,
+    /// A follower's hello to the leader.
+    hello: Hello,
     client: Client,
 }
 
 impl Row {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Replies,
         Self::SlowReaders,
         Self::Partial,
@@ -96,6 +109,9 @@ impl Row {
         Self::Modules,
         Self::Connections,
         Self::Names,
+        Self::Taught,
+        Self::Reflections,
+        Self::Strangers,
     ];
 
     async fn attack(self, target: Target) {
@@ -117,6 +133,9 @@ impl Row {
                 }
                 Self::Connections => silent(&target).await,
                 Self::Names => names(&target).await,
+                Self::Taught => taught(&target).await,
+                Self::Reflections => reflections(&target).await,
+                Self::Strangers => strangers(&target).await,
             }
             // One that is refused at once would only measure how fast it can be refused.
             tokio::task::yield_now().await;
@@ -222,6 +241,62 @@ async fn names(target: &Target) {
     }
 }
 
+/// Asks for many short replies, then for as many long ones at once, and takes all of them.
+async fn taught(target: &Target) {
+    let Some(channel) = channel(&target.leader).await else { return };
+    for (command, count) in [(kv::text("GET short"), 1_000), (kv::text("GET long"), 512)] {
+        let mut service = ClientClient::new(channel.clone());
+        let requests = (0..count).map(move |id| {
+            let (machine, command) = (kv::MACHINE.into(), command.clone());
+            let request = ExecuteRequest { machine, command, session: None };
+            ExecuteStreamRequest { id, request: Some(request), timeout_ms: 60_000 }
+        });
+        let opened =
+            timeout(Duration::from_secs(1), service.execute_stream(stream::iter(requests)));
+        let Ok(Ok(replies)) = opened.await else { return };
+        let mut replies = replies.into_inner();
+        // The node may close the connection meanwhile.
+        let taken = async { while let Ok(Some(_)) = replies.message().await {} };
+        let _ = timeout(Duration::from_secs(3), taken).await;
+    }
+}
+
+/// Opens streams of the service that describes the others, sends much on them and reads nothing.
+async fn reflections(target: &Target) {
+    let mut kept = Vec::new();
+    for _ in 0..20 {
+        let Some(channel) = channel(&target.leader).await else { continue };
+        for _ in 0..50 {
+            let mut service = ServerReflectionClient::new(channel.clone());
+            let message = MessageRequest::FileContainingSymbol("lockstep.v1.Client".to_owned());
+            let request =
+                ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+            let requests = stream::iter(std::iter::repeat_n(request, 20_000));
+            let opened = service.server_reflection_info(requests);
+            let Ok(opened) = timeout(Duration::from_millis(100), opened).await else { break };
+            kept.push(opened);
+        }
+    }
+    linger().await;
+}
+
+/// Says hello under many ids, on many connections, as fast as it is refused.
+async fn strangers(target: &Target) {
+    let calls = (0..32).map(|_| stranger(target.leader_peer.clone(), target.hello.clone()));
+    join_all(calls).await;
+}
+
+async fn stranger(address: String, hello: Hello) {
+    let Some(channel) = channel(&address).await else { return };
+    let mut peer = PeerClient::new(channel);
+    for _ in 0..200 {
+        let hello = Hello { from_node: fastrand::u64(100..), ..hello.clone() };
+        let asked = peer.standing(StandingRequest { hello: Some(hello) });
+        let asked = timeout(Duration::from_secs(1), asked).await;
+        assert!(!matches!(asked, Ok(Ok(_))), "a stranger is answered");
+    }
+}
+
 /// The counter, with a section of its own that says nothing.
 ///
 /// # Panics
@@ -233,7 +308,7 @@ pub fn unique_module() -> Vec<u8> {
     module
 }
 
-/// Writers that send little, and note how long each command takes.
+/// Clients that write and read little, and note how long each command and query takes.
 struct Good(JoinSet<Vec<(Duration, bool)>>);
 
 impl Good {
@@ -245,10 +320,13 @@ impl Good {
                 let (mut taken, mut pace) = (Vec::new(), interval(PACE));
                 while Instant::now() < end {
                     pace.tick().await;
-                    let started = Instant::now();
-                    let line = format!("SET good-{number} v");
-                    let answered = client.execute(kv::MACHINE, kv::text(&line)).await;
-                    taken.push((started.elapsed(), answered.is_ok()));
+                    let (key, started) = (format!("good-{number}"), Instant::now());
+                    let line = kv::text(&format!("SET {key} v"));
+                    let written = client.execute(kv::MACHINE, line).await.is_ok();
+                    taken.push((started.elapsed(), written));
+                    let (line, started) = (kv::text(&format!("GET {key}")), Instant::now());
+                    let read = client.query(kv::MACHINE, line, Consistency::Linearizable).await;
+                    taken.push((started.elapsed(), read.is_ok()));
                 }
                 taken
             });
@@ -278,14 +356,16 @@ fn held(cluster: &Cluster, status: &StatusReply) -> (u64, u64) {
 pub async fn run(row: Row, duration: Duration) -> Verdict {
     let mut cluster = Plan::new(3).start().await;
     load::write(&cluster.client(), "long", &"x".repeat(LONG)).await;
+    load::write(&cluster.client(), "short", "x").await;
     cluster.level(&cluster.ids(), SOON).await;
     let leader = cluster.leader().await;
     let before = cluster.statuses().await;
     let at_first: Vec<_> = before.iter().map(|status| held(&cluster, status)).collect();
     let good = Good::start(&cluster, Instant::now() + duration);
     let victim = cluster.node(leader);
-    let (address, peer) = (victim.client_addr.clone(), victim.peer_addr.clone());
-    let target = Target { leader: address, leader_peer: peer, client: cluster.client() };
+    let (address, leader_peer) = (victim.client_addr.clone(), victim.peer_addr.clone());
+    let (_, hello) = peer::claim(&cluster, leader % 3 + 1, leader).await;
+    let target = Target { leader: address, leader_peer, hello, client: cluster.client() };
     let mut attack = JoinSet::new();
     attack.spawn(row.attack(target));
     let mut grown_max = 0;

@@ -14,15 +14,11 @@ use tokio::net::TcpStream;
 /// How long each attack goes on.
 const ATTACK: Duration = Duration::from_secs(4);
 
-/// FIXME: while many long replies are asked for, a leader may lose its place on a machine that has
-/// too few processors for three nodes and the attack: heartbeats were late by up to 1.7 s.
-const MAY_MOVE_LEADERS: [Row; 2] = [Row::Replies, Row::SlowReaders];
-
 /// Resident memory stays under its bound, nobody else leads, and everything is back soon after.
 async fn holds(row: Row) {
     let verdict = hostile::run(row, ATTACK).await;
     assert!(verdict.answered > 0, "{verdict:?}");
-    assert!(verdict.same_leader || MAY_MOVE_LEADERS.contains(&row), "{verdict:?}");
+    assert!(verdict.same_leader, "{verdict:?}");
 }
 
 macro_rules! rows {
@@ -52,6 +48,9 @@ rows! {
     many_modules_at_once: Modules,
     connections_that_say_nothing: Connections,
     names_as_long_as_messages: Names,
+    long_replies_after_short_ones: Taught,
+    streams_of_requests_that_nobody_reads: Reflections,
+    hellos_of_strangers: Strangers,
 }
 
 /// A node with few descriptors keeps those that it needs, however many connections come: it takes
@@ -70,6 +69,37 @@ async fn connections_leave_files_for_a_checkpoint() {
     cluster.run(&["snapshot"]).await.ok();
     load::write(&cluster.client(), "k", "v").await;
     drop(kept);
+    assert!(cluster.node_mut(1).runs());
+}
+
+/// A snapshot that finds no descriptor for its file is tried again by itself, with an alarm
+/// meanwhile: no other checkpoint is needed, and the node runs on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_without_a_descriptor_is_tried_again() {
+    let mut cluster = Plan::new(1).start().await;
+    let client = cluster.client();
+    load::write(&client, "k", "v").await;
+    let before = client.status().await.expect("it answers").snapshot_index;
+    let files = cluster.node(1).allow_files(8);
+    let asking = client.with_timeout(SOON);
+    let asked = tokio::spawn(async move { asking.snapshot().await });
+    until("the alarm", SOON, async || {
+        let alarms = client.status().await.map_err(|error| error.to_string())?.alarms;
+        let found = alarms.iter().any(|a| a.contains("no file for a snapshot can be opened"));
+        if found { Ok(()) } else { Err(format!("{alarms:?}")) }
+    })
+    .await;
+    cluster.node(1).allow_files(files);
+    let taken = asked.await.expect("it does not panic").expect("it is taken");
+    assert!(taken > before);
+    until("the alarm to end", SOON, async || {
+        let alarms = client.status().await.map_err(|error| error.to_string())?.alarms;
+        if alarms.is_empty() { Ok(()) } else { Err(format!("{alarms:?}")) }
+    })
+    .await;
+    let status = client.status().await.expect("it answers");
+    assert_eq!(status.checkpoints.last().map(|last| last.index), Some(taken), "there is no other");
+    load::write(&client, "k", "w").await;
     assert!(cluster.node_mut(1).runs());
 }
 

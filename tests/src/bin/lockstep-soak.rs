@@ -29,6 +29,9 @@ enum Task {
         /// Seconds for which each goes on.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
+        /// Only these kinds, by their names in `tests/src/hostile.rs`.
+        #[arg(long)]
+        row: Vec<String>,
     },
     /// Checks a history that a run has kept once more.
     Check {
@@ -82,7 +85,7 @@ impl From<KindName> for Kind {
 async fn main() -> ExitCode {
     match Arguments::parse().task {
         Task::History(arguments) => soak(&arguments).await,
-        Task::Hostile { seconds } => return hostile(Duration::from_secs(seconds)).await,
+        Task::Hostile { seconds, row } => return hostile(Duration::from_secs(seconds), &row).await,
         Task::Check { file } => return check(&file),
     }
     ExitCode::SUCCESS
@@ -91,9 +94,10 @@ async fn main() -> ExitCode {
 /// The good client waits no longer for 99 of 100 commands.
 const GOOD_P99_MAX: Duration = Duration::from_millis(250);
 
-async fn hostile(duration: Duration) -> ExitCode {
+async fn hostile(duration: Duration, only: &[String]) -> ExitCode {
     let mut code = ExitCode::SUCCESS;
-    for row in Row::ALL {
+    let is_asked = |row: &Row| only.is_empty() || only.contains(&format!("{row:?}"));
+    for row in Row::ALL.into_iter().filter(is_asked) {
         let verdict = hostile::run(row, duration).await;
         let said = match (verdict.p99 > GOOD_P99_MAX, verdict.same_leader) {
             (_, false) => "ANOTHER LEADER",
@@ -101,7 +105,7 @@ async fn hostile(duration: Duration) -> ExitCode {
             _ => "ok",
         };
         println!(
-            "{row:?}: {said}: {} commands answered, {} failed, p99 {:.0} ms; nodes grew by {} MiB",
+            "{row:?}: {said}: {} commands and queries answered, {} failed, p99 {:.0} ms; nodes grew by {} MiB",
             verdict.answered,
             verdict.failed,
             verdict.p99.as_secs_f64() * 1e3,
