@@ -105,7 +105,7 @@ async fn hostile(duration: Duration, only: &[String]) -> ExitCode {
             _ => "ok",
         };
         println!(
-            "{row:?}: {said}: {} commands and queries answered, {} failed, p99 {:.0} ms; nodes grew by {} MiB",
+            "{row:?}: {said}: {} requests answered, {} failed, p99 {:.0} ms; nodes grew by {} MiB",
             verdict.answered,
             verdict.failed,
             verdict.p99.as_secs_f64() * 1e3,

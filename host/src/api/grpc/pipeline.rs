@@ -64,9 +64,9 @@ where
     B: FnMut(Q) -> (usize, F),
     F: Future<Output = (usize, R)>,
 {
-    /// Runs what `begin` makes of each request, while there is `room`: with nothing under way, one is
-    /// let in. After `stop`, or a request that cannot be read, it reads no more, and ends with the
-    /// reason once what is under way has been answered.
+    /// Runs what `begin` makes of each request, while there is `room`: with nothing under way, one
+    /// is let in. After `stop`, or a request that cannot be read, it reads no more, and ends with
+    /// the reason once what is under way has been answered.
     pub(super) fn new(
         requests: S,
         stop: impl Future<Output = ()> + Send + 'static,
