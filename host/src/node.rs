@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::group::Group;
 use crate::raft::Replica;
 use crate::wasm::{self, Engine};
-use connections::Doors;
+use connections::Listeners;
 
 pub use crate::machine::snapshot::backup::{ExportState, SavedMachine};
 pub use crate::machine::{LIMITS, LIMITS_COUNT, LimitUnit, Limits};
@@ -67,11 +67,12 @@ impl Node {
     /// damaged files, a port in use, a disk without room, an unusable configuration.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         config.file.check()?;
-        let doors = Doors::open(&config).await?;
+        let listeners = Listeners::open(&config).await?;
         let group = Group::start(&config).await?;
         let signals = Signals::default();
         let mut servers = JoinSet::new();
-        let peers = api::peer::serve(doors.peers, Arc::clone(group.peers()), signals.end.clone());
+        let peers =
+            api::peer::serve(listeners.peers, Arc::clone(group.peers()), signals.end.clone());
         servers.spawn(async move { ("peers", peers.await.map_err(Into::into)) });
         let options = Options {
             forward: config.forward,
@@ -79,7 +80,7 @@ impl Node {
         };
         let (drain, close) = (signals.drain.clone(), signals.close.clone());
         let services = Services::new(group.replica().clone(), options, drain, close);
-        let clients = api::serve_clients(doors.clients, services.clone());
+        let clients = api::serve_clients(listeners.clients, services.clone());
         servers.spawn(async move { ("clients", clients.await.map_err(Into::into)) });
         announce(&config, group.replica());
         Ok(Self { group, services, signals, servers })

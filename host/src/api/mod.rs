@@ -2,6 +2,8 @@
 //!
 //! The only module besides `raft::network` that knows tonic.
 
+mod connection;
 mod grpc;
 
-pub use grpc::{Door, Options, Services, peer, serve_clients};
+pub use connection::Listener;
+pub use grpc::{Options, Services, peer, serve_clients};

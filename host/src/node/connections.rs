@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 
-use crate::api::Door;
+use crate::api::Listener;
 use crate::budget::Budget;
 use crate::config::Config;
 
@@ -18,21 +18,21 @@ const PEER_CONNECTIONS_MAX: u64 = 64;
 const CLIENT_CONNECTIONS_MIN: u64 = 16;
 
 /// Where connections come in.
-pub(super) struct Doors {
-    pub(super) clients: Door,
-    pub(super) peers: Door,
+pub(super) struct Listeners {
+    pub(super) clients: Listener,
+    pub(super) peers: Listener,
 }
 
-impl Doors {
-    /// Opens both doors.
+impl Listeners {
+    /// Binds both.
     pub(super) async fn open(config: &Config) -> anyhow::Result<Self> {
         let (clients_max, peers_max) = limits(config.file.client_connections_max);
         let clients = bind("clients", config.client_addr).await?;
         let peers = bind("peers", config.peer_addr).await?;
         let budget = Budget::new(config.file.client_budget_bytes());
-        let clients = Door::new(clients, budget, clients_max, "clients");
+        let clients = Listener::new(clients, budget, clients_max, "clients");
         let budget = Budget::new(config.file.peer_budget_bytes());
-        let peers = Door::new(peers, budget, peers_max, "peers");
+        let peers = Listener::new(peers, budget, peers_max, "peers");
         Ok(Self { clients, peers })
     }
 }

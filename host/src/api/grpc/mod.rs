@@ -7,7 +7,6 @@
 mod admin;
 mod answered;
 mod client;
-mod connection;
 mod convert;
 mod edge;
 mod error;
@@ -27,12 +26,15 @@ use lockstep_proto::v1::admin_server::AdminServer;
 use lockstep_proto::v1::client_server::ClientServer;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic_health::pb::health_server::HealthServer;
 
+use crate::api::Listener;
+use crate::api::connection::Connection;
 use crate::budget;
+use crate::budget::Account;
 use crate::config::limits;
 use crate::raft::{Error, Replica};
-pub use connection::Door;
 use forward::Forward;
 use metered::{Carries, Drain, Meter};
 use turns::Turns;
@@ -133,14 +135,17 @@ impl Services {
     }
 }
 
-/// Serves clients and operators who come in by `door`, which is shut when the services drain. Ends
-/// once they are closed and every call has ended.
+/// Serves clients and operators who come in by `listener`, which is shut when the services drain.
+/// Ends once they are closed and every call has ended.
 ///
 /// # Errors
 /// When the server fails.
-pub async fn serve_clients(door: Door, services: Services) -> Result<(), tonic::transport::Error> {
+pub async fn serve_clients(
+    listener: Listener,
+    services: Services,
+) -> Result<(), tonic::transport::Error> {
     let (drain, close) = (services.drain.clone(), services.close.clone());
-    let incoming = door.incoming(drain.token());
+    let incoming = listener.incoming(drain.token());
     Server::builder()
         .layer(answered::Answering)
         .layer(Meter { rules: carries, drain, is_strict: false })
@@ -158,6 +163,15 @@ pub async fn serve_clients(door: Door, services: Services) -> Result<(), tonic::
         .add_service(reflection())
         .serve_with_incoming_shutdown(incoming, close.cancelled_owned())
         .await
+}
+
+/// A call finds the account of its connection in the extensions of its request.
+impl Connected for Connection {
+    type ConnectInfo = Account;
+
+    fn connect_info(&self) -> Account {
+        self.account().clone()
+    }
 }
 
 /// What each method takes in.

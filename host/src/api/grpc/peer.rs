@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connection::Door;
 use super::metered::{Carries, Drain, Meter};
 use crate::budget::Account;
+use crate::api::Listener;
 use crate::raft::network::{
     FIRST_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine,
     PeerHandler, Rejected, WINDOW_BYTES,
@@ -31,13 +31,13 @@ fn service<SM: Machine>(handler: Arc<PeerHandler<SM>>) -> PeerServer<PeerService
         .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
-/// Serves peers who come in by `door` until `end`, with the limits and connection settings
+/// Serves peers who come in by `listener` until `end`, with the limits and connection settings
 /// that traffic between nodes needs.
 ///
 /// # Errors
 /// When the server fails.
 pub async fn serve<SM: Machine>(
-    door: Door,
+    listener: Listener,
     handler: Arc<PeerHandler<SM>>,
     end: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -54,7 +54,7 @@ pub async fn serve<SM: Machine>(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service(handler))
-        .serve_with_incoming_shutdown(door.incoming(CancellationToken::new()), shutdown)
+        .serve_with_incoming_shutdown(listener.incoming(CancellationToken::new()), shutdown)
         .await
 }
 

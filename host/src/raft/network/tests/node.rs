@@ -129,8 +129,8 @@ impl Node {
         let handler = Arc::new(handler);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let door = api::Door::new(listener, Budget::new(128 << 20), 64, "peers");
-        let server = api::peer::serve(door, handler.clone(), CancellationToken::new());
+        let listener = api::Listener::new(listener, Budget::new(128 << 20), 64, "peers");
+        let server = api::peer::serve(listener, handler.clone(), CancellationToken::new());
         let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
         Self {
             raft,

@@ -1,7 +1,8 @@
-//! Connections: how many there may be, and when one is ended.
+//! Connections: how many there may be, and when one is ended. What is spoken on them is not known
+//! here.
 //!
-//! A connection ends when nothing was read from it for a while (one that lives answers the pings
-//! of HTTP/2), or when its account was closed for what it holds.
+//! A connection ends when nothing was read from it for a while (in HTTP/2, one that lives answers
+//! pings), or when its account was closed for what it holds.
 //!
 //! **Invariant:** there are never more than there is room for; who never asked for anything gives
 //! way to who comes. **Invariant:** a failing `accept` ends nothing: it is tried again.
@@ -19,11 +20,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::Connected;
 
 use crate::budget::{Account, Budget};
 
-/// A connection from which nothing came for so long is ended. The pings of HTTP/2 come more often.
+/// A connection from which nothing came for so long is ended.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// Wait before `accept` is tried again after it failed, as it does without a free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -31,24 +31,24 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const PLACE_WAIT: Duration = Duration::from_secs(1);
 
 /// Where connections come in.
-pub struct Door {
-    listener: TcpListener,
+pub struct Listener {
+    tcp: TcpListener,
     budget: Budget,
     places: Arc<Semaphore>,
     who: &'static str,
 }
 
-impl Door {
-    /// A door for at most `connections_max`, whose bytes count towards `budget`. `who` says in the
-    /// log who comes in here.
+impl Listener {
+    /// A listener for at most `connections_max`, whose bytes count towards `budget`. `who` says in
+    /// the log who comes in here.
     pub fn new(
-        listener: TcpListener,
+        tcp: TcpListener,
         budget: Budget,
         connections_max: usize,
         who: &'static str,
     ) -> Self {
         let places = Arc::new(Semaphore::new(connections_max));
-        Self { listener, budget, places, who }
+        Self { tcp, budget, places, who }
     }
 
     /// The connections, as they come. After `shut` nobody listens any more; the stream does not
@@ -57,11 +57,11 @@ impl Door {
         self,
         shut: CancellationToken,
     ) -> impl Stream<Item = Result<Connection, Infallible>> {
-        futures::stream::unfold((self, shut), |(door, shut)| async move {
+        futures::stream::unfold((self, shut), |(listener, shut)| async move {
             tokio::select! {
-                connection = door.next() => Some((Ok(connection), (door, shut))),
+                connection = listener.next() => Some((Ok(connection), (listener, shut))),
                 () = shut.cancelled() => {
-                    drop(door);
+                    drop(listener);
                     std::future::pending().await
                 }
             }
@@ -70,7 +70,7 @@ impl Door {
 
     async fn next(&self) -> Connection {
         loop {
-            match self.listener.accept().await {
+            match self.tcp.accept().await {
                 Ok((tcp, _)) => {
                     // Without it small replies wait; with an error the connection is gone anyway.
                     let _ = tcp.set_nodelay(true);
@@ -122,6 +122,11 @@ impl Connection {
         }
     }
 
+    /// What it holds counts here.
+    pub(super) fn account(&self) -> &Account {
+        &self.account
+    }
+
     /// Why it must end, if it must.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         if self.closed.as_mut().poll(context).is_ready() {
@@ -135,14 +140,6 @@ impl Connection {
             }
             self.silence.as_mut().reset(until);
         }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Account;
-
-    fn connect_info(&self) -> Account {
-        self.account.clone()
     }
 }
 
