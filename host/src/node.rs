@@ -12,7 +12,7 @@ use anyhow::bail;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Options, Services};
+use crate::api::{self, Door, Options};
 use crate::config::Config;
 use crate::group::Group;
 use crate::raft::Replica;
@@ -42,7 +42,7 @@ const STOP_MAX: Duration = Duration::from_millis(4_900);
 /// A running node.
 pub struct Node {
     group: Group,
-    services: Services,
+    door: Door,
     signals: Signals,
     /// Each ends with its name.
     servers: JoinSet<(&'static str, anyhow::Result<()>)>,
@@ -79,11 +79,11 @@ impl Node {
             request_timeout: Duration::from_millis(config.file.request_timeout_ms),
         };
         let (drain, close) = (signals.drain.clone(), signals.close.clone());
-        let services = Services::new(group.replica().clone(), options, drain, close);
-        let clients = api::serve_clients(listeners.clients, services.clone());
+        let door = Door::new(group.replica().clone(), options, drain, close);
+        let clients = api::serve_clients(listeners.clients, door.clone());
         servers.spawn(async move { ("clients", clients.await.map_err(Into::into)) });
         announce(&config, group.replica());
-        Ok(Self { group, services, signals, servers })
+        Ok(Self { group, door, signals, servers })
     }
 
     /// Runs until `shutdown` completes or the node cannot go on; then stops it, within five
@@ -115,7 +115,7 @@ impl Node {
     /// Begins nothing new, answers what is under way, and hands leadership over.
     async fn drain(&self) {
         self.signals.drain.cancel();
-        within("answering what is under way", DRAIN_MAX, self.services.drained()).await;
+        within("answering what is under way", DRAIN_MAX, self.door.drained()).await;
         within("handing leadership over", HANDOVER_MAX, self.group.hand_over()).await;
         tokio::time::sleep(REDIRECT_TIME).await;
     }

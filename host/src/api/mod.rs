@@ -1,9 +1,10 @@
-//! The doors: how clients, operators and peers reach this node. One folder a protocol.
-//!
-//! The only module besides `raft::network` that knows tonic.
+//! How clients, operators and peers reach this node: connections, the door that all of them but
+//! peers come in by, and one folder a protocol.
 
 mod connection;
+mod door;
 mod grpc;
 
 pub use connection::Listener;
-pub use grpc::{Options, Services, peer, serve_clients};
+pub use door::{Door, Options};
+pub use grpc::{peer, serve_clients};

@@ -6,7 +6,12 @@ use super::{Finding, text};
 /// A foreign crate, and the only places of the daemon that may name it or a crate of its family.
 const CRATES: &[(&str, &[&str])] = &[
     ("openraft", &["host/src/raft/", "host/src/group"]),
-    ("tonic", &["host/src/api/", "host/src/raft/network", "host/src/node"]),
+    // The door, and what else of `api` every protocol needs, know none.
+    ("http", &["host/src/api/grpc/"]),
+    ("lockstep_proto", &["host/src/api/grpc/", "host/src/raft/network"]),
+    ("prost", &["host/src/api/grpc/", "host/src/raft/network"]),
+    ("tonic", &["host/src/api/grpc/", "host/src/raft/network"]),
+    ("tower", &["host/src/api/grpc/"]),
     ("wasmtime", &["host/src/wasm/"]),
 ];
 
@@ -130,10 +135,18 @@ mod tests {
         let rows: &[(&str, &str, &[&str])] = &[
             ("host/src/api/grpc/client.rs", "use tonic::Status;\nuse crate::raft::Replica;", &[]),
             ("host/src/raft/network/peer.rs", "use tonic::Status;", &[]),
+            ("host/src/api/door.rs", "use tonic::Status;", &["`tonic` may be named only in"]),
+            ("host/src/api/door/error.rs", "fn f(f: lockstep_proto::v1::Failure) {}", &["proto"]),
+            ("host/src/api/connection.rs", "use tonic_types::ErrorInfo;", &["`tonic_types`"]),
+            (
+                "host/src/api/door/caller.rs",
+                "use http::HeaderMap;\nuse http_body::Body;",
+                &["`http`", "`http_body`"],
+            ),
             ("host/src/raft/store/log_store.rs", "use tonic_types::X;", &["`tonic_types`"]),
             ("host/src/raft/mod.rs", "use crate::wasm::Engine;", &["`raft` may not know `wasm`"]),
             ("host/src/wasm/mod.rs", "use wasmtime::Engine;", &[]),
-            ("host/src/node.rs", "use crate::{api, group, raft, wasm};\nuse tonic::Status;", &[]),
+            ("host/src/node.rs", "use crate::{api, group, raft, wasm};", &[]),
             ("host/src/group.rs", "use openraft::Raft;\nuse crate::{api, raft};", &["know `api`"]),
             ("host/src/node.rs", "fn f(e: wasmtime::Engine) {}", &["`wasmtime`"]),
             ("host/src/wasm/mod.rs", "// crate::raft::Replica is not known here", &[]),

@@ -20,7 +20,8 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 
 use super::edge;
-use super::error::{Error, Found};
+use super::error::{self, Found};
+use crate::api::door::Error;
 
 /// This layer's deadline is a twentieth earlier than tonic's, at most by this. The replica's own is
 /// earlier still.
@@ -107,9 +108,9 @@ impl Method {
         if status.code() == Code::Unimplemented && status.message().is_empty() {
             let (path, version) = (&self.path, env!("CARGO_PKG_VERSION"));
             let text = format!("there is no method {path} in lockstep {version}");
-            return Error::found(&Status::unimplemented(text), found);
+            return error::found(&Status::unimplemented(text), found);
         }
-        Error::found(status, found)
+        error::found(status, found)
     }
 
     /// The response with details, if it is an error without.
@@ -222,7 +223,7 @@ mod tests {
         };
         let bare = complete(Status::internal("broken"));
         assert_eq!(lockstep_client::Error::from_status(&bare).reason, reason::INTERNAL);
-        let own = Status::from(Error::found(&Status::internal("x"), Found::Before));
+        let own = Status::from(error::found(&Status::internal("x"), Found::Before));
         assert_eq!(complete(own.clone()).details(), own.details());
         assert!(complete(Status::ok("")).details().is_empty());
     }

@@ -8,11 +8,11 @@ use lockstep_proto::v1::client_server::Client;
 use lockstep_proto::v1::execute_stream_reply::Result as StreamResult;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::edge::{self, Origin};
-use super::error::{Error, guest_reply};
+use super::edge;
+use super::error;
 use super::pipeline::{End, Pipeline, Room};
 use super::{Services, UNREAD_BYTES};
-use crate::budget::{Account, Held};
+use crate::api::door::{Answered, Caller, Error, Executed, Payload};
 use crate::config::limits;
 use crate::raft;
 
@@ -25,12 +25,9 @@ impl Client for Services {
         &self,
         request: Request<v1::ExecuteRequest>,
     ) -> Result<Response<v1::ExecuteReply>, Status> {
-        let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
-        let account = edge::account(&request);
-        let request = request.into_inner();
-        let held = edge::begin(&account, &request.command);
-        let reply = self.execute_one(request, origin, &account, held).await?;
-        Ok(Response::new(reply))
+        let caller = edge::client(&request, self.door.request_timeout());
+        let command = command(&caller, request.into_inner())?;
+        Ok(Response::new(executed(self.door.execute(&caller, command).await?)))
     }
 
     async fn execute_stream(
@@ -38,12 +35,11 @@ impl Client for Services {
         request: Request<Streaming<v1::ExecuteStreamRequest>>,
     ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
         let services = self.clone();
-        let timeout = self.options.request_timeout;
-        let origin = Origin::of_command(request.metadata(), timeout);
-        let account = edge::account(&request);
-        let full = account.clone();
-        let unread = account.clone();
-        let stop = self.close.clone().cancelled_owned();
+        let timeout = self.door.request_timeout();
+        let caller = edge::client(&request, timeout);
+        let full = caller.account().clone();
+        let unread = full.clone();
+        let stop = self.door.close().clone().cancelled_owned();
         // What is read is held at once, and read only while it surely fits: a command that was
         // refused for want of room, among others that were not, would come after later ones.
         let has_room = move || !full.is_full(limits::COMMAND_BYTES_MAX);
@@ -53,15 +49,17 @@ impl Client for Services {
         };
         let replies = Pipeline::new(request.into_inner(), stop, room, move |item| {
             let v1::ExecuteStreamRequest { id, request, timeout_ms } = item;
-            let origin = origin.within(timeout_ms, timeout);
-            let bytes = request.as_ref().map_or(0, |request| request.command.len());
-            let request = request.map(|request| {
-                let held = edge::begin(&account, &request.command);
-                (request, held)
+            let caller = caller.within(match timeout_ms {
+                0 => timeout,
+                asked => std::time::Duration::from_millis(asked.into()),
             });
-            let (services, account) = (services.clone(), account.clone());
-            let running =
-                async move { (bytes, services.execute_item(id, request, origin, &account).await) };
+            let bytes = request.as_ref().map_or(0, |request| request.command.len());
+            let command = match request {
+                Some(request) => command(&caller, request),
+                None => Err(Error::invalid("the message has an id and no request")),
+            };
+            let services = services.clone();
+            let running = async move { (bytes, services.execute_item(id, &caller, command).await) };
             // tokio makes a task that does much wait now and then, at any await: for one of these
             // commands to wait before it is in the log would put it behind later ones.
             (bytes, tokio::task::unconstrained(running))
@@ -69,7 +67,7 @@ impl Client for Services {
         let replies = replies.map(|reply| {
             reply.map_err(|end| match end {
                 End::Stopped => Error::from(raft::Error::ShuttingDown).into(),
-                End::Broken(status) => Error::of_request(status),
+                End::Broken(status) => error::of_request(status),
             })
         });
         Ok(Response::new(Box::pin(replies)))
@@ -79,112 +77,76 @@ impl Client for Services {
         &self,
         request: Request<v1::QueryRequest>,
     ) -> Result<Response<v1::QueryReply>, Status> {
-        let origin = Origin::of_command(request.metadata(), self.options.request_timeout);
-        let account = edge::account(&request);
-        let reply = self.query_one(request.into_inner(), origin, &account).await?;
-        Ok(Response::new(reply))
+        let caller = edge::client(&request, self.door.request_timeout());
+        let v1::QueryRequest { machine, query, consistency } = request.into_inner();
+        let query = caller.payload(machine, query);
+        let consistency = self::consistency(consistency)?;
+        let answered = self.door.query(&caller, query, consistency).await?;
+        let Answered { reply, rejected, applied } = answered;
+        Ok(Response::new(v1::QueryReply { reply, rejected, applied_index: applied }))
     }
 }
 
 impl Services {
-    /// One command, by itself or of a stream, and what is held for it. Up to the first await of the
-    /// replica it runs in the first poll, so that polling in order keeps the order.
-    async fn execute_one(
-        &self,
-        request: v1::ExecuteRequest,
-        origin: Origin,
-        account: &Account,
-        held: Result<Held, Error>,
-    ) -> Result<v1::ExecuteReply, Error> {
-        edge::check_execute(&request)?;
-        let v1::ExecuteRequest { machine, command, .. } = request;
-        let command = edge::on_its_own(command);
-        let held = held?;
-        let deadline = origin.deadline;
-        let result = self.replica.execute(&machine, None, command.clone(), deadline, held).await;
-        let raft::Executed { outcome, index, position } = match result {
-            Ok(executed) => executed,
-            Err(error) => match self.forward_address(&error, &origin) {
-                Some(leader) => {
-                    let timeout = origin.remaining();
-                    let _held = edge::begin(account, &command)?;
-                    let executed = self.forward.execute(leader, &machine, command, timeout).await?;
-                    account.learn(executed.reply.len());
-                    return Ok(v1::ExecuteReply {
-                        reply: executed.reply,
-                        rejected: executed.rejected,
-                        index: executed.index,
-                    });
-                }
-                None => return Err(error.into()),
-            },
-        };
-        let answered = guest_reply(outcome, &machine);
-        let (reply, rejected) = answered.map_err(|error| error.at(index, position))?;
-        Ok(v1::ExecuteReply { reply, rejected, index })
-    }
-
     async fn execute_item(
         &self,
         id: u64,
-        request: Option<(v1::ExecuteRequest, Result<Held, Error>)>,
-        origin: Origin,
-        account: &Account,
+        caller: &Caller,
+        command: Result<Payload, Error>,
     ) -> v1::ExecuteStreamReply {
-        let result = match (self.drain.enter(), request) {
-            (Err(stopping), _) => Err(stopping.into()),
-            (Ok(_under_way), Some((request, held))) => {
-                self.execute_one(request, origin, account, held).await
-            }
-            (_, None) => Err(edge::invalid("the message has an id and no request")),
+        let result = match (self.door.enter(), command) {
+            (Ok(_under_way), Ok(command)) => self.door.execute(caller, command).await,
+            (Err(error), _) | (_, Err(error)) => Err(error),
         };
         let result = match result {
-            Ok(reply) => StreamResult::Reply(reply),
-            Err(error) => StreamResult::Failure(error.into_failure()),
+            Ok(reply) => StreamResult::Reply(executed(reply)),
+            Err(error) => StreamResult::Failure(error::failure(error)),
         };
         v1::ExecuteStreamReply { id, result: Some(result) }
     }
+}
 
-    async fn query_one(
-        &self,
-        request: v1::QueryRequest,
-        origin: Origin,
-        account: &Account,
-    ) -> Result<v1::QueryReply, Error> {
-        let consistency = edge::check_query(&request)?;
-        let v1::QueryRequest { machine, query, .. } = request;
-        let query = edge::on_its_own(query);
-        let held = edge::begin(account, &query)?;
-        let (asked, deadline) = (query.clone(), origin.deadline);
-        let result = self.replica.query(&machine, asked, consistency, deadline, held).await;
-        let raft::Answered { outcome, applied } = match result {
-            Ok(answered) => answered,
-            Err(error) => match self.forward_address(&error, &origin) {
-                Some(leader) => {
-                    let _held = edge::begin(account, &query)?;
-                    let answered = self.forward_query(leader, &machine, query, origin).await?;
-                    account.learn(answered.reply.len());
-                    return Ok(answered);
-                }
-                None => return Err(Error::of_read(error)),
-            },
-        };
-        let (reply, rejected) = guest_reply(outcome, &machine)?;
-        Ok(v1::QueryReply { reply, rejected, applied_index: applied })
+/// A command as it was read.
+fn command(caller: &Caller, request: v1::ExecuteRequest) -> Result<Payload, Error> {
+    let v1::ExecuteRequest { machine, command, session } = request;
+    match session {
+        Some(_) => Err(Error::sessions_unsupported()),
+        None => Ok(caller.payload(machine, command)),
     }
+}
 
-    /// Only a linearizable query meets a "not leader", so that is what is passed on.
-    async fn forward_query(
-        &self,
-        leader: &str,
-        machine: &str,
-        query: bytes::Bytes,
-        origin: Origin,
-    ) -> Result<v1::QueryReply, Error> {
-        let client = self.forward.client(leader, origin.remaining())?;
-        let linearizable = lockstep_client::Consistency::Linearizable;
-        let lockstep_client::Answered { reply, rejected, applied_index } =
-            client.query(machine, query, linearizable).await?;
-        Ok(v1::QueryReply { reply, rejected, applied_index })
+fn executed(Executed { reply, rejected, index }: Executed) -> v1::ExecuteReply {
+    v1::ExecuteReply { reply, rejected, index }
+}
+
+fn consistency(wire: i32) -> Result<raft::Consistency, Error> {
+    match v1::Consistency::try_from(wire) {
+        Ok(v1::Consistency::Linearizable) => Ok(raft::Consistency::Linearizable),
+        Ok(v1::Consistency::Stale) => Ok(raft::Consistency::Stale),
+        Err(_) => Err(Error::invalid(format!("consistency {wire} is not known"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::api::door::Forwarding;
+    use crate::budget::Budget;
+
+    /// A session is refused, and so is a consistency that this version does not know.
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let account = Budget::new(1 << 20).open();
+        let caller = Caller::of_command(account, Duration::from_secs(1), Forwarding::AsSet);
+        let request =
+            |session| v1::ExecuteRequest { machine: "kv".into(), command: "x".into(), session };
+        assert!(command(&caller, request(None)).is_ok());
+        let refused = command(&caller, request(Some(v1::SessionSlot::default())));
+        assert_eq!(refused.unwrap_err(), Error::sessions_unsupported());
+        assert_eq!(consistency(0), Ok(raft::Consistency::Linearizable));
+        assert_eq!(consistency(1), Ok(raft::Consistency::Stale));
+        assert!(consistency(9).is_err());
     }
 }

@@ -1,18 +1,24 @@
-//! From the daemon's types to messages, and back where a message holds one. One function per
-//! type; nothing here decides anything.
+//! From the daemon's types to messages, and back where this node asks another on behalf of a
+//! client. One function per type and direction; nothing here decides anything.
 
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use lockstep_client::{Outcome, reason};
 use lockstep_proto::v1;
 use lockstep_proto::v1::fetch_snapshot_reply::Header;
 use lockstep_proto::v1::status_reply::Role as WireRole;
 
+use crate::api::door::join::Newcomer;
+use crate::api::door::{Class, Error};
 use crate::raft::ask::status::{
-    CheckpointRecord, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status, VoterChange,
+    CheckpointRecord, FuelUse, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status,
+    VoterChange,
 };
-use crate::raft::{Fetched, Limits, LimitsChange, StatePart};
-use crate::types::{LogIndex, MachineId, NodeId, StateDigest};
+use crate::raft::{Fetched, Limits, LimitsChange};
+use crate::types::{
+    ClusterId, Incarnation, LogIndex, MachineId, ModuleDigest, NodeId, StateDigest,
+};
 
 /// A machine.
 pub(super) fn machine(status: MachineStatus) -> v1::Machine {
@@ -35,13 +41,68 @@ pub(super) fn machine(status: MachineStatus) -> v1::Machine {
     }
 }
 
-/// A part of an export, from its message.
-pub(super) fn state_part(message: &v1::ImportStateRequest) -> StatePart {
-    StatePart {
-        machine: MachineId(message.machine_id),
-        number: message.number,
-        bytes: message.bytes.to_vec(),
-        last: message.last,
+/// A machine, as the leader told of it.
+pub(super) fn machine_status(machine: v1::Machine) -> Result<MachineStatus, Error> {
+    Ok(MachineStatus {
+        name: machine.name,
+        id: MachineId(machine.id),
+        module: module_digest(&machine.module_digest)?,
+        guest_name: machine.guest_name,
+        schema_version: machine.schema_version,
+        uses_time: machine.uses_time,
+        limits: all_limits(machine.limits)?,
+        active_limits: machine.active_limits.map(|limits| all_limits(Some(limits))).transpose()?,
+        memory_bytes: machine.memory_bytes,
+        fuel_use: FuelUse { last: machine.fuel_last, highest: machine.fuel_highest },
+        applied: machine.applied_index,
+        parked: Some(machine.parked).filter(|reason| !reason.is_empty()),
+        restoring: machine.restoring.map(|restoring| Restoring {
+            schema: restoring.schema_version,
+            parts: restoring.parts,
+        }),
+        checkpoint: machine.checkpoint.map(checkpoint_record).transpose()?,
+    })
+}
+
+/// The digest of a module, as the leader told it.
+pub(super) fn module_digest(bytes: &[u8]) -> Result<ModuleDigest, Error> {
+    ModuleDigest::from_slice(bytes).ok_or_else(|| malformed("the digest of a module"))
+}
+
+fn all_limits(limits: Option<v1::Limits>) -> Result<Limits, Error> {
+    let values = limits.unwrap_or_default().values();
+    let all = values.iter().all(Option::is_some);
+    let values = values.map(Option::unwrap_or_default);
+    all.then(|| Limits::from_values(values)).ok_or_else(|| malformed("the limits of a machine"))
+}
+
+fn checkpoint_record(wire: v1::Checkpoint) -> Result<(LogIndex, CheckpointRecord), Error> {
+    let digest = |bytes: &[u8]| {
+        StateDigest::from_slice(bytes).ok_or_else(|| malformed("the digest of a checkpoint"))
+    };
+    let agreed = Some(&wire.agreed).filter(|bytes| !bytes.is_empty());
+    let agreed = agreed.map(|bytes| digest(bytes)).transpose()?;
+    let reports = wire.reports.iter();
+    let reports = reports.map(|report| Ok((NodeId(report.node_id), digest(&report.digest)?)));
+    Ok((wire.index, CheckpointRecord { reports: reports.collect::<Result<_, Error>>()?, agreed }))
+}
+
+/// The leader did what it was asked, and said something of it that makes no sense here.
+fn malformed(what: &str) -> Error {
+    let text = format!("the leader's answer cannot be read: {what}");
+    Error::new(Class::Failed, reason::INTERNAL, Outcome::Unknown, text)
+}
+
+/// A node that is to join, as it tells of itself.
+pub(super) fn newcomer(status: v1::StatusReply) -> Newcomer {
+    Newcomer {
+        node: NodeId(status.node_id),
+        incarnation: Incarnation::from_slice(&status.incarnation),
+        cluster: ClusterId::from_slice(&status.cluster_id),
+        has_stopped: status.role() == WireRole::Stopped,
+        engine_profile: status.engine_profile,
+        peer_addr: status.peer_addr,
+        client_addr: status.client_addr,
     }
 }
 
@@ -54,9 +115,14 @@ fn limits(limits: Limits) -> v1::Limits {
     v1::Limits::from_values(limits.values().map(Some))
 }
 
-/// The other way: the limits that are given.
-pub(super) fn limits_change(limits: &v1::Limits) -> LimitsChange {
-    LimitsChange::from_values(limits.values())
+/// The limits that are given.
+pub(super) fn limits_change(limits: Option<v1::Limits>) -> LimitsChange {
+    LimitsChange::from_values(limits.unwrap_or_default().values())
+}
+
+/// The other way.
+pub(super) fn wire_limits_change(change: &LimitsChange) -> v1::Limits {
+    v1::Limits::from_values(change.values())
 }
 
 /// The header of a snapshot that is fetched.
@@ -149,5 +215,77 @@ fn node(status: NodeStatus) -> v1::Node {
         peer_addr: status.member.peer_addr,
         client_addr: status.member.client_addr,
         matched_index: status.matched.unwrap_or(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine comes back from its message as it was, so that a leader's answer that is passed
+    /// on says the same as the leader's own.
+    #[test]
+    fn a_machine_comes_back() {
+        let digest = |byte: u8| StateDigest([byte; 32]);
+        let reports = [(NodeId(1), digest(1)), (NodeId(2), digest(2))].into();
+        let limits = Limits::from_values([1, 2, 3, 4, 5, 6, 7]);
+        let full = MachineStatus {
+            name: "kv".into(),
+            id: MachineId(7),
+            module: ModuleDigest([3; 32]),
+            guest_name: "guest-kv".into(),
+            schema_version: 2,
+            uses_time: true,
+            limits,
+            active_limits: Some(Limits::default()),
+            memory_bytes: 1 << 20,
+            fuel_use: FuelUse { last: 5, highest: 6 },
+            applied: 9,
+            parked: Some("why".into()),
+            restoring: Some(Restoring { schema: 4, parts: 5 }),
+            checkpoint: Some((8, CheckpointRecord { reports, agreed: Some(digest(1)) })),
+        };
+        let bare = MachineStatus {
+            active_limits: None,
+            parked: None,
+            restoring: None,
+            checkpoint: Some((8, CheckpointRecord::default())),
+            ..full.clone()
+        };
+        for status in [full.clone(), bare, MachineStatus { checkpoint: None, ..full.clone() }] {
+            assert_eq!(machine_status(machine(status.clone())), Ok(status));
+        }
+        let wire = machine(full);
+        let digest = v1::Machine { module_digest: "x".into(), ..wire.clone() };
+        let limits = v1::Machine { limits: Some(v1::Limits::default()), ..wire };
+        for wire in [v1::Machine::default(), digest, limits] {
+            assert_eq!(machine_status(wire).unwrap_err().reason, reason::INTERNAL);
+        }
+    }
+
+    /// Limits that are given arrive as they are, each in its own place.
+    #[test]
+    fn limits_arrive() {
+        let given = v1::Limits {
+            fuel_per_command: Some(1_000_001),
+            fuel_per_query: Some(1_000_002),
+            fuel_per_export_step: Some(1_000_000_003),
+            memory_bytes_max: Some(100_004),
+            table_elements_max: Some(5),
+            reply_bytes_max: Some(6),
+            export_bytes_max: Some(300_007),
+        };
+        let expected = LimitsChange {
+            fuel_per_command: Some(1_000_001),
+            fuel_per_query: Some(1_000_002),
+            fuel_per_export_step: Some(1_000_000_003),
+            memory_bytes_max: Some(100_004),
+            table_elements_max: Some(5),
+            reply_bytes_max: Some(6),
+            export_bytes_max: Some(300_007),
+        };
+        assert_eq!(limits_change(Some(given)), expected);
+        assert_eq!(wire_limits_change(&expected), given);
+        assert_eq!(limits_change(None), LimitsChange::default());
     }
 }

@@ -15,8 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::Health as HealthService;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::Services;
-use super::error::Error;
+use crate::api::door::{Door, Error};
 use crate::raft;
 use crate::raft::ask::status::{Role, Status as ReplicaStatus};
 
@@ -25,12 +24,12 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Answers health checks.
 pub(super) struct Health {
-    services: Services,
+    door: Door,
 }
 
 impl Health {
-    pub(super) fn new(services: Services) -> Self {
-        Self { services }
+    pub(super) fn new(door: Door) -> Self {
+        Self { door }
     }
 }
 
@@ -43,7 +42,7 @@ impl HealthService for Health {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
-        match health(&service, &self.services.replica.status()) {
+        match health(&service, &self.door.status()) {
             Some(status) => Ok(Response::new(HealthCheckResponse { status: status.into() })),
             None => Err(Status::not_found(format!("there is no service named {service:?}"))),
         }
@@ -54,12 +53,13 @@ impl HealthService for Health {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let service = request.into_inner().service;
-        let replica = self.services.replica.clone();
-        let (drain, close) = (self.services.drain.clone(), self.services.close.clone());
+        let (door, close) = (self.door.clone(), self.door.close().clone());
         let mut last = None;
         let changes = IntervalStream::new(tokio::time::interval(WATCH_INTERVAL))
-            .map(move |_| match health(&service, &replica.status()) {
-                Some(ServingStatus::Serving) if drain.is_begun() => ServingStatus::NotServing,
+            .map(move |_| match health(&service, &door.status()) {
+                Some(ServingStatus::Serving) if door.drain().is_begun() => {
+                    ServingStatus::NotServing
+                }
                 status => status.unwrap_or(ServingStatus::ServiceUnknown),
             })
             .filter_map(move |status| {
@@ -89,8 +89,8 @@ fn health(service: &str, status: &ReplicaStatus) -> Option<ServingStatus> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::join::tests::status;
     use super::*;
+    use crate::api::door::join::tests::status;
     use crate::types::NodeId;
 
     /// Serving follows the leader being known and the node not having stopped.

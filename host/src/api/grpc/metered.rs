@@ -17,14 +17,12 @@ use http::{Request, Response};
 use http_body::Frame;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{Layer, Service};
 
-use super::error::Error;
+use crate::api::door::{Drain, Error};
 use crate::budget::{Account, Full, Held};
 use crate::raft;
 
@@ -49,43 +47,6 @@ pub(super) struct Carries {
     pub(super) unread: usize,
     /// It ends by itself: a node that stops waits for it.
     pub(super) ends: bool,
-}
-
-/// How a server is drained: who is under way is let through, and who comes after is refused.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Drain {
-    begun: CancellationToken,
-    under_way: TaskTracker,
-}
-
-impl Drain {
-    /// Nothing new is begun from now on; completes once what is under way is through.
-    pub(super) async fn drained(&self) {
-        self.under_way.close();
-        self.under_way.wait().await;
-    }
-
-    /// Refuses new calls after `begun`.
-    pub(super) fn new(begun: CancellationToken) -> Self {
-        Self { begun, under_way: TaskTracker::new() }
-    }
-
-    /// One more thing under way, until it is dropped.
-    pub(super) fn enter(&self) -> Result<TaskTrackerToken, raft::Error> {
-        // Counted before it is looked at: nothing slips in between.
-        let token = self.under_way.token();
-        if self.begun.is_cancelled() { Err(raft::Error::ShuttingDown) } else { Ok(token) }
-    }
-
-    /// Says when it has begun.
-    pub(super) fn token(&self) -> CancellationToken {
-        self.begun.clone()
-    }
-
-    /// True once new calls are refused.
-    pub(super) fn is_begun(&self) -> bool {
-        self.begun.is_cancelled()
-    }
 }
 
 /// Says what the method at a path takes in.

@@ -1,6 +1,5 @@
-//! gRPC for clients and operators. It checks what comes in once, hands it to the replica, and turns
-//! what comes out into replies and errors. It decides nothing about the cluster, but for one thing:
-//! [`join`] asks a new node who it is before the replica adds it.
+//! gRPC for clients and operators: reads messages, asks the door, and writes what comes of it into
+//! messages and statuses. It decides nothing.
 //!
 //! The only module besides `raft::network` that knows tonic.
 
@@ -12,32 +11,27 @@ mod edge;
 mod error;
 mod forward;
 mod health;
-mod join;
 mod metered;
 pub mod peer;
 mod pipeline;
-mod turns;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_server::AdminServer;
 use lockstep_proto::v1::client_server::ClientServer;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic_health::pb::health_server::HealthServer;
 
 use crate::api::Listener;
 use crate::api::connection::Connection;
+use crate::api::door::Door;
 use crate::budget;
 use crate::budget::Account;
 use crate::config::limits;
-use crate::raft::{Error, Replica};
-use forward::Forward;
-use metered::{Carries, Drain, Meter};
-use turns::Turns;
+pub(super) use forward::{Forward, Leader, ask};
+use metered::{Carries, Meter};
 
 /// Flow-control window of one call, in bytes: above bandwidth times delay of a data centre. A node
 /// holds this much of every stream of commands that it does not read from.
@@ -69,82 +63,24 @@ const CALLS_PER_CONNECTION_MAX: u32 = 1024;
 const PAYLOAD_MESSAGE_BYTES_MAX: usize = limits::COMMAND_BYTES_MAX + (100 << 10);
 /// Longest message of any other kind, in bytes.
 const PLAIN_MESSAGE_BYTES_MAX: usize = 16 << 10;
-/// Modules that may be uploaded at once, each held whole.
-const UPLOADS_MAX: usize = 2;
-/// Uploads that may wait for one of those to be through; nothing of them is read meanwhile.
-const UPLOADS_WAITING_MAX: usize = 16;
-/// Snapshots that may be fetched at once, and that may wait for one of those to be through.
-const FETCHES_MAX: usize = 4;
 /// A client that is gone without a reset is noticed after interval plus timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How the services behave.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Requests for the leader are passed on to it, one hop.
-    pub forward: bool,
-    /// How long a command or query without a deadline of its own may take.
-    pub request_timeout: Duration,
-}
-
-/// What the services share. Cheap to clone.
+/// The services, on a door. Cheap to clone.
 #[derive(Clone)]
-pub struct Services {
-    replica: Replica,
-    options: Options,
-    forward: Arc<Forward>,
-    drain: Drain,
-    close: CancellationToken,
-    uploads: Turns,
-    fetches: Turns,
+struct Services {
+    door: Door,
 }
 
-impl Services {
-    /// Services over a replica. Nothing new is begun after `drain`; `close` ends the streams that
-    /// clients keep open.
-    pub fn new(
-        replica: Replica,
-        options: Options,
-        drain: CancellationToken,
-        close: CancellationToken,
-    ) -> Self {
-        let forward = Arc::new(Forward::default());
-        let uploads = Turns::new(UPLOADS_MAX, UPLOADS_WAITING_MAX);
-        let fetches = Turns::new(FETCHES_MAX, FETCHES_MAX);
-        let drain = Drain::new(drain);
-        Self { replica, options, forward, drain, close, uploads, fetches }
-    }
-
-    /// Completes once all that was begun before the drain is answered.
-    pub async fn drained(&self) {
-        self.drain.drained().await;
-    }
-
-    /// The leader's client address, if `error` says that another node leads and this request may
-    /// be passed on to it: by the settings of this node, or because the client asks for it.
-    fn forward_address<'a>(&self, error: &'a Error, origin: &edge::Origin) -> Option<&'a str> {
-        match error {
-            Error::NotLeader { leader: (_, member) }
-                if (self.options.forward || origin.forward) && !origin.forwarded =>
-            {
-                Some(&member.client_addr)
-            }
-            _ => None,
-        }
-    }
-}
-
-/// Serves clients and operators who come in by `listener`, which is shut when the services drain.
-/// Ends once they are closed and every call has ended.
+/// Serves clients and operators who come in by `listener`, which is shut when `door` drains.
+/// Ends once it is closed and every call has ended.
 ///
 /// # Errors
 /// When the server fails.
-pub async fn serve_clients(
-    listener: Listener,
-    services: Services,
-) -> Result<(), tonic::transport::Error> {
-    let (drain, close) = (services.drain.clone(), services.close.clone());
+pub async fn serve_clients(listener: Listener, door: Door) -> Result<(), tonic::transport::Error> {
+    let (drain, close) = (door.drain().clone(), door.close().clone());
+    let services = Services { door: door.clone() };
     let incoming = listener.incoming(drain.token());
     Server::builder()
         .layer(answered::Answering)
@@ -158,8 +94,8 @@ pub async fn serve_clients(
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(ClientServer::new(services.clone()))
-        .add_service(AdminServer::new(services.clone()))
-        .add_service(HealthServer::new(health::Health::new(services.clone())))
+        .add_service(AdminServer::new(services))
+        .add_service(HealthServer::new(health::Health::new(door)))
         .add_service(reflection())
         .serve_with_incoming_shutdown(incoming, close.cancelled_owned())
         .await

@@ -11,9 +11,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::metered::{Carries, Drain, Meter};
-use crate::budget::Account;
+use super::metered::{Carries, Meter};
 use crate::api::Listener;
+use crate::api::door::Drain;
+use crate::budget::Account;
 use crate::raft::network::{
     FIRST_MESSAGE_BYTES_MAX, KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT, MESSAGE_BYTES_MAX, Machine,
     PeerHandler, Rejected, WINDOW_BYTES,

@@ -7,9 +7,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Instant as _, ServerState};
 
-pub use crate::machine::CheckpointRecord;
-pub use crate::machine::Restoring;
-use crate::machine::{FuelUse, GuestHandle, Limits, Published, Sealed, View, divergent};
+pub use crate::machine::{CheckpointRecord, FuelUse, Restoring};
+use crate::machine::{GuestHandle, Limits, Published, Sealed, View, divergent};
 use crate::raft::ask::replica::Shared;
 use crate::raft::duties::timing::patience;
 use crate::raft::type_config::{RaftLogId, TypeConfig};

@@ -4,12 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use lockstep_proto::v1;
-use lockstep_proto::v1::status_reply::Role as WireRole;
-
-use super::edge::echo;
-use super::error::Error as ApiError;
-use super::forward::connect;
+use super::check::echo;
+use super::error::Error as DoorError;
+use crate::api::grpc;
 use crate::raft::Error;
 use crate::raft::admin::moved;
 use crate::raft::ask::status::{NodeStatus, Role, Status};
@@ -17,6 +14,34 @@ use crate::types::{ClusterId, Incarnation, Member, NodeId};
 
 /// How long the new node may take to say who it is.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a node says of itself that is to join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::api) struct Newcomer {
+    /// Its id, whatever that is.
+    pub(in crate::api) node: NodeId,
+    /// Which disk it has, if it says so.
+    pub(in crate::api) incarnation: Option<Incarnation>,
+    /// The cluster that it is in.
+    pub(in crate::api) cluster: Option<ClusterId>,
+    /// What it computes with.
+    pub(in crate::api) engine_profile: String,
+    /// Where it serves peers, as it says.
+    pub(in crate::api) peer_addr: String,
+    /// Where it serves clients, as it says.
+    pub(in crate::api) client_addr: String,
+    /// A broken invariant or a disk error ended it.
+    pub(in crate::api) has_stopped: bool,
+}
+
+/// A node that is in the cluster now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::api) struct Added {
+    /// Its id.
+    pub(in crate::api) node: NodeId,
+    /// Whether it votes.
+    pub(in crate::api) voter: bool,
+}
 
 /// What to do with the node that was asked.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,11 +69,10 @@ pub(super) fn check_leads(own: &Status) -> Result<(), Error> {
     }
 }
 
-/// Asks the node at `client_addr` for its status.
-pub(super) async fn ask(client_addr: &str) -> Result<v1::StatusReply, ApiError> {
-    let client = connect(client_addr)?.with_timeout(ASK_TIMEOUT);
-    client.status().await.map_err(|error| {
-        let error = echo(&error.to_string());
+/// Asks the node at `client_addr` who it is.
+pub(super) async fn ask(client_addr: &str) -> Result<Newcomer, DoorError> {
+    grpc::ask(client_addr, ASK_TIMEOUT).await.map_err(|error| {
+        let error = echo(&error.message);
         Error::Refused(format!(
             "the node at {client_addr} does not answer: {error}. Start it with `lockstep serve`, \
              and name the address given to it as --client-addr"
@@ -61,20 +85,20 @@ pub(super) async fn ask(client_addr: &str) -> Result<v1::StatusReply, ApiError> 
 pub(super) fn examine(
     own: &Status,
     client_addr: &str,
-    theirs: &v1::StatusReply,
+    theirs: &Newcomer,
 ) -> Result<Joining, Error> {
-    let id = NodeId(theirs.node_id);
+    let id = theirs.node;
     let refuse = |text: String| Err(Error::Refused(text));
     if let Err(reason) = id.check() {
         return refuse(format!("the node at {client_addr} says that it is node {id}: {reason}"));
     }
-    let Some(incarnation) = Incarnation::from_slice(&theirs.incarnation) else {
+    let Some(incarnation) = theirs.incarnation else {
         return refuse(format!("the node at {client_addr} does not say which disk it has"));
     };
     if incarnation == own.incarnation {
         return refuse(format!("{client_addr} is this node: name the address of the new one"));
     }
-    if let Some(cluster) = ClusterId::from_slice(&theirs.cluster_id)
+    if let Some(cluster) = theirs.cluster
         && Some(cluster) != own.cluster
     {
         return refuse(format!(
@@ -98,7 +122,7 @@ pub(super) fn examine(
     if let Some(known) = own.nodes.iter().find(|node| node.node == id) {
         return examine_known(known, client_addr, &member, theirs);
     }
-    if theirs.role == i32::from(WireRole::Stopped) {
+    if theirs.has_stopped {
         return refuse(format!("node {id} at {client_addr} has stopped: its log says why"));
     }
     if theirs.engine_profile != own.engine_profile {
@@ -123,7 +147,7 @@ fn examine_known(
     known: &NodeStatus,
     client_addr: &str,
     member: &Member,
-    theirs: &v1::StatusReply,
+    theirs: &Newcomer,
 ) -> Result<Joining, Error> {
     let id = known.node;
     if known.member.incarnation == member.incarnation {
@@ -164,13 +188,13 @@ fn reachable(own: &str, reached: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::api) mod tests {
     use crate::types::LogIndex;
 
     use super::*;
 
     /// A leader with id 1 of cluster 7 that has a learner with id 2.
-    pub(in super::super) fn status() -> Status {
+    pub(in crate::api) fn status() -> Status {
         let member = |port: u16, incarnation: u8| Member {
             peer_addr: format!("127.0.0.1:{}", port + 100),
             client_addr: format!("127.0.0.1:{port}"),
@@ -206,21 +230,22 @@ pub(super) mod tests {
         }
     }
 
-    fn newcomer(id: u64, incarnation: u8) -> v1::StatusReply {
-        v1::StatusReply {
-            node_id: id,
-            incarnation: vec![incarnation; 16].into(),
+    fn newcomer(id: u64, incarnation: u8) -> Newcomer {
+        Newcomer {
+            node: NodeId(id),
+            incarnation: Some(Incarnation([incarnation; 16])),
+            cluster: None,
             engine_profile: "p".into(),
             peer_addr: format!("127.0.0.1:{}", 7500 + id),
             client_addr: format!("127.0.0.1:{}", 7400 + id),
-            ..v1::StatusReply::default()
+            has_stopped: false,
         }
     }
 
     /// A new node is added as it says of itself; one already there is recognised by its disk.
     #[test]
     fn welcome_nodes() {
-        let check = |theirs: &v1::StatusReply| examine(&status(), "127.0.0.1:7403", theirs);
+        let check = |theirs: &Newcomer| examine(&status(), "127.0.0.1:7403", theirs);
         let member = Member {
             peer_addr: "127.0.0.1:7503".into(),
             client_addr: "127.0.0.1:7403".into(),
@@ -228,9 +253,9 @@ pub(super) mod tests {
         };
         assert_eq!(check(&newcomer(3, 3)), Ok(Joining::New(NodeId(3), member)));
         assert_eq!(check(&newcomer(2, 2)), Ok(Joining::Learner(NodeId(2))));
-        let everywhere = v1::StatusReply { peer_addr: "0.0.0.0:7502".into(), ..newcomer(2, 2) };
+        let everywhere = Newcomer { peer_addr: "0.0.0.0:7502".into(), ..newcomer(2, 2) };
         assert_eq!(check(&everywhere), Ok(Joining::Learner(NodeId(2))));
-        let same_cluster = v1::StatusReply { cluster_id: vec![7; 16].into(), ..newcomer(3, 3) };
+        let same_cluster = Newcomer { cluster: Some(ClusterId([7; 16])), ..newcomer(3, 3) };
         assert!(matches!(check(&same_cluster), Ok(Joining::New(..))));
     }
 
@@ -242,17 +267,14 @@ pub(super) mod tests {
             (newcomer(1, 3), "node id 1 is a member already"),
             (newcomer(2, 9), "cluster remove 2"),
             (
-                v1::StatusReply { client_addr: "127.0.0.1:7499".into(), ..newcomer(2, 2) },
+                Newcomer { client_addr: "127.0.0.1:7499".into(), ..newcomer(2, 2) },
                 "says now that it has 127.0.0.1:7502 and 127.0.0.1:7499",
             ),
-            (
-                v1::StatusReply { cluster_id: vec![8; 16].into(), ..newcomer(3, 3) },
-                "another cluster",
-            ),
-            (v1::StatusReply { engine_profile: "q".into(), ..newcomer(3, 3) }, "engine profile"),
-            (v1::StatusReply { peer_addr: "127.0.0.1:7502".into(), ..newcomer(3, 3) }, "node 2's"),
-            (v1::StatusReply { role: WireRole::Stopped.into(), ..newcomer(3, 3) }, "has stopped"),
-            (v1::StatusReply { incarnation: "x".into(), ..newcomer(3, 3) }, "which disk"),
+            (Newcomer { cluster: Some(ClusterId([8; 16])), ..newcomer(3, 3) }, "another cluster"),
+            (Newcomer { engine_profile: "q".into(), ..newcomer(3, 3) }, "engine profile"),
+            (Newcomer { peer_addr: "127.0.0.1:7502".into(), ..newcomer(3, 3) }, "node 2's"),
+            (Newcomer { has_stopped: true, ..newcomer(3, 3) }, "has stopped"),
+            (Newcomer { incarnation: None, ..newcomer(3, 3) }, "which disk"),
         ];
         for (theirs, expected) in rows {
             let error = examine(&status(), "127.0.0.1:7403", &theirs).unwrap_err();

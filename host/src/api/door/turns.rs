@@ -10,13 +10,13 @@ use crate::raft;
 
 /// A bounded queue before a bounded number. Clones share it.
 #[derive(Clone)]
-pub(super) struct Turns {
+pub(in crate::api) struct Turns {
     running: Arc<Semaphore>,
     places: Arc<Semaphore>,
 }
 
 /// One of those who may go on, until it is dropped.
-pub(super) struct Turn {
+pub(in crate::api) struct Turn {
     _running: OwnedSemaphorePermit,
     _place: OwnedSemaphorePermit,
 }
