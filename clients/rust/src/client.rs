@@ -17,9 +17,9 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::attempts::{Attempts, Next};
 use crate::error::{Error, Outcome, is_broken_connection};
 use crate::reason;
-use crate::retry::Retry;
 use crate::routes::{Link, Route, Routes};
 use crate::stream::Stream;
 
@@ -34,9 +34,6 @@ pub const COMMAND_BYTES_MAX: usize = 1 << 20;
 
 /// How long a read waits for a node before it asks another one as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(500);
-/// No command is sent again with less time left than this: its answer could come too late to say
-/// that it was not applied.
-const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 
 /// A node is given a tenth less time than is left, at most by this, so that what it says about the
 /// command comes before the client gives up.
@@ -304,13 +301,7 @@ impl Client {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut retry = Retry::new();
-        let last = call.deadline - ATTEMPT_MIN;
-        // A long call may take long, but a node that isn't there is not waited for any longer than
-        // by a short one.
-        let connected_until = last.min(Instant::now() + self.options.timeout);
-        // What a node that is there says tells more than that another is not.
-        let mut failed: Option<Error> = None;
+        let mut attempts = self.attempts(&call);
         loop {
             let link = self.routes.link(call.route);
             let error = match self.once(&link, call, &attempt).await {
@@ -318,15 +309,12 @@ impl Client {
                 Err(error) => error,
             };
             self.routes.learn(&link, &error);
-            let until = match error.reason.as_str() {
-                reason::UNREACHABLE => connected_until,
-                _ => last,
-            };
-            if !self.may_repeat(call, &error) || !retry.pause(&error, until).await {
-                return Err(failed.filter(|_| tells_little(call, &error)).unwrap_or(error));
-            }
-            if failed.is_none() || error.reason != reason::UNREACHABLE {
-                failed = Some(error);
+            let is_led = error.leader_addr.is_some();
+            match attempts.after(error, is_led) {
+                // Even a wait that is over takes the timer a millisecond.
+                Next::At(at) if at <= Instant::now() => {}
+                Next::At(at) => sleep_until(at).await,
+                Next::TooLate | Next::Never => return Err(attempts.told()),
             }
         }
     }
@@ -341,15 +329,14 @@ impl Client {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut retry = Retry::new();
+        let mut attempts = self.attempts(&call);
         let mut running = FuturesUnordered::new();
         let mut asked = Vec::new();
         let mut next = Instant::now();
-        let mut failed: Option<Error> = None;
         loop {
             let now = Instant::now();
             if now >= call.deadline {
-                return Err(failed.unwrap_or_else(Error::unanswered));
+                return Err(attempts.told());
             }
             if now >= next {
                 next = now + HEDGE_AFTER;
@@ -375,25 +362,18 @@ impl Client {
                     error
                 }
             };
-            if !self.may_repeat(call, &error) {
-                return Err(failed.filter(|_| tells_little(call, &error)).unwrap_or(error));
-            }
-            next = next.min(match &error.leader_addr {
-                Some(leader) if !asked.contains(leader) => retry.redirected(),
-                _ => retry.failed(),
-            });
-            if failed.is_none() || error.reason != reason::UNREACHABLE {
-                failed = Some(error);
+            let is_led = error.leader_addr.as_ref().is_some_and(|leader| !asked.contains(leader));
+            match attempts.after(error, is_led) {
+                Next::At(at) => next = next.min(at),
+                // Whoever is being asked may answer yet.
+                Next::TooLate if !running.is_empty() => next = call.deadline,
+                Next::TooLate | Next::Never => return Err(attempts.told()),
             }
         }
     }
 
-    fn may_repeat(&self, call: Call, error: &Error) -> bool {
-        // A lone node that is in no cluster will not get into one by waiting.
-        if error.reason == reason::UNINITIALIZED && !self.routes.has_others() {
-            return false;
-        }
-        error.is_transient() || (call.kind != Kind::Once && error.is_transient_if_idempotent())
+    fn attempts(&self, call: &Call) -> Attempts {
+        Attempts::new(call, self.options.timeout, !self.routes.has_others())
     }
 
     async fn once<T, F>(
@@ -428,12 +408,4 @@ impl Client {
             Err(_) => Err(Error::deadline_after_sending()),
         }
     }
-}
-
-/// True for an error behind which the answer of an earlier attempt should be shown: the node of
-/// this one is not there, or the deadline came before its answer, which does not matter to a call
-/// that may be repeated.
-fn tells_little(call: Call, error: &Error) -> bool {
-    let late = error.reason == reason::DEADLINE_EXCEEDED && error.outcome == Outcome::Unknown;
-    error.reason == reason::UNREACHABLE || (call.kind != Kind::Once && late)
 }

@@ -8,6 +8,7 @@
 //! a session, which this version does not have. Such an error is returned, never hidden by a retry.
 
 mod admin;
+mod attempts;
 mod client;
 mod dial;
 mod error;
