@@ -5,20 +5,18 @@
 //! It stands inside of tonic's own deadline, which answers without details, and is a little
 //! earlier.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
+use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tower::{Layer, Service};
 
+use super::around::{Answer, Around};
 use super::edge;
 use super::error::{self, Found};
 use crate::api::door::Error;
@@ -35,43 +33,24 @@ const READS: [&str; 5] = [
     "/lockstep.v1.Admin/FetchSnapshot",
 ];
 
-/// Puts [`Answered`] around a service.
+/// Gives details to errors without.
 #[derive(Clone, Copy)]
 pub(super) struct Answering;
 
-impl<S> Layer<S> for Answering {
-    type Service = Answered<S>;
-
-    fn layer(&self, inner: S) -> Answered<S> {
-        Answered { inner }
-    }
-}
-
-/// A service whose calls end with details.
-#[derive(Clone)]
-pub(super) struct Answered<S> {
-    inner: S,
-}
-
-impl<S> Service<Request<Body>> for Answered<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Answering {
+    fn around<F>(
+        &self,
+        request: Request<Body>,
+        inner: impl FnOnce(Request<Body>) -> F,
+    ) -> impl Future<Output = Answer> + Send + 'static
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let method = Method::of(request.uri().path());
         let limit = edge::asked_timeout(request.headers());
         let limit = limit.map(|limit| limit - (limit / 20).min(ANSWER_TIME_MAX));
-        let answer = self.inner.call(request);
-        Box::pin(async move {
+        let answer = inner(request);
+        async move {
             let response = match limit {
                 None => answer.await?,
                 Some(limit) => match timeout(limit, answer).await {
@@ -80,7 +59,7 @@ where
                 },
             };
             Ok(method.answer(response))
-        })
+        }
     }
 }
 
@@ -122,29 +101,20 @@ impl Method {
                 Status::from(self.explain(&status, Found::Before)).into_http()
             }
             Some(_) => response,
-            None => response.map(|body| Body::new(Ending { body, method: self })),
+            None => {
+                response.map(|body| Body::new(body.map_frame(move |frame| self.complete(frame))))
+            }
         }
     }
-}
 
-fn lacks_details(status: &Status) -> bool {
-    status.code() != Code::Ok && status.details().is_empty()
-}
-
-/// The body of a response, whose last word is looked at.
-struct Ending {
-    body: Body,
-    method: Method,
-}
-
-impl Ending {
+    /// The last frame of a response with details, if it is an error without.
     fn complete(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let Some(trailers) = frame.trailers_ref() else { return frame };
         let Some(status) = Status::from_header_map(trailers) else { return frame };
         if !lacks_details(&status) {
             return frame;
         }
-        let status = Status::from(self.method.explain(&status, Found::Later));
+        let status = Status::from(self.explain(&status, Found::Later));
         let mut trailers = trailers.clone();
         match status.add_header(&mut trailers) {
             Ok(()) => Frame::trailers(trailers),
@@ -154,25 +124,8 @@ impl Ending {
     }
 }
 
-impl http_body::Body for Ending {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(frame.map(|frame| frame.map(|frame| self.complete(frame))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
+fn lacks_details(status: &Status) -> bool {
+    status.code() != Code::Ok && status.details().is_empty()
 }
 
 #[cfg(test)]
@@ -213,12 +166,11 @@ mod tests {
     /// Trailers without details get them; those with details, and those of a success, stay.
     #[test]
     fn trailers_are_completed() {
-        let body = Body::empty();
-        let ending = Ending { body, method: Method::of("/lockstep.v1.Client/ExecuteStream") };
+        let method = Method::of("/lockstep.v1.Client/ExecuteStream");
         let complete = |status: Status| {
             let mut trailers = http::HeaderMap::new();
             status.add_header(&mut trailers).unwrap();
-            let frame = ending.complete(Frame::trailers(trailers));
+            let frame = method.complete(Frame::trailers(trailers));
             Status::from_header_map(frame.trailers_ref().unwrap()).unwrap()
         };
         let bare = complete(Status::internal("broken"));

@@ -6,22 +6,22 @@
 //!
 //! **Invariant:** whatever ends a call here ends it with an error that carries an `ErrorInfo`.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::{Request, Response};
+use http::Request;
 use http_body::Frame;
+use http_body_util::BodyExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
+use super::around::{Answer, Around};
 use crate::api::door::{Drain, Error};
 use crate::budget::{Account, Full, Held};
 use crate::raft;
@@ -52,7 +52,7 @@ pub(super) struct Carries {
 /// Says what the method at a path takes in.
 pub(super) type Rules = fn(&str) -> Carries;
 
-/// Puts [`Metered`] around a service.
+/// Counts calls and their bytes.
 #[derive(Clone)]
 pub(super) struct Meter {
     /// What methods take in.
@@ -63,69 +63,71 @@ pub(super) struct Meter {
     pub(super) is_strict: bool,
 }
 
-impl<S> Layer<S> for Meter {
-    type Service = Metered<S>;
-
-    fn layer(&self, inner: S) -> Metered<S> {
-        let Self { rules, drain, is_strict } = self.clone();
-        Metered { inner, rules, drain, is_strict }
-    }
-}
-
-/// A service whose calls are counted.
-#[derive(Clone)]
-pub(super) struct Metered<S> {
-    inner: S,
-    rules: Rules,
-    drain: Drain,
-    is_strict: bool,
-}
-
-impl<S> Service<Request<Body>> for Metered<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Meter {
+    fn around<F>(
+        &self,
+        request: Request<Body>,
+        inner: impl FnOnce(Request<Body>) -> F,
+    ) -> impl Future<Output = Answer> + Send + 'static
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let account = request.extensions().get::<Account>();
         let account = account.expect("every connection has an account").clone();
         let carries = (self.rules)(request.uri().path());
-        let begun = begin(&account, carries).map_err(|_| raft::Error::Overloaded);
-        let entered = begun.and_then(|begun| Ok((begun, self.drain.enter()?)));
-        let (begun, under_way) = match entered {
-            Ok((begun, under_way)) => (begun, carries.ends.then_some(under_way)),
-            Err(error) => {
-                let refused = Status::from(Error::from(error)).into_http();
-                return Box::pin(std::future::ready(Ok(refused)));
+        let is_strict = self.is_strict;
+        let begun = self.begin(&account, carries).map(|call| {
+            let received = account.clone();
+            let received = |body| Received { is_strict, ..Received::new(body, received, carries) };
+            let request = request.map(|body| Body::new(received(body)));
+            (inner(request), call)
+        });
+        async move {
+            match begun {
+                Ok((answer, call)) => Ok(answer.await?.map(|body| sent(body, account, call))),
+                Err(error) => Ok(Status::from(Error::from(error)).into_http()),
             }
-        };
-        let (received, is_strict) = (account.clone(), self.is_strict);
-        let received = |body| Received { is_strict, ..Received::new(body, received, carries) };
-        let request = request.map(|body| Body::new(received(body)));
-        let response = self.inner.call(request);
-        Box::pin(async move {
-            let response = response.await?;
-            let sent =
-                |body| Body::new(Sent { body, account, _begun: begun, _under_way: under_way });
-            Ok(response.map(sent))
-        })
+        }
     }
 }
 
-/// What a call has until it ends: bytes, and its place among the streams of its connection.
-type Begun = (Held, Option<OwnedSemaphorePermit>);
+/// What a call has until all of its response is sent: bytes, its place among the streams of its
+/// connection, and that a stop waits for it.
+struct Call {
+    _held: Held,
+    _place: Option<OwnedSemaphorePermit>,
+    _under_way: Option<TaskTrackerToken>,
+}
 
-fn begin(account: &Account, carries: Carries) -> Result<Begun, Full> {
+impl Meter {
+    fn begin(&self, account: &Account, carries: Carries) -> Result<Call, raft::Error> {
+        let (_held, _place) = hold(account, carries).map_err(|_| raft::Error::Overloaded)?;
+        let under_way = self.drain.enter()?;
+        Ok(Call { _held, _place, _under_way: carries.ends.then_some(under_way) })
+    }
+}
+
+fn hold(
+    account: &Account,
+    carries: Carries,
+) -> Result<(Held, Option<OwnedSemaphorePermit>), Full> {
     let place = carries.later.map(|_| account.open_stream()).transpose()?;
     Ok((account.hold(CALL_BYTES + carries.unread)?, place))
+}
+
+/// The body of a response, whose frames count until they are written to the socket.
+fn sent(body: Body, account: Account, call: Call) -> Body {
+    Body::new(body.map_frame(move |frame| {
+        let _until_its_end = &call;
+        frame.map_data(|bytes| {
+            if bytes.len() < FRAME_BYTES_MIN {
+                return bytes;
+            }
+            let _held = account.keep(bytes.len());
+            Bytes::from_owner(Counted { bytes, _held })
+        })
+    }))
+}
 }
 
 /// The body of a request.
@@ -289,14 +291,6 @@ impl Messages {
     }
 }
 
-/// The body of a response.
-struct Sent {
-    body: Body,
-    account: Account,
-    _begun: Begun,
-    _under_way: Option<TaskTrackerToken>,
-}
-
 /// A frame on its way to the socket.
 struct Counted {
     bytes: Bytes,
@@ -306,38 +300,6 @@ struct Counted {
 impl AsRef<[u8]> for Counted {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl http_body::Body for Sent {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let account = &self.account;
-        Poll::Ready(frame.map(|frame| {
-            frame.map(|frame| {
-                frame.map_data(|bytes| {
-                    if bytes.len() < FRAME_BYTES_MIN {
-                        return bytes;
-                    }
-                    let _held = account.keep(bytes.len());
-                    Bytes::from_owner(Counted { bytes, _held })
-                })
-            })
-        }))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::around::Layered;
 use super::metered::{Carries, Meter};
 use crate::api::Listener;
 use crate::api::door::Drain;
@@ -48,7 +49,7 @@ pub async fn serve<SM: Machine>(
         ended.stop();
     };
     Server::builder()
-        .layer(Meter { rules: carries, drain: Drain::default(), is_strict: true })
+        .layer(Layered(Meter { rules: carries, drain: Drain::default(), is_strict: true }))
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
