@@ -24,6 +24,7 @@ pub use state::Kv;
 
 impl StateMachine for Kv {
     const NAME: &'static str = "guest-kv";
+    const SCHEMA_VERSION: u32 = export::SCHEMA_VERSION;
     const READ_ONLY: &'static [&'static str] = &["GET", "EXISTS", "PING"];
     const USES_TIME: bool = true;
 

@@ -7,9 +7,11 @@
 //! types of values. So fields may be added, removed and reordered by serde's own rules, and a value
 //! of another type is refused rather than read as something else.
 
+use std::marker::PhantomData;
+
 use ciborium::de::Error;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// A state that can be taken elsewhere.
 ///
@@ -52,11 +54,36 @@ impl<T: Default + Serialize + DeserializeOwned> Portable for T {
 
     fn import_record(&mut self, _: u32, record: &[u8]) -> Result<(), String> {
         let mut rest = record;
-        *self = ciborium::from_reader(&mut rest).map_err(in_words)?;
+        *self = ciborium::from_reader(&mut rest).map_err(|error| match place::<T>(record) {
+            Some(place) => format!("{place}: {}", in_words(error)),
+            None => in_words(error),
+        })?;
         if rest.is_empty() {
             return Ok(());
         }
         Err(format!("{} bytes are left over after the state", rest.len()))
+    }
+}
+
+/// Where in a state its record cannot be read, such as `limits.low`; `None` for the whole of it.
+/// The record is read once more for that, which only a failed import does.
+fn place<T: DeserializeOwned>(record: &[u8]) -> Option<String> {
+    let place = ciborium::from_reader::<Place<T>, _>(record).ok()?;
+    place.path.filter(|path| path != ".")
+}
+
+/// Where reading a `T` failed. Reading this fails nowhere, so that it can be handed out by a reader
+/// that takes no visitor of ours.
+struct Place<T> {
+    path: Option<String>,
+    read: PhantomData<T>,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Place<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let failed = serde_path_to_error::deserialize::<D, T>(deserializer).err();
+        let path = failed.map(|error| error.path().to_string());
+        Ok(Self { path, read: PhantomData })
     }
 }
 
@@ -108,11 +135,11 @@ mod tests {
         assert_eq!(moved(&Unsigned { total: 42 }), Ok(Signed { total: 42 }));
         assert_eq!(moved(&Signed { total: 255 }), Ok(Narrow { total: 255 }));
         let refused = moved::<_, Unsigned>(&Signed { total: -1 });
-        assert_eq!(refused, Err("unexpected negative integer".to_owned()));
+        assert_eq!(refused, Err("total: unexpected negative integer".to_owned()));
         let refused = moved::<_, Signed>(&Unsigned { total: u64::MAX });
-        assert_eq!(refused, Err("integer too large".to_owned()));
+        assert_eq!(refused, Err("total: integer too large".to_owned()));
         let refused = moved::<_, Narrow>(&Signed { total: 256 });
-        assert_eq!(refused, Err("invalid value: integer `256`, expected u8".to_owned()));
+        assert_eq!(refused, Err("total: invalid value: integer `256`, expected u8".to_owned()));
         for total in [i64::MIN, -1, 0, i64::MAX] {
             assert_eq!(moved(&Signed { total }), Ok(Signed { total }));
         }
@@ -123,13 +150,13 @@ mod tests {
     fn other_types_are_refused() {
         let refused = |value: &BTreeMap<String, String>| moved::<_, Signed>(value).unwrap_err();
         let text = BTreeMap::from([("total".to_owned(), "42".to_owned())]);
-        assert_eq!(refused(&text), "invalid type: string, expected integer");
+        assert_eq!(refused(&text), "total: invalid type: string, expected integer");
         let yes = BTreeMap::from([("total".to_owned(), true)]);
         let said = moved::<_, Signed>(&yes).unwrap_err();
-        assert_eq!(said, "invalid type: boolean `true`, expected integer");
+        assert_eq!(said, "total: invalid type: boolean `true`, expected integer");
         let half = BTreeMap::from([("total".to_owned(), 0.5)]);
         let said = moved::<_, Signed>(&half).unwrap_err();
-        assert_eq!(said, "invalid type: floating point `0.5`, expected integer");
+        assert_eq!(said, "total: invalid type: floating point `0.5`, expected integer");
     }
 
     #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -183,13 +210,101 @@ mod tests {
         assert_eq!(refused, "missing field `name`");
     }
 
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Shelf<T> {
+        name: String,
+        rows: Vec<T>,
+        by_name: BTreeMap<String, T>,
+        kept: Option<Box<T>>,
+        kind: Holds<T>,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    enum Holds<T> {
+        #[default]
+        Nothing,
+        One {
+            held: T,
+        },
+    }
+
+    /// A shelf that holds one value that is to be refused, in one place.
+    fn shelf(place: usize) -> Shelf<i64> {
+        let put = |at: usize| if at == place { -1 } else { 1 };
+        Shelf {
+            name: "a".to_owned(),
+            rows: vec![1, put(0)],
+            by_name: BTreeMap::from([("low".to_owned(), 1), ("high".to_owned(), put(1))]),
+            kept: Some(Box::new(put(2))),
+            kind: Holds::One { held: put(3) },
+        }
+    }
+
+    /// What does not fit is named by its place in the state, however deep that is: among fields,
+    /// in a list, in a map, in an option, in a variant. So are fields and variants that the type
+    /// does not have, or misses.
+    #[test]
+    fn places_are_named() {
+        let read = |place| moved::<Shelf<i64>, Shelf<u64>>(&shelf(place));
+        for (place, path) in ["rows[1]", "by_name.high", "kept", "kind.One.held"].iter().enumerate()
+        {
+            assert_eq!(read(place), Err(format!("{path}: unexpected negative integer")));
+        }
+        assert_eq!(read(9).map(|shelf| shelf.rows), Ok(vec![1, 1]), "without one it fits");
+
+        let inner = Shelf { rows: vec![Signed { total: 1 }], ..Shelf::default() };
+        let renamed = moved::<_, Shelf<Renamed>>(&inner);
+        assert_eq!(renamed, Err("rows[0]: missing field `sum`".to_owned()));
+        let renamed = moved::<_, Renamed>(&Signed { total: 1 });
+        assert_eq!(renamed, Err("missing field `sum`".to_owned()), "of the state itself");
+        let aliased = moved::<_, Shelf<Aliased>>(&inner).map(|shelf| shelf.rows);
+        assert_eq!(aliased, Ok(vec![Aliased { sum: 1 }]));
+        let strict = moved::<_, Strict>(&shelf(9));
+        assert_eq!(
+            strict,
+            Err("by_name: unknown field `by_name`, expected `name` or `rows`".into())
+        );
+        let kind = Shelf { kind: Holds::One { held: 1_i64 }, ..Shelf::default() };
+        let gone = moved::<_, WithKind>(&kind).unwrap_err();
+        assert_eq!(gone, "kind: unknown variant `One`, expected `Nothing`");
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Renamed {
+        sum: i64,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct Aliased {
+        #[serde(alias = "total")]
+        sum: i64,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Strict {
+        name: String,
+        rows: Vec<i64>,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    struct WithKind {
+        kind: Nothing,
+    }
+
+    #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+    enum Nothing {
+        #[default]
+        Nothing,
+    }
+
     /// A record that is cut, longer than its value, or of the layout that bincode had, is refused.
     #[test]
     fn other_bytes_are_refused() {
         let mut record = Vec::new();
         Signed { total: 1000 }.export_record(&mut false, &mut record);
         let refused = |record: &[u8]| Signed::default().import_record(1, record).unwrap_err();
-        assert_eq!(refused(&record[..record.len() - 1]), "it ends early");
+        assert_eq!(refused(&record[..record.len() - 1]), "total: it ends early");
         assert_eq!(refused(&[&record[..], &[0]].concat()), "1 bytes are left over after the state");
         assert_eq!(refused(&[0xff]), "invalid type: break, expected map");
         // 42, zigzag-encoded.
