@@ -86,7 +86,7 @@ mod tests {
         assert_eq!((queued.len(), queued.peek()), (6, Some(&"b1")));
         let order: Vec<_> = std::iter::from_fn(|| queued.pop()).collect();
         assert_eq!(order, ["b1", "c1", "a2", "c2", "a3", "a4"]);
-        assert!(queued.is_empty() && queued.len() == 0);
+        assert!(queued.is_empty());
     }
 
     /// What is dropped leaves the others in their order.

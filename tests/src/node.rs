@@ -12,7 +12,7 @@ use lockstep_client::Client;
 use lockstep_proto::v1::admin_client::AdminClient;
 use lockstep_proto::v1::status_reply::Role;
 use lockstep_proto::v1::{StatusReply, StatusRequest};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use tonic::transport::Endpoint;
 
 use crate::clock::Clock;
@@ -376,6 +376,19 @@ impl Node {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("it has a size");
         kib.parse::<u64>().expect("the size is a number") << 10
+    }
+
+    /// Lets it open no descriptor from this number on; the limit before.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn allow_files(&self, files: u64) -> u64 {
+        let child = self.child.as_ref().expect("the node runs");
+        let pid = Pid::from_raw(child.id().cast_signed()).expect("a process has an id");
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: Some(files), maximum };
+        let before = prlimit(Some(pid), Resource::Nofile, limit);
+        before.expect("its limit can be set").current.expect("it has a limit")
     }
 
     /// The last of its warnings and errors, and the line it ended with.

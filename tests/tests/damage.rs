@@ -97,8 +97,8 @@ async fn a_torn_tail_is_cut() {
 }
 
 /// An acknowledged write is lost from the end of a log, in the way of a crash, while the only other
-/// node that has it is down: the two that do not have it elect nobody until that one had a chance to
-/// say so, and the write is there again.
+/// node that has it is down: the two that do not have it elect nobody until that one had a chance
+/// to say so, and the write is there again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_end_waits_for_who_knows_more() {
     let mut cluster = Plan::new(3).start().await;

@@ -25,10 +25,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("group", &["config", "machine", "raft", "storage", "telemetry", "types", "wasm"]),
     ("in_turn", &[]),
     ("machine", &["config", "in_turn", "telemetry", "types", "wasm"]),
-    (
-        "raft",
-        &["budget", "codec", "config", "in_turn", "machine", "storage", "telemetry", "types"],
-    ),
+    ("raft", &["budget", "codec", "config", "in_turn", "machine", "storage", "telemetry", "types"]),
     ("storage", &["codec", "config", "telemetry", "types"]),
     ("telemetry", &[]),
     ("types", &[]),

@@ -107,10 +107,7 @@ impl Meter {
     }
 }
 
-fn hold(
-    account: &Account,
-    carries: Carries,
-) -> Result<(Held, Option<OwnedSemaphorePermit>), Full> {
+fn hold(account: &Account, carries: Carries) -> Result<(Held, Option<OwnedSemaphorePermit>), Full> {
     let place = carries.later.map(|_| account.open_stream()).transpose()?;
     Ok((account.hold(CALL_BYTES + carries.unread)?, place))
 }
@@ -127,7 +124,6 @@ fn sent(body: Body, account: Account, call: Call) -> Body {
             Bytes::from_owner(Counted { bytes, _held })
         })
     }))
-}
 }
 
 /// The body of a request.

@@ -32,9 +32,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::client::{Peer, ready};
-use super::payload;
 use super::connections::Link;
 use super::known::Known;
+use super::payload;
 use crate::raft::store::convert::{log_id_from_raft, vote_from_raft};
 use crate::raft::type_config::{RaftLogId, RaftVote, TypeConfig};
 
@@ -88,7 +88,8 @@ impl Expected {
         peer: &Peer,
         payload: &[u8],
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
-        let result = payload::decode_append_result(payload).map_err(|error| peer.nonsense(error))?;
+        let result =
+            payload::decode_append_result(payload).map_err(|error| peer.nonsense(error))?;
         let fits = match &result {
             Ok(matched) => *matched == self.last,
             Err(StreamAppendError::Conflict(at)) => Some(at) == self.previous.as_ref(),

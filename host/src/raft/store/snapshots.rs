@@ -1,5 +1,5 @@
-//! The snapshots of this node, as openraft and the duties see them: which files there are, and which
-//! of them count.
+//! The snapshots of this node, as openraft and the duties see them: which files there are, and
+//! which of them count.
 //!
 //! | part | purpose |
 //! |---|---|
