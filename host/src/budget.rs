@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// The share of an account is this part of the budget.
 const SHARES: usize = 8;
@@ -66,8 +66,27 @@ struct Inner {
     reply_bytes: AtomicUsize,
     spoke: AtomicBool,
     refused: AtomicUsize,
-    closed: CancellationToken,
+    closed: Closing,
     streams: Arc<Semaphore>,
+}
+
+/// Whether an account is closed. That is looked at far more often than it is waited for, and a look
+/// at a token alone takes a lock.
+#[derive(Debug, Default)]
+struct Closing {
+    said: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Closing {
+    fn say(&self) {
+        self.said.store(true, Ordering::Relaxed);
+        self.token.cancel();
+    }
+
+    fn is_said(&self) -> bool {
+        self.said.load(Ordering::Relaxed)
+    }
 }
 
 /// Bytes that are held, until it is dropped.
@@ -99,7 +118,7 @@ impl Budget {
             reply_bytes: AtomicUsize::new(self.first_reply_bytes()),
             spoke: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
-            closed: CancellationToken::new(),
+            closed: Closing::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
         });
         let mut accounts = self.0.accounts();
@@ -123,9 +142,9 @@ impl Budget {
         let accounts = self.0.accounts();
         let mut open = accounts.values().filter_map(Weak::upgrade);
         let silent = |account: &Arc<Inner>| {
-            !account.spoke.load(Ordering::Relaxed) && !account.closed.is_cancelled()
+            !account.spoke.load(Ordering::Relaxed) && !account.closed.is_said()
         };
-        open.find(silent).map(|account| account.closed.cancel()).is_some()
+        open.find(silent).map(|account| account.closed.say()).is_some()
     }
 }
 
@@ -145,7 +164,7 @@ impl Shared {
         let open: Vec<Arc<Inner>> = accounts
             .values()
             .filter_map(Weak::upgrade)
-            .filter(|account| !account.closed.is_cancelled())
+            .filter(|account| !account.closed.is_said())
             .collect();
         let held = |account: &Arc<Inner>| account.held.load(Ordering::Relaxed);
         if open.iter().map(held).sum::<usize>() <= self.bytes_max {
@@ -163,10 +182,10 @@ impl Shared {
 
 impl Inner {
     fn close(&self, reason: &'static str) {
-        if !self.closed.is_cancelled() {
+        if !self.closed.is_said() {
             let held = self.held.load(Ordering::Relaxed);
             tracing::warn!(connection = self.id, held, reason, "a connection is closed");
-            self.closed.cancel();
+            self.closed.say();
         }
     }
 
@@ -198,7 +217,7 @@ impl Account {
         let taken = Held { account: self.clone(), bytes };
         // One thing is always let in, whatever its size.
         let is_over = held > inner.budget.share() && held > bytes;
-        if is_over || inner.closed.is_cancelled() {
+        if is_over || inner.closed.is_said() {
             return Err(Full);
         }
         if inner.is_budget_spent() && !inner.budget.make_room(inner) {
@@ -247,13 +266,18 @@ impl Account {
         if self.0.refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_MAX {
             // Strangers fill no log.
             tracing::debug!(connection = self.0.id, "a connection is closed: it was often refused");
-            self.0.closed.cancel();
+            self.0.closed.say();
         }
     }
 
     /// True once it has been closed.
-    pub fn closed(&self) -> CancellationToken {
-        self.0.closed.clone()
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_said()
+    }
+
+    /// Waits until it is closed.
+    pub fn closed(&self) -> WaitForCancellationFutureOwned {
+        self.0.closed.token.clone().cancelled_owned()
     }
 
     /// Notes what a reply had, for the next ones.
@@ -385,8 +409,8 @@ mod tests {
         let kept: Vec<Held> = hogs.iter().map(|hog| hog.keep(2 * SHARE + 3 * SHARE / 4)).collect();
         let good = budget.open();
         let held = good.hold(SHARE).expect("it holds little");
-        assert_eq!(hogs.iter().filter(|hog| hog.closed().is_cancelled()).count(), 1);
-        assert!(!good.closed().is_cancelled());
+        assert_eq!(hogs.iter().filter(|hog| hog.is_closed()).count(), 1);
+        assert!(!good.is_closed());
         drop((kept, held));
         assert_eq!(budget.held(), 0);
     }
@@ -397,7 +421,7 @@ mod tests {
         let account = budget().open();
         let mut held = account.begin(10).unwrap();
         held.becomes_reply(SHARES_HELD_MAX * SHARE);
-        assert!(account.closed().is_cancelled());
+        assert!(account.is_closed());
         assert_eq!(account.hold(1).err(), Some(Full));
     }
 
@@ -411,14 +435,14 @@ mod tests {
         }
         refused.note_refused();
         assert!(budget.close_silent());
-        assert!(refused.closed().is_cancelled() && !welcome.closed().is_cancelled());
+        assert!(refused.is_closed() && !welcome.is_closed());
         let account = budget.open();
         for _ in 1..REFUSED_MAX {
             account.note_refused();
         }
-        assert!(!account.closed().is_cancelled());
+        assert!(!account.is_closed());
         account.note_refused();
-        assert!(account.closed().is_cancelled());
+        assert!(account.is_closed());
     }
 
     /// Room at the door is made by closing those that never asked for anything, oldest first.
@@ -428,7 +452,7 @@ mod tests {
         let (spoke, silent) = (budget.open(), budget.open());
         spoke.hold(1).unwrap();
         assert!(budget.close_silent());
-        assert!(silent.closed().is_cancelled() && !spoke.closed().is_cancelled());
+        assert!(silent.is_closed() && !spoke.is_closed());
         assert!(!budget.close_silent());
     }
 }

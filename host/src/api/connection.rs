@@ -114,7 +114,7 @@ impl Connection {
         let heard = Instant::now();
         Self {
             tcp,
-            closed: Box::pin(account.closed().cancelled_owned()),
+            closed: Box::pin(account.closed()),
             account,
             heard,
             silence: Box::pin(tokio::time::sleep_until(heard + SILENCE_MAX)),
@@ -156,7 +156,7 @@ impl AsyncRead for Connection {
                 if buffer.filled().len() > before {
                     this.heard = Instant::now();
                 }
-                if this.account.closed().is_cancelled() {
+                if this.account.is_closed() {
                     return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
                 }
                 Poll::Ready(read)

@@ -9,7 +9,8 @@ use std::future::Future;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::uri::PathAndQuery;
+use http::{Request, Response, Uri};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
 use tokio::time::timeout;
@@ -46,7 +47,7 @@ impl Around for Answering {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
-        let method = Method::of(request.uri().path());
+        let method = Method::of(request.uri());
         let limit = edge::asked_timeout(request.headers());
         let limit = limit.map(|limit| limit - (limit / 20).min(ANSWER_TIME_MAX));
         let answer = inner(request);
@@ -67,13 +68,15 @@ impl Around for Answering {
 #[derive(Clone, Debug)]
 struct Method {
     reads: bool,
-    path: String,
+    path: PathAndQuery,
 }
 
 impl Method {
-    fn of(path: &str) -> Self {
+    fn of(uri: &Uri) -> Self {
+        let path = uri.path();
         let reads = READS.contains(&path) || !path.starts_with("/lockstep.v1.");
-        Self { reads, path: path.to_owned() }
+        let root = || PathAndQuery::from_static("/");
+        Self { reads, path: uri.path_and_query().cloned().unwrap_or_else(root) }
     }
 
     fn late(&self) -> Error {
@@ -85,7 +88,7 @@ impl Method {
     fn explain(&self, status: &Status, found: Found) -> Error {
         let found = if self.reads { Found::Before } else { found };
         if status.code() == Code::Unimplemented && status.message().is_empty() {
-            let (path, version) = (&self.path, env!("CARGO_PKG_VERSION"));
+            let (path, version) = (self.path.path(), env!("CARGO_PKG_VERSION"));
             let text = format!("there is no method {path} in lockstep {version}");
             return error::found(&Status::unimplemented(text), found);
         }
@@ -157,7 +160,7 @@ mod tests {
             ),
         ];
         for (path, code, found, reason, outcome) in rows {
-            let error = Method::of(path).explain(&Status::new(code, ""), found);
+            let error = Method::of(&Uri::from_static(path)).explain(&Status::new(code, ""), found);
             let error = lockstep_client::Error::from_status(&error.into());
             assert_eq!((error.reason.as_str(), error.outcome), (reason, outcome), "{path} {code}");
         }
@@ -166,7 +169,7 @@ mod tests {
     /// Trailers without details get them; those with details, and those of a success, stay.
     #[test]
     fn trailers_are_completed() {
-        let method = Method::of("/lockstep.v1.Client/ExecuteStream");
+        let method = Method::of(&Uri::from_static("/lockstep.v1.Client/ExecuteStream"));
         let complete = |status: Status| {
             let mut trailers = http::HeaderMap::new();
             status.add_header(&mut trailers).unwrap();

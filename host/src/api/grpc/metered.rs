@@ -143,7 +143,8 @@ struct Received {
 
 impl Received {
     fn new(body: Body, account: Account, carries: Carries) -> Self {
-        let messages = Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 };
+        let messages =
+            Messages { carries, seen: 0, prefix: Prefix::default(), missing: 0, length: 0 };
         let since = carries.later.is_none().then(Instant::now);
         let (partial, refused, late, is_strict) = (None, None, None, false);
         Self { body, account, messages, partial, refused, since, late, is_strict }
@@ -224,13 +225,31 @@ impl http_body::Body for Received {
     }
 }
 
+/// What has come of the bytes before a message.
+#[derive(Default)]
+struct Prefix {
+    bytes: [u8; PREFIX_BYTES],
+    filled: usize,
+}
+
+impl Prefix {
+    /// Takes what is missing; the length of the message once it is whole.
+    fn take(&mut self, bytes: &mut Bytes) -> Option<u32> {
+        let taken = (PREFIX_BYTES - self.filled).min(bytes.len());
+        bytes.copy_to_slice(&mut self.bytes[self.filled..][..taken]);
+        self.filled += taken;
+        let [_, length @ ..] = self.bytes;
+        (self.filled == PREFIX_BYTES).then(|| u32::from_be_bytes(length))
+    }
+}
+
 /// Where one message ends and the next begins.
 struct Messages {
     carries: Carries,
     /// Messages that began.
     seen: u64,
     /// What has come of the next prefix.
-    prefix: Vec<u8>,
+    prefix: Prefix,
     /// Bytes of the message that have not come.
     missing: usize,
     length: usize,
@@ -248,13 +267,8 @@ impl Messages {
                 return Ok(());
             }
             let before = all - bytes.len();
-            let prefix = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
-            self.prefix.extend_from_slice(&bytes.split_to(prefix));
-            if let [_, length @ ..] = &self.prefix[..]
-                && let Ok(length) = <[u8; 4]>::try_from(length)
-            {
-                let begun = self.begin(u32::from_be_bytes(length));
-                begun.map_err(|error| Box::new((before, error)))?;
+            if let Some(length) = self.prefix.take(&mut bytes) {
+                self.begin(length).map_err(|error| Box::new((before, error)))?;
             }
         }
         Ok(())
@@ -273,13 +287,13 @@ impl Messages {
         }
         self.seen += 1;
         self.missing = self.length;
-        self.prefix.clear();
+        self.prefix = Prefix::default();
         Ok(())
     }
 
     /// Bytes to make room for while a message is not whole.
     fn partial(&self) -> Option<usize> {
-        match (self.missing, self.prefix.len()) {
+        match (self.missing, self.prefix.filled) {
             (0, 0) => None,
             (0, prefix) => Some(prefix),
             _ => Some(PREFIX_BYTES + self.length),
@@ -305,7 +319,7 @@ mod tests {
 
     fn messages(first: usize, later: Option<usize>) -> Messages {
         let carries = Carries { first, later, unread: 0, ends: true };
-        Messages { carries, seen: 0, prefix: Vec::new(), missing: 0, length: 0 }
+        Messages { carries, seen: 0, prefix: Prefix::default(), missing: 0, length: 0 }
     }
 
     fn message(length: u8) -> Vec<u8> {

@@ -85,8 +85,7 @@ pub async fn serve_clients(listener: Listener, door: Door) -> Result<(), tonic::
     let services = Services { door: door.clone() };
     let incoming = listener.incoming(drain.token());
     Server::builder()
-        .layer(Layered(answered::Answering))
-        .layer(Layered(Meter { rules: carries, drain, is_strict: false }))
+        .layer(Layered((answered::Answering, Meter { rules: carries, drain, is_strict: false })))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
