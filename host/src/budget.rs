@@ -285,7 +285,10 @@ impl Account {
         for lately in [&self.0.reply_bytes, &self.0.budget.reply_bytes] {
             let known = lately.load(Ordering::Relaxed);
             let next = reply.max(known - known.div_ceil(FORGET_PART));
-            lately.store(next, Ordering::Relaxed);
+            // Most often nothing changes, and all threads read it.
+            if next != known {
+                lately.store(next, Ordering::Relaxed);
+            }
         }
     }
 
@@ -304,11 +307,13 @@ impl Held {
     /// What was held for a request is now held for its reply.
     pub fn becomes_reply(&mut self, bytes: usize) {
         self.account.learn(bytes);
-        let bytes = bytes + REQUEST_BYTES;
-        self.account.0.add(bytes);
-        self.account.0.remove(self.bytes);
-        self.bytes = bytes;
-        self.account.keep_bounds();
+        let before = std::mem::replace(&mut self.bytes, bytes + REQUEST_BYTES);
+        if self.bytes > before {
+            self.account.0.add(self.bytes - before);
+            self.account.keep_bounds();
+        } else {
+            self.account.0.remove(before - self.bytes);
+        }
     }
 
     /// What a reply to its account is taken to have, in bytes.

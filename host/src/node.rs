@@ -51,8 +51,6 @@ pub struct Node {
 /// What is said when a node stops, in this order.
 #[derive(Clone, Default)]
 struct Signals {
-    /// Begin nothing new.
-    drain: CancellationToken,
     /// End the connections of clients.
     close: CancellationToken,
     /// End those of peers.
@@ -78,8 +76,7 @@ impl Node {
             forward: config.forward,
             request_timeout: Duration::from_millis(config.file.request_timeout_ms),
         };
-        let (drain, close) = (signals.drain.clone(), signals.close.clone());
-        let door = Door::new(group.replica().clone(), options, drain, close);
+        let door = Door::new(group.replica().clone(), options, signals.close.clone());
         let clients = api::serve_clients(listeners.clients, door.clone());
         servers.spawn(async move { ("clients", clients.await.map_err(Into::into)) });
         announce(&config, group.replica());
@@ -114,7 +111,7 @@ impl Node {
 
     /// Begins nothing new, answers what is under way, and hands leadership over.
     async fn drain(&self) {
-        self.signals.drain.cancel();
+        self.door.begin_drain();
         within("answering what is under way", DRAIN_MAX, self.door.drained()).await;
         within("handing leadership over", HANDOVER_MAX, self.group.hand_over()).await;
         tokio::time::sleep(REDIRECT_TIME).await;
@@ -123,7 +120,7 @@ impl Node {
     /// Ends clients, agreement, peers and the log, in this order. A slow disk may take what is left
     /// of the time.
     async fn close(mut self, closed_by: Instant) -> anyhow::Result<()> {
-        self.signals.drain.cancel();
+        self.door.begin_drain();
         self.signals.close.cancel();
         within("ending the connections of clients", CLOSE_MAX, self.servers.join_next()).await;
         within("ending agreement", AGREEMENT_MAX, self.group.stop()).await;

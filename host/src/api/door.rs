@@ -85,23 +85,22 @@ pub(super) struct Answered {
 }
 
 impl Door {
-    /// A door before a replica. Nothing new is begun after `drain`; `close` ends what clients keep
-    /// open.
-    pub fn new(
-        replica: Replica,
-        options: Options,
-        drain: CancellationToken,
-        close: CancellationToken,
-    ) -> Self {
+    /// A door before a replica. `close` ends what clients keep open.
+    pub fn new(replica: Replica, options: Options, close: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             replica,
             options,
             forward: Forward::default(),
-            drain: Drain::new(drain),
+            drain: Drain::default(),
             close,
             uploads: Turns::new(UPLOADS_MAX, UPLOADS_WAITING_MAX),
             fetches: Turns::new(FETCHES_MAX, FETCHES_MAX),
         }))
+    }
+
+    /// Begins nothing new from now on.
+    pub fn begin_drain(&self) {
+        self.0.drain.begin();
     }
 
     /// Completes once all that was begun before the drain is answered.

@@ -14,22 +14,23 @@ pub(in crate::api) struct Drain {
 }
 
 impl Drain {
-    /// Refuses what is new after `begun`.
-    pub(in crate::api) fn new(begun: CancellationToken) -> Self {
-        Self { begun, under_way: TaskTracker::new() }
+    /// Refuses what is new from now on.
+    pub(in crate::api) fn begin(&self) {
+        self.under_way.close();
+        self.begun.cancel();
     }
 
-    /// Completes once what is under way is through.
+    /// Once it has begun, completes when what was under way is through.
     pub(in crate::api) async fn drained(&self) {
-        self.under_way.close();
         self.under_way.wait().await;
     }
 
     /// One more thing under way, until it is dropped.
     pub(in crate::api) fn enter(&self) -> Result<TaskTrackerToken, raft::Error> {
-        // Counted before it is looked at: nothing slips in between.
+        // Counted before it is looked at: nothing slips in between. A look takes no lock, since each
+        // command takes one.
         let token = self.under_way.token();
-        if self.begun.is_cancelled() { Err(raft::Error::ShuttingDown) } else { Ok(token) }
+        if self.is_begun() { Err(raft::Error::ShuttingDown) } else { Ok(token) }
     }
 
     /// Says when it has begun.
@@ -39,7 +40,7 @@ impl Drain {
 
     /// True once what is new is refused.
     pub(in crate::api) fn is_begun(&self) -> bool {
-        self.begun.is_cancelled()
+        self.under_way.is_closed()
     }
 }
 
@@ -52,11 +53,10 @@ mod tests {
     /// After it has begun nothing enters, and it completes when the last that entered has left.
     #[tokio::test]
     async fn a_drain_waits_for_what_entered() {
-        let begun = CancellationToken::new();
-        let drain = Drain::new(begun.clone());
+        let drain = Drain::default();
         let first = drain.enter().expect("it has not begun");
-        begun.cancel();
-        assert!(drain.is_begun() && drain.enter().is_err());
+        drain.begin();
+        assert!(drain.token().is_cancelled() && drain.is_begun() && drain.enter().is_err());
         assert!(drain.drained().now_or_never().is_none());
         drop(first);
         drain.drained().await;
