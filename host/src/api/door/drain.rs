@@ -27,8 +27,8 @@ impl Drain {
 
     /// One more thing under way, until it is dropped.
     pub(in crate::api) fn enter(&self) -> Result<TaskTrackerToken, raft::Error> {
-        // Counted before it is looked at: nothing slips in between. A look takes no lock, since each
-        // command takes one.
+        // Counted before it is looked at: nothing slips in between. A look takes no lock: there is
+        // one for each command.
         let token = self.under_way.token();
         if self.is_begun() { Err(raft::Error::ShuttingDown) } else { Ok(token) }
     }
