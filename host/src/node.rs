@@ -16,6 +16,7 @@ use crate::api::{self, Door, Options};
 use crate::config::Config;
 use crate::group::Group;
 use crate::raft::Replica;
+use crate::storage;
 use crate::wasm::{self, Engine};
 use connections::Listeners;
 
@@ -64,6 +65,7 @@ impl Node {
     /// Everything that makes the node unable to serve safely: a folder in use or of another node,
     /// damaged files, a port in use, a disk without room, an unusable configuration.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        storage::forbid_on_async_workers();
         config.file.check()?;
         let listeners = Listeners::open(&config).await?;
         let group = Group::start(&config).await?;

@@ -16,7 +16,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let bytes = machine::read_module(&arguments.file)?;
+    let bytes = machine::read_module(&arguments.file).await?;
     let digest = hex::encode(Sha256::digest(&bytes));
     let length = bytes.len();
     let module = tokio::task::spawn_blocking(move || node::check_module(&bytes)).await??;

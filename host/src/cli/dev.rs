@@ -204,7 +204,7 @@ async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Resul
              (`cargo xtask dev` builds guest-kv and does so)"
         );
     };
-    let digest = client.upload_module(read_module(file)?).await?;
+    let digest = client.upload_module(read_module(file).await?).await?;
     let machine = client.create_machine(MACHINE, digest, v1::Limits::default()).await?;
     say!("created machine {MACHINE} on {}", file.display());
     Ok(machine.guest_name)
@@ -214,7 +214,7 @@ async fn create_machine(client: &Client, arguments: &Arguments) -> anyhow::Resul
 async fn keep_machine(client: &Client, arguments: &Arguments) -> anyhow::Result<String> {
     let machine = client.describe_machine(MACHINE).await?;
     if let Some(file) = &arguments.guest {
-        let digest: [u8; 32] = Sha256::digest(read_module(file)?).into();
+        let digest: [u8; 32] = Sha256::digest(read_module(file).await?).into();
         if machine.module_digest != digest[..] {
             say!(
                 "--guest {} is not used: machine {MACHINE} runs {} (module {}) already. To begin \

@@ -1,6 +1,6 @@
 //! `lockstep exec` and `lockstep query`: bytes to a machine, bytes back.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use hex::FromHexError;
 use lockstep_client::Consistency;
+use tokio::io::AsyncReadExt as _;
 
 use super::endpoint::Endpoint;
 
@@ -49,7 +50,7 @@ struct Message {
 pub(super) async fn run_exec(arguments: ExecArguments) -> anyhow::Result<ExitCode> {
     let message = arguments.message;
     let client = message.endpoint.client()?;
-    let executed = client.execute(&message.machine, message.input()?).await?;
+    let executed = client.execute(&message.machine, message.input().await?).await?;
     message.print(&executed.reply, executed.rejected)
 }
 
@@ -57,21 +58,23 @@ pub(super) async fn run_query(arguments: QueryArguments) -> anyhow::Result<ExitC
     let QueryArguments { message, stale } = arguments;
     let client = message.endpoint.client()?;
     let consistency = if stale { Consistency::Stale } else { Consistency::Linearizable };
-    let answered = client.query(&message.machine, message.input()?, consistency).await?;
+    let input = message.input().await?;
+    let answered = client.query(&message.machine, input, consistency).await?;
     message.print(&answered.reply, answered.rejected)
 }
 
 impl Message {
-    fn input(&self) -> anyhow::Result<Bytes> {
+    async fn input(&self) -> anyhow::Result<Bytes> {
         if let Some(text) = &self.input {
             return if self.hex { decode_hex(text) } else { Ok(Bytes::from(text.clone())) };
         }
         if let Some(path) = &self.file {
-            let bytes = std::fs::read(path);
+            let bytes = tokio::fs::read(path).await;
             return Ok(bytes.with_context(|| format!("cannot read {}", path.display()))?.into());
         }
         let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
+        let read = tokio::io::stdin().read_to_end(&mut bytes).await;
+        read.context("cannot read standard input")?;
         Ok(bytes.into())
     }
 

@@ -87,7 +87,7 @@ async fn create(
     endpoint: Endpoint,
 ) -> anyhow::Result<()> {
     let client = endpoint.client()?;
-    let module = read_module(&file)?;
+    let module = read_module(&file).await?;
     // Asked before a module is sent that would serve for nothing.
     check_machine_name(name).map_err(anyhow::Error::msg)?;
     if client.list_machines().await?.iter().any(|machine| machine.name == name) {
@@ -101,8 +101,9 @@ async fn create(
 }
 
 /// Reads a module that is within the limit: a longer one need not be sent to be refused.
-pub(super) fn read_module(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
-    let module = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+pub(super) async fn read_module(file: &std::path::Path) -> anyhow::Result<Vec<u8>> {
+    let module = tokio::fs::read(file).await;
+    let module = module.with_context(|| format!("cannot read {}", file.display()))?;
     let (length, limit) = (module.len(), MODULE_BYTES_MAX);
     if length > limit {
         bail!("{} has {length} bytes, the limit for a module is {limit}", file.display());

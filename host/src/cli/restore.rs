@@ -123,7 +123,7 @@ fn name_taken(machine: &v1::Machine) -> String {
 
 /// A module given on the command line, if it takes in what is to be restored.
 async fn replacement(file: PathBuf, plans: &[Plan<'_>]) -> anyhow::Result<Bytes> {
-    let bytes = Bytes::from(machine::read_module(&file)?);
+    let bytes = Bytes::from(machine::read_module(&file).await?);
     let checked = bytes.clone();
     let module = tokio::task::spawn_blocking(move || node::check_module(&checked)).await??;
     let manifest = module.manifest();

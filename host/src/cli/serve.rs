@@ -43,7 +43,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let input = arguments.stop_with_stdin.then(input_pipe).transpose()?;
-    let config = arguments.into_config()?;
+    let config = tokio::task::spawn_blocking(move || arguments.into_config()).await??;
     if config.insecure {
         tracing::warn!(
             client_addr = %config.client_addr,

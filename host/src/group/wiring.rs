@@ -298,7 +298,7 @@ fn open_snapshots(
     check_snapshots(&folder, found)?;
     let purged = found.purged.map(|purged| purged.index);
     let snapshots = Snapshots::new(folder, purged, found.last.map(|last| last.index));
-    if let Some(quarantine) = data_dir.quarantine()? {
+    if let Some(quarantine) = data_dir.quarantine() {
         snapshots.keep_evidence(quarantine.index);
     }
     Ok(snapshots)

@@ -7,6 +7,7 @@
 //! **Invariant:** the mark goes last. Broken off before, the repair is run again.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail, ensure};
 use lockstep_client::{Client, FetchedSnapshot};
@@ -34,7 +35,7 @@ pub struct Repaired {
 /// # Errors
 /// Why nothing was changed: nothing to repair, in use, or no node gave a fitting snapshot.
 pub async fn repair(folder: PathBuf, healthy: Vec<Client>) -> anyhow::Result<Repaired> {
-    let patient = blocking(move || Patient::open(&folder)).await?;
+    let patient = Arc::new(blocking(move || Patient::open(&folder)).await?);
     let mut refusals = Vec::new();
     for client in &healthy {
         match fetch(&patient, client).await {
@@ -136,7 +137,7 @@ impl Patient {
 
 /// What is to be repaired, if anything is.
 fn examine(data_dir: &DataDir, profile: &str) -> anyhow::Result<Option<Ailment>> {
-    if let Some(quarantine) = data_dir.quarantine()? {
+    if let Some(quarantine) = data_dir.quarantine() {
         return Ok(Some(Ailment::Quarantined(quarantine)));
     }
     let newest = SnapshotDir::open(&data_dir.snapshots())?.newest();
@@ -172,10 +173,11 @@ impl Offered {
 }
 
 /// Fetches a snapshot and checks all of it, content included.
-async fn fetch(patient: &Patient, client: &Client) -> anyhow::Result<Snapshot> {
+async fn fetch(patient: &Arc<Patient>, client: &Client) -> anyhow::Result<Snapshot> {
     let mut offer = client.fetch_snapshot().await?;
     let offered = Offered::parse(&offer).context("the node offers something malformed")?;
-    patient.check(&offered)?;
+    let reader = Arc::clone(patient);
+    let offered = blocking(move || reader.check(&offered).map(|()| offered)).await?;
     let (staging, id) = (patient.staging.clone(), offered.id);
     let mut incoming = blocking(move || fresh(&staging, id)).await?;
     while let Some(chunk) = offer.next().await? {

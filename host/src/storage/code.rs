@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::blocking::may_block;
 use super::{Error, durable};
 use crate::types::ModuleDigest;
 
@@ -79,6 +80,7 @@ impl CodeStore {
 
     /// Removes the code of a module; does nothing when there is none.
     pub fn remove(&self, digest: ModuleDigest) -> Result<(), Error> {
+        may_block();
         let path = self.path(digest);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(&path, error)),
@@ -91,6 +93,7 @@ impl CodeStore {
     }
 
     fn check_folder(&self) -> Result<(), Error> {
+        may_block();
         let found = std::fs::symlink_metadata(&self.folder)
             .map_err(|error| Error::io(&self.folder, error))?;
         let right = found.is_dir() && is_ours(&found, FOLDER_MODE);

@@ -6,8 +6,9 @@
 //! again in terms in which it has voted.
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::blocking::may_block;
 use super::identity::Identity;
 use super::lock::Lock;
 use super::log::LogPlace;
@@ -18,11 +19,17 @@ use crate::types::{ClusterId, NodeId};
 /// Name of the mark of a quarantined node.
 const QUARANTINE: &str = "quarantine";
 
+/// Why the locks of what is in memory are never poisoned.
+const HOLDS: &str = "nothing panics while it holds it";
+
 /// A data folder that is this process's alone.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     identity: Mutex<Identity>,
+    quarantine: Mutex<Option<Quarantine>>,
+    /// Held by whoever writes to the folder, for as long as the disk takes.
+    writing: Mutex<()>,
     _lock: Lock,
 }
 
@@ -32,7 +39,7 @@ impl DataDir {
     /// # Errors
     /// `Locked` when another process has it, `WrongNode` when it belongs to another node,
     /// `LogMissing` when it has joined a cluster and its log is gone, `Damaged` when its identity
-    /// is unreadable or gone.
+    /// is unreadable or gone, or its mark of a quarantine is unreadable.
     pub fn open(path: &Path, node_id: NodeId) -> Result<Self, Error> {
         durable::create_folder(path)?;
         let lock = Lock::take(path)?;
@@ -46,7 +53,10 @@ impl DataDir {
             let (found, asked) = (identity.node_id, node_id);
             return Err(Error::WrongNode { path: path.to_owned(), found, asked });
         }
-        let data_dir = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
+        let quarantine = Mutex::new(Quarantine::load(&path.join(QUARANTINE))?);
+        let (identity_now, writing) = (Mutex::new(identity), Mutex::default());
+        let path = path.to_owned();
+        let data_dir = Self { path, identity: identity_now, quarantine, writing, _lock: lock };
         let log = data_dir.log().folder;
         if identity.cluster.is_some() && !has_file(&log, "wal")? {
             return Err(Error::LogMissing { path: log });
@@ -67,7 +77,7 @@ impl DataDir {
 
     /// Who this folder is.
     pub fn identity(&self) -> Identity {
-        *self.identity.lock().expect("nothing panics while it holds the identity")
+        *self.identity.lock().expect(HOLDS)
     }
 
     /// Binds the folder to `cluster`, durably, once. Again with the same cluster does nothing.
@@ -76,16 +86,17 @@ impl DataDir {
     /// # Errors
     /// `WrongCluster` when the folder belongs to another cluster.
     pub fn join_cluster(&self, cluster: ClusterId) -> Result<(), Error> {
-        let mut identity = self.identity.lock().expect("nothing panics while it holds it");
+        let _turn = self.turn_to_write();
+        let identity = self.identity();
         match identity.cluster {
             Some(found) if found == cluster => Ok(()),
             Some(found) => {
                 Err(Error::WrongCluster { path: self.path.clone(), found, asked: cluster })
             }
             None => {
-                let joined = Identity { cluster: Some(cluster), ..*identity };
+                let joined = Identity { cluster: Some(cluster), ..identity };
                 joined.store(&self.path.join("identity"))?;
-                *identity = joined;
+                *self.identity.lock().expect(HOLDS) = joined;
                 Ok(())
             }
         }
@@ -93,19 +104,26 @@ impl DataDir {
 
     /// Why this node must not apply anything, if its state turned out to be another than the
     /// cluster's.
-    ///
-    /// # Errors
-    /// `Damaged` when the mark is there and unreadable.
-    pub fn quarantine(&self) -> Result<Option<Quarantine>, Error> {
-        Quarantine::load(&self.path.join(QUARANTINE))
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.quarantine.lock().expect(HOLDS).clone()
     }
 
     /// Marks this node, durably, until a repair. The first mark stays: it is the evidence.
     pub fn set_quarantine(&self, found: &Quarantine) -> Result<(), Error> {
-        match self.quarantine()? {
-            Some(_) => Ok(()),
-            None => found.store(&self.path.join(QUARANTINE)),
+        let _turn = self.turn_to_write();
+        if self.quarantine().is_some() {
+            return Ok(());
         }
+        found.store(&self.path.join(QUARANTINE))?;
+        *self.quarantine.lock().expect(HOLDS) = Some(found.clone());
+        Ok(())
+    }
+
+    /// Waits until nobody else writes to the folder.
+    fn turn_to_write(&self) -> MutexGuard<'_, ()> {
+        may_block();
+        // Whoever panicked has left the files as a crash would.
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a repaired snapshot, which lies elsewhere in this folder, in the place of all that are

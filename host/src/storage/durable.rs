@@ -8,12 +8,14 @@ use std::path::Path;
 use tempfile::NamedTempFile;
 
 use super::Error;
+use super::blocking::may_block;
 
 /// Prefix of every file that is still being written; such files are removed at the next start.
 pub(crate) const TEMPORARY_PREFIX: &str = "temporary-";
 
 /// Makes the names in `folder` durable.
 pub(crate) fn sync_folder(folder: &Path) -> Result<(), Error> {
+    may_block();
     File::open(folder).and_then(|file| file.sync_all()).map_err(|error| Error::io(folder, error))
 }
 
@@ -28,6 +30,7 @@ pub(crate) fn create_folder(folder: &Path) -> Result<(), Error> {
 
 /// A file in `folder` that disappears on drop unless `publish` takes it.
 pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
+    may_block();
     tempfile::Builder::new()
         .prefix(TEMPORARY_PREFIX)
         .tempfile_in(folder)
@@ -36,6 +39,7 @@ pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
 
 /// Syncs a whole temporary file and gives it its name, in place of what had that name before.
 pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Error> {
+    may_block();
     temporary.as_file().sync_all().map_err(|error| Error::io(temporary.path(), error))?;
     let (file, temporary) = temporary.into_parts();
     std::fs::rename(&temporary, path).map_err(|error| Error::io(path, error))?;

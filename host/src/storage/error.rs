@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blocking::may_block;
 use crate::types::{ClusterId, NodeId};
 
 /// Why storage could not do what it was asked. Nothing is ever acknowledged after one.
@@ -89,6 +90,7 @@ pub enum Error {
 /// What to do about a damaged snapshot. It depends on what lies beside it: names of snapshots are
 /// in the order of their indexes.
 pub(crate) fn snapshot_repair(file: &Path) -> String {
+    may_block();
     let folder = file.parent().unwrap_or(Path::new("."));
     let beside = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|e| e.path());
     let beside: Vec<PathBuf> = beside

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use super::blocking::may_block;
 use super::{Error, durable};
 use crate::types::{ClusterId, Incarnation, NodeId};
 
@@ -35,6 +36,7 @@ impl Identity {
 
     /// Reads the file; `None` when there is none.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, Error> {
+        may_block();
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -30,6 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::thread::JoinHandle;
 
+use super::blocking::may_block;
 use super::lock::Lock;
 use super::{Error, durable};
 use crate::config::FileConfig;
@@ -276,12 +277,16 @@ impl Log {
     /// Whether an end of the log was cut at a start, and the peers have not been asked about it.
     /// It was never acknowledged, unless the disk has lost the very last write since.
     pub fn in_doubt(&self) -> bool {
-        self.open.shared.ledger().in_doubt()
+        self.open.shared.in_doubt.load(Ordering::Acquire)
     }
 
     /// Notes durably that the peers know of nothing that is missing here.
     pub fn clear_doubt(&self) -> Result<(), Error> {
-        self.open.shared.ledger().set_doubt(false).map_err(|error| self.latch(error))
+        may_block();
+        let shared = &self.open.shared;
+        shared.ledger().set_doubt(false).map_err(|error| self.latch(error))?;
+        shared.in_doubt.store(false, Ordering::Release);
+        Ok(())
     }
 
     /// Why the next segment cannot be prepared, while the disk has no room for it, and how many
@@ -367,6 +372,9 @@ impl Log {
         // A segment that is purged meanwhile can be read as long as it is held.
         let files = if from_disk { self.open.shared.files().clone() } else { Files::new() };
         drop(front);
+        if from_disk {
+            may_block();
+        }
         reading::read_back(&found, &files).map_err(|error| self.latch(error))
     }
 
@@ -393,6 +401,7 @@ impl Log {
         &self,
         change: impl FnOnce(&mut Draft<'_>) -> io::Result<()>,
     ) -> Result<(), Error> {
+        may_block();
         let (sender, receiver) = mpsc::channel();
         let done = move |result| sender.send(result).expect("the receiver waits below");
         self.write(Box::new(done), change)?;

@@ -1,5 +1,5 @@
 //! Everything on disk: the only module that touches files. Blocking code, to be called off the
-//! async workers.
+//! async workers (`blocking`).
 //!
 //! It knows neither openraft nor wasm: entries, snapshots' contents and modules are bytes to it.
 //! The layouts are in docs/formats.md.
@@ -7,6 +7,7 @@
 //! **Invariant:** a file becomes visible under its name only when it is whole and synced.
 //! **Invariant:** nothing read back is trusted before its checksum is.
 
+mod blocking;
 pub mod code;
 mod data_dir;
 mod durable;
@@ -19,6 +20,7 @@ mod quarantine;
 pub mod snapshot;
 pub mod space;
 
+pub use blocking::forbid_on_async_workers;
 pub use data_dir::DataDir;
 pub use error::Error;
 pub(crate) use error::{is_no_room, snapshot_repair};

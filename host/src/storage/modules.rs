@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::blocking::may_block;
 use super::{Error, durable};
 use crate::types::ModuleDigest;
 
@@ -44,6 +45,7 @@ impl ModuleStore {
     /// # Errors
     /// `Damaged` when the file does not have the digest that it is named by.
     pub fn get(&self, digest: ModuleDigest) -> Result<Option<Bytes>, Error> {
+        may_block();
         let path = self.path(digest);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
@@ -59,6 +61,7 @@ impl ModuleStore {
 
     /// Digests of all stored modules, in order. Files by other names are not listed.
     pub fn list(&self) -> Result<Vec<ModuleDigest>, Error> {
+        may_block();
         let folder = &self.folder;
         let mut digests = Vec::new();
         for entry in std::fs::read_dir(folder).map_err(|error| Error::io(folder, error))? {
@@ -71,6 +74,7 @@ impl ModuleStore {
 
     /// Removes a module; does nothing when it is not stored.
     pub fn remove(&self, digest: ModuleDigest) -> Result<(), Error> {
+        may_block();
         let path = self.path(digest);
         match std::fs::remove_file(&path) {
             Ok(()) => durable::sync_folder(&self.folder),

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use super::blocking::may_block;
 use super::{Error, durable};
 use crate::types::{LogIndex, StateDigest};
 
@@ -26,6 +27,7 @@ pub struct Quarantine {
 impl Quarantine {
     /// Reads the file; `None` when there is none.
     pub(super) fn load(path: &Path) -> Result<Option<Self>, Error> {
+        may_block();
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

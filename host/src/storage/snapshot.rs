@@ -21,12 +21,13 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
+use super::blocking::may_block;
 use super::{Error, Log, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
@@ -74,7 +75,10 @@ pub struct SnapshotDir {
     keep_free_bytes: u64,
     /// The log of the same node.
     log: Option<Log>,
+    /// Held for a moment only: async tasks look at it.
     list: Arc<Mutex<BTreeMap<Place, Snapshot>>>,
+    /// Held by whoever changes the folder, for as long as the disk takes.
+    changing: Arc<Mutex<()>>,
     /// What is wrong with older files, a sentence each.
     unreadable: Arc<[String]>,
 }
@@ -111,9 +115,9 @@ impl SnapshotDir {
             return Err(error.with_snapshot_repair());
         }
         let unreadable = older.into_values().map(|error| error.with_snapshot_repair().to_string());
-        let list = Arc::new(Mutex::new(list));
-        let unreadable = unreadable.collect();
-        Ok(Self { folder: folder.into(), keep_free_bytes: 0, log: None, list, unreadable })
+        let (list, changing) = (Arc::new(Mutex::new(list)), Arc::default());
+        let (folder, unreadable) = (folder.into(), unreadable.collect());
+        Ok(Self { folder, keep_free_bytes: 0, log: None, list, changing, unreadable })
     }
 
     /// Leaves so much of the disk free: a snapshot that is written here ends as on a full disk
@@ -165,15 +169,16 @@ impl SnapshotDir {
 
     /// Removes all that are not to be kept. Open handles of the removed ones stay readable.
     pub fn retain(&self, keep: impl Fn(&Snapshot) -> bool) -> Result<(), Error> {
-        let mut list = self.locked();
-        let removed: Vec<Place> =
-            list.iter().filter(|(_, snapshot)| !keep(snapshot)).map(|(place, _)| *place).collect();
-        for place in &removed {
-            let path = list[place].path();
+        let _turn = self.turn_to_change();
+        let removed = self.list().into_iter().filter(|snapshot| !keep(snapshot));
+        let mut is_changed = false;
+        for snapshot in removed {
+            let path = snapshot.path();
             std::fs::remove_file(path).map_err(|error| Error::io(path, error))?;
-            list.remove(place);
+            self.locked().remove(&place(snapshot.id().last));
+            is_changed = true;
         }
-        if removed.is_empty() { Ok(()) } else { durable::sync_folder(&self.folder) }
+        if is_changed { durable::sync_folder(&self.folder) } else { Ok(()) }
     }
 
     /// Starts a snapshot of the state after `last`. `meta` is the caller's own description, given
@@ -203,21 +208,28 @@ impl SnapshotDir {
         let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
         let last = Snapshot::load(file, temporary.path().to_owned())?.id().last;
         let path = self.folder.join(file_name(last));
-        // The long sync comes before the lock, for which readers of the list wait.
         temporary.as_file().sync_all().map_err(|error| Error::io(&path, error))?;
         match (&self.log, last) {
             (Some(log), Some(last)) if replace => log.announce_snapshot(last)?,
             (Some(log), _) => log.wait_durable()?,
             (None, _) => {}
         }
-        let mut list = self.locked();
-        if let Some(present) = list.get(&place(last)).filter(|_| !replace) {
-            return Ok(present.clone());
+        let _turn = self.turn_to_change();
+        let present = self.locked().get(&place(last)).cloned();
+        if let Some(present) = present.filter(|_| !replace) {
+            return Ok(present);
         }
         let file = durable::publish(temporary, &path)?;
         let snapshot = Snapshot::load(file, path)?;
-        list.insert(place(last), snapshot.clone());
+        self.locked().insert(place(last), snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// Waits until nobody else changes the folder.
+    fn turn_to_change(&self) -> MutexGuard<'_, ()> {
+        may_block();
+        // Whoever panicked has left the folder and the list as a crash would.
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locked(&self) -> MutexGuard<'_, BTreeMap<Place, Snapshot>> {
@@ -265,6 +277,7 @@ impl Snapshot {
 
     /// Reads and checks header and footer.
     fn load(file: File, path: PathBuf) -> Result<Self, Error> {
+        may_block();
         let failed = |error| Error::io(&path, error);
         let metadata = file.metadata().map_err(failed)?;
         let (length, written) = (metadata.len(), metadata.modified().map_err(failed)?);
@@ -344,7 +357,7 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Notes that nothing lies under this snapshot's name any more.
+    /// Notes that nothing lies under this snapshot's name any more. It looks at what lies beside.
     pub fn note_gone(&self) {
         let gone = Error::damaged(self.path(), 0, "the file is gone");
         self.remember(Err(gone)).expect_err("it was just damaged");
@@ -371,6 +384,7 @@ impl Snapshot {
     /// # Errors
     /// `Damaged` when the file has become shorter.
     pub fn raw_chunk(&self, offset: u64, bytes_max: usize) -> Result<Bytes, Error> {
+        may_block();
         let left = self.id().length.saturating_sub(offset);
         let count = usize::try_from(left).map_or(bytes_max, |left| left.min(bytes_max));
         let mut chunk = vec![0; count];

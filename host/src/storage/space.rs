@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Error;
+use super::blocking::may_block;
 
 /// What an ordinary user can still have of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,7 @@ pub struct Free {
 
 /// What is free on the disk that holds `path`.
 pub fn free(path: &Path) -> Result<Free, Error> {
+    may_block();
     let stat = rustix::fs::statvfs(path).map_err(|error| Error::io(path, error.into()))?;
     let bytes = stat.f_bavail.saturating_mul(stat.f_frsize);
     let files = if stat.f_files == 0 { u64::MAX } else { stat.f_favail };

@@ -2,6 +2,7 @@
 //! membership is done by the task in `changes`, which outlives whoever asked for it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use openraft::async_runtime::WatchReceiver as _;
@@ -37,7 +38,10 @@ impl Replica {
             Some(cluster) => cluster,
             None => {
                 let cluster = fresh_id()?;
-                shared.local.join(cluster).map_err(Error::Refused)?;
+                let local = Arc::clone(&shared.local);
+                let joined = tokio::task::spawn_blocking(move || local.join(cluster)).await;
+                let joined = joined.map_err(|error| Error::Refused(error.to_string()))?;
+                joined.map_err(Error::Refused)?;
                 cluster
             }
         };

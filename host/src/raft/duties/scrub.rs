@@ -31,7 +31,10 @@ pub async fn run(snapshots: SharedSnapshots, interval: Duration) {
                 // One that is no longer wanted is removed, and listed no more.
                 Ok(Err(error)) if error.is_not_found() => {
                     if snapshots.dir().find(snapshot.id()).is_some() {
-                        snapshot.note_gone();
+                        let noted = tokio::task::spawn_blocking(move || snapshot.note_gone());
+                        if let Err(error) = noted.await {
+                            tracing::error!(%error, "noting a snapshot that is gone panicked");
+                        }
                     }
                 }
                 Ok(Err(error)) => tracing::error!(%error, "a snapshot cannot be checked"),

@@ -57,9 +57,13 @@ impl Space {
         let mut ticks = tokio::time::interval(LOOK_INTERVAL);
         loop {
             ticks.tick().await;
-            match storage::space::free(&self.folder) {
-                Ok(free) => self.note(free),
-                Err(error) => tracing::error!(%error, "cannot tell how much room the disk has"),
+            let folder = self.folder.clone();
+            // A disk that hangs does not answer this either.
+            let free = tokio::task::spawn_blocking(move || storage::space::free(&folder)).await;
+            match free {
+                Ok(Ok(free)) => self.note(free),
+                Ok(Err(error)) => tracing::error!(%error, "cannot tell how much room there is"),
+                Err(error) => tracing::error!(%error, "looking at the disk panicked"),
             }
             if self.check().is_ok() && library.alarm().is_some() {
                 let library = Arc::clone(&library);

@@ -12,7 +12,9 @@ use lockstep_proto::peer::install_snapshot_request::{Chunk, Part};
 use super::Rejected;
 use crate::raft::store::snapshots::content;
 use crate::storage;
-use crate::storage::snapshot::{IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId};
+use crate::storage::snapshot::{
+    ArrivedSnapshot, IncomingSnapshot, Snapshot, SnapshotDir, SnapshotId,
+};
 use crate::types::StateDigest;
 
 /// A sender that sends nothing for so long is gone.
@@ -65,8 +67,9 @@ impl Inbox {
             )));
         }
         let incoming = self.fill(incoming, transfer, requests).await?;
-        let arrived = blocking(move || incoming.verify()).await?;
-        check(arrived.snapshot().clone()).await?;
+        let arrived = Arrived(Some(blocking(move || incoming.verify()).await?));
+        check(arrived.snapshot()).await?;
+        let arrived = arrived.take();
         blocking(move || arrived.keep()).await
     }
 
@@ -92,6 +95,28 @@ impl Inbox {
             .await?;
         }
         Ok(incoming)
+    }
+}
+
+/// A file that has arrived. Dropped, by a refusal or a caller that is gone, it is removed off the
+/// async workers.
+struct Arrived(Option<ArrivedSnapshot>);
+
+impl Arrived {
+    fn snapshot(&self) -> Snapshot {
+        self.0.as_ref().expect("only `take` takes it").snapshot().clone()
+    }
+
+    fn take(mut self) -> ArrivedSnapshot {
+        self.0.take().expect("it is taken once")
+    }
+}
+
+impl Drop for Arrived {
+    fn drop(&mut self) {
+        if let Some(arrived) = self.0.take() {
+            tokio::task::spawn_blocking(move || drop(arrived));
+        }
     }
 }
 

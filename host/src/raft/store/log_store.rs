@@ -45,8 +45,7 @@ impl LogStore {
         &self.log
     }
 
-    /// How many appends are not synced yet. Where they pile up, a later one waits for the disk on
-    /// the thread that makes it, and all that the thread serves waits too.
+    /// How many appends are not synced yet: how far the disk is behind.
     pub fn unsynced(&self) -> watch::Receiver<usize> {
         self.unsynced.subscribe()
     }

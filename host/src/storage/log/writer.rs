@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +76,9 @@ pub(super) struct Shared {
     news: Condvar,
     files: Mutex<Files>,
     ledger: Mutex<Ledger>,
+    /// Whether the ledger says that the end of the log is in doubt. Its lock is held while the disk
+    /// is written to, and async tasks ask.
+    pub(super) in_doubt: AtomicBool,
     /// Segments that are prepared, the next one first.
     prepared: Mutex<VecDeque<Segment>>,
     /// How many of them no caller goes on in yet.
@@ -212,6 +215,7 @@ impl Shared {
             pending: Mutex::default(),
             news: Condvar::new(),
             files: Mutex::new(segments.map(|segment| (segment.start, segment)).collect()),
+            in_doubt: AtomicBool::new(ledger.in_doubt()),
             ledger: Mutex::new(ledger),
             ready: AtomicUsize::new(prepared.len()),
             prepared: Mutex::new(prepared),

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use tempfile::{NamedTempFile, TempPath};
 
 use super::{SYNC_BYTES, Snapshot, SnapshotDir, SnapshotId};
+use crate::storage::blocking::may_block;
 use crate::storage::durable::TEMPORARY_PREFIX;
 use crate::storage::{Error, durable};
 
@@ -59,6 +60,7 @@ impl IncomingSnapshot {
     /// # Errors
     /// `Refused` when they reach past the announced length.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        may_block();
         let end = self.offset + u64::try_from(bytes.len()).expect("a usize fits");
         if end > self.id.length {
             return Err(Error::Refused(format!(
@@ -136,6 +138,7 @@ impl ArrivedSnapshot {
 
 /// Bytes of the snapshot `id` that have arrived. Nothing is changed by asking.
 pub(super) fn arrived_bytes(dir: &SnapshotDir, id: &SnapshotId) -> Result<u64, Error> {
+    may_block();
     let path = dir.folder.join(file_name(id));
     match std::fs::metadata(&path) {
         Ok(metadata) => Ok(metadata.len()),
@@ -154,6 +157,7 @@ fn file_name(id: &SnapshotId) -> String {
 
 /// Removes the parts of every other transfer: the sender has moved on to a newer snapshot.
 fn remove_others(dir: &SnapshotDir, keep: &std::path::Path) -> Result<(), Error> {
+    may_block();
     let folder = &dir.folder;
     let prefix = format!("{TEMPORARY_PREFIX}{INCOMING}");
     let mut removed = false;

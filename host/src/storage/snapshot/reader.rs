@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::format::{self, BLOCK_HEADER_BYTES, BlockHeader, FOOTER_BYTES, Tag};
 use super::{RawReader, Snapshot};
 use crate::storage::Error;
+use crate::storage::blocking::may_block;
 
 const BUFFER_BYTES: usize = 256 << 10;
 
@@ -48,6 +49,7 @@ impl SnapshotReader {
     /// # Errors
     /// `Damaged` names the file and the offset.
     pub fn next_part(&mut self) -> Result<Option<Part>, Error> {
+        may_block();
         if self.offset == 0 {
             let mut header = vec![0; format::header_bytes(self.snapshot.meta().len())];
             self.read(&mut header)?;

@@ -7,8 +7,6 @@ use crate::raft::type_config::RaftSnapshotMeta;
 use crate::storage::snapshot::Snapshot;
 use crate::storage::{DataDir, Quarantine};
 
-use super::stop;
-
 /// Why a quarantined node applies nothing.
 pub(super) fn quarantined(found: &Quarantine) -> String {
     let Quarantine { index, agreed, own, .. } = found;
@@ -33,7 +31,7 @@ pub(super) fn standing(
     data_dir: &DataDir,
     snapshot: Option<&Snapshot>,
 ) -> Result<Standing, HostFailure> {
-    if let Some(found) = data_dir.quarantine().map_err(stop)? {
+    if let Some(found) = data_dir.quarantine() {
         return Ok(Standing::Parked(quarantined(&found)));
     }
     let ours = &environment.profile;
