@@ -46,6 +46,14 @@ pub enum Error {
     /// A value is none that an encoder writes.
     #[error("impossible {0}")]
     Value(&'static str),
+    /// Of what there are several kinds, this is none that this version knows.
+    #[error("unknown kind {found} of {what}")]
+    Kind {
+        /// What there are several kinds of.
+        what: &'static str,
+        /// Its number.
+        found: u8,
+    },
     /// There is more of something than may be.
     #[error("{what}: {count}, and {limit} are allowed")]
     TooMany {
@@ -233,7 +241,7 @@ impl EntryBody {
             BLANK => Err(Error::Value("blank entry: it has bytes")),
             PROPOSAL => Ok(Self::Proposal(bytes)),
             MEMBERSHIP => Reader::new(&bytes).membership().map(Self::Membership),
-            _ => Err(Error::Value("kind of entry")),
+            found => Err(Error::Kind { what: "an entry", found }),
         }
     }
 }
@@ -343,12 +351,13 @@ mod tests {
             (BLANK, &b"x"[..], "blank entry: it has bytes"),
             (MEMBERSHIP, b"", "membership"),
             (MEMBERSHIP, &[0, 0, 0], "membership"),
-            (9, b"", "kind of entry"),
         ];
         for (kind, bytes, what) in rows {
             let bytes = Bytes::from_static(bytes);
             assert_eq!(EntryBody::decode(kind, bytes), Err(Error::Value(what)), "{kind}");
         }
+        let unknown = Err(Error::Kind { what: "an entry", found: 9 });
+        assert_eq!(EntryBody::decode(9, Bytes::new()), unknown);
     }
 
     /// Impossible values are refused by name.

@@ -181,7 +181,7 @@ impl Record {
             TRUNCATED => Self::Truncated(fields.option(Reader::log_id)?),
             PURGED => Self::Purged(fields.log_id()?),
             ANNOUNCED => Self::Announced(fields.log_id()?),
-            _ => return Err(codec::Error::Value("kind of record")),
+            found => return Err(codec::Error::Kind { what: "a record", found }),
         };
         fields.finish().map(|()| record)
     }

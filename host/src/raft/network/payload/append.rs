@@ -175,7 +175,7 @@ pub(in crate::raft::network) fn decode_append_result(
         RESULT_MATCHED => Ok(payload.option(Reader::log_id)?.map(log_id_to_raft)),
         RESULT_CONFLICT => Err(StreamAppendError::Conflict(log_id_to_raft(payload.log_id()?))),
         RESULT_HIGHER_VOTE => Err(StreamAppendError::HigherVote(vote_to_raft(payload.vote()?))),
-        _ => return Err(Error::Value("kind of result")),
+        found => return Err(Error::Kind { what: "a result", found }),
     };
     payload.finish()?;
     Ok(result)

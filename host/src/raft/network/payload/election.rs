@@ -126,7 +126,7 @@ pub(in crate::raft::network) fn decode_transfer_result(
             expected: payload.option(Reader::log_id)?.map(log_id_to_raft),
             actual: payload.option(Reader::log_id)?.map(log_id_to_raft),
         }),
-        _ => return Err(Error::Value("kind of result")),
+        found => return Err(Error::Kind { what: "a result", found }),
     };
     payload.finish()?;
     Ok(result)

@@ -288,7 +288,7 @@ fn impossible_requests_to_append_are_refused() {
     check(Err(run), |head| {
         head.runs.pop();
     });
-    check(Err(Error::Value("kind of entry")), |head| head.kinds[0] = 9);
+    check(Err(Error::Kind { what: "an entry", found: 9 }), |head| head.kinds[0] = 9);
     check(Err(Error::Value("blank entry: it has bytes")), |head| head.kinds[0] = 0);
     check(Err(Error::Value("membership")), |head| head.kinds[0] = 2);
     check(Err(Error::Length), |head| head.kinds.push(1));
