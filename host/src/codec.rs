@@ -375,4 +375,16 @@ mod tests {
         vote.push(2);
         assert_eq!(Reader::new(&vote).vote(), Err(Error::Value("flag")));
     }
+
+    /// What no reader takes is not written: it would be found only when it is read back.
+    #[test]
+    fn places_of_no_log_are_not_written() {
+        let (node, committed) = (NodeId(1), false);
+        for (term, index) in [(POSITION_MAX, 0), (0, POSITION_MAX)] {
+            let put = || put_log_id(&mut Vec::new(), LogId { term, node, index });
+            assert!(std::panic::catch_unwind(put).is_err(), "{term} {index}");
+        }
+        let put = || put_vote(&mut Vec::new(), Vote { term: POSITION_MAX, node, committed });
+        assert!(std::panic::catch_unwind(put).is_err());
+    }
 }

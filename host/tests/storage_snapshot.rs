@@ -335,3 +335,33 @@ fn a_snapshot_leaves_room() {
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+/// The beginning of a section that claims bytes is damage, not what a writer leaves; a chunk of
+/// another section than it stands in as well.
+#[test]
+fn blocks_that_no_writer_leaves_are_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = SnapshotDir::open(folder.path()).unwrap();
+    let path = write(&dir, Some(log_id(8))).path().to_owned();
+    let whole = std::fs::read(&path).unwrap();
+    let meta = u32::from_le_bytes(whole[36..40].try_into().unwrap());
+    let first = 44 + usize::try_from(meta).unwrap() + 4;
+    assert_eq!(whole[first..first + 3], [1, 1, 0], "the first section begins");
+    let second = first + 16;
+    assert_eq!(whole[second..second + 2], [2, 1], "its first chunk");
+    let stored = u32::from_le_bytes(whole[second + 4..second + 8].try_into().unwrap());
+    let stored = usize::try_from(stored).unwrap();
+    for (block, body, change, expected) in [
+        (first, 0, 8, "the beginning of a section has bytes"),
+        (second, stored, 1, "a chunk is not of the section that it stands in"),
+    ] {
+        let mut bytes = whole.clone();
+        bytes[block + change] = 7;
+        let sum = crc32c::crc32c(&bytes[block..block + 12]);
+        let sum = crc32c::crc32c_append(sum, &bytes[block + 16..block + 16 + body]);
+        bytes[block + 12..block + 16].copy_from_slice(&sum.to_le_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let error = Snapshot::open_file(&path).unwrap().verify().unwrap_err().to_string();
+        assert!(error.contains("is damaged") && error.contains(expected), "{error}");
+    }
+}

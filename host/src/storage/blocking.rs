@@ -1,6 +1,6 @@
-//! Whoever calls the disk waits for it, so nobody may do so on a thread that serves async tasks: all
-//! tasks of that thread would wait too. Builds with debug assertions check that, once the process
-//! serves ([`forbid_on_async_workers`]), and so each test of whole clusters does.
+//! Whoever calls the disk waits for it. So nobody may do that on a thread that serves async tasks:
+//! all tasks of that thread would wait too. Builds with debug assertions check it, once the process
+//! serves ([`forbid_on_async_workers`]). Each test of whole clusters so does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

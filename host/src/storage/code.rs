@@ -46,6 +46,9 @@ impl CodeStore {
             }
             _ => {}
         }
+        let is_part_of_names =
+            !profile.is_empty() && profile.bytes().all(|b| b.is_ascii_hexdigit());
+        assert!(is_part_of_names, "files are told apart by their engine profile: {profile:?}");
         let store = Self { folder: folder.to_owned(), profile: profile.to_owned() };
         store.check_folder()?;
         durable::remove_temporaries(folder)?;
@@ -56,7 +59,10 @@ impl CodeStore {
     /// Keeps the code of a module.
     pub fn put(&self, digest: ModuleDigest, code: &[u8]) -> Result<(), Error> {
         self.check_folder()?;
-        durable::write_whole(&self.path(digest), code)
+        let path = self.path(digest);
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        assert!(name.is_some_and(|name| self.is_of_profile(&name)), "no start removes it");
+        durable::write_whole(&path, code)
     }
 
     /// The code of a module; `None` when there is none.
@@ -92,6 +98,11 @@ impl CodeStore {
         self.folder.join(format!("{}-{digest}{EXTENSION}", self.profile))
     }
 
+    /// Whether the file of this name is of this engine profile.
+    fn is_of_profile(&self, name: &str) -> bool {
+        name.strip_prefix(&self.profile).is_some_and(|rest| rest.starts_with('-'))
+    }
+
     fn check_folder(&self) -> Result<(), Error> {
         may_block();
         let found = std::fs::symlink_metadata(&self.folder)
@@ -106,7 +117,7 @@ impl CodeStore {
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if name.ends_with(EXTENSION) && !name.starts_with(&self.profile) {
+            if name.ends_with(EXTENSION) && !self.is_of_profile(&name) {
                 std::fs::remove_file(entry.path()).map_err(failed)?;
             }
         }

@@ -131,6 +131,8 @@ impl DataDir {
     /// goes last, so that a repair that is broken off is run again.
     pub fn put_in_place(&self, repaired: &Path, mark: &Quarantine) -> Result<PathBuf, Error> {
         let (snapshots, evidence) = (self.snapshots(), self.path.join("evidence"));
+        assert_eq!(self.quarantine().as_ref(), Some(mark), "what is repaired is marked");
+        assert_ne!(repaired.parent(), Some(&*snapshots), "it comes from elsewhere");
         durable::create_folder(&evidence)?;
         let evidence = evidence.join(format!("checkpoint-{}", mark.index));
         durable::create_folder(&evidence)?;
@@ -144,6 +146,7 @@ impl DataDir {
         durable::move_into(repaired, &snapshots)?;
         durable::move_into(&self.path.join(QUARANTINE), &evidence)?;
         durable::sync_folder(&self.path)?;
+        *self.quarantine.lock().expect(HOLDS) = None;
         let staging = repaired.parent().expect("a file lies in a folder");
         std::fs::remove_dir_all(staging).map_err(|error| Error::io(staging, error))?;
         Ok(evidence)

@@ -40,13 +40,20 @@ pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
 /// Syncs a whole temporary file and gives it its name, in place of what had that name before.
 pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Error> {
     may_block();
+    let folder = path.parent().expect("a published file lies in a folder");
+    assert!(is_temporary(temporary.path()), "a start removes what a crash leaves of it");
+    assert!(!is_temporary(path), "no start removes it");
     temporary.as_file().sync_all().map_err(|error| Error::io(temporary.path(), error))?;
     let (file, temporary) = temporary.into_parts();
     std::fs::rename(&temporary, path).map_err(|error| Error::io(path, error))?;
     // The name that it had is free now, and nothing else may lose its file with it.
     temporary.keep().map_err(|failed| Error::io(path, failed.error))?;
-    sync_folder(path.parent().expect("a published file lies in a folder"))?;
+    sync_folder(folder)?;
     Ok(file)
+}
+
+fn is_temporary(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMPORARY_PREFIX))
 }
 
 /// Writes `bytes` as the file `path`, whole or not at all.
@@ -60,6 +67,7 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Moves a file into another folder of the same disk, durably there.
 pub(crate) fn move_into(file: &Path, folder: &Path) -> Result<(), Error> {
     let name = file.file_name().expect("a file has a name");
+    assert_ne!(file.parent(), Some(folder), "it is moved elsewhere");
     std::fs::rename(file, folder.join(name)).map_err(|error| Error::io(file, error))?;
     sync_folder(folder)
 }

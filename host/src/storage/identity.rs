@@ -57,7 +57,9 @@ impl Identity {
 
     /// Writes the file, whole or not at all.
     pub(super) fn store(&self, path: &Path) -> Result<(), Error> {
-        durable::write_whole(path, self.to_text().as_bytes())
+        let text = self.to_text();
+        assert_eq!(parse(text.as_bytes()), Some(*self), "what is written can be read");
+        durable::write_whole(path, text.as_bytes())
     }
 
     fn to_text(self) -> String {

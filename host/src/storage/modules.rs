@@ -37,7 +37,10 @@ impl ModuleStore {
         if found != digest {
             return Err(Error::Refused(format!("module {digest} was sent with bytes of {found}")));
         }
-        durable::write_whole(&self.path(digest), bytes)
+        let path = self.path(digest);
+        let name = path.file_name().and_then(|name| name.to_str());
+        assert_eq!(name.and_then(parse_name), Some(digest), "a module is found by its name");
+        durable::write_whole(&path, bytes)
     }
 
     /// The module's bytes, verified; `None` when it is not stored.
@@ -69,6 +72,7 @@ impl ModuleStore {
             digests.extend(name.to_str().and_then(parse_name));
         }
         digests.sort();
+        assert!(digests.is_sorted_by(|one, next| one < next), "each module has one file");
         Ok(digests)
     }
 
@@ -96,5 +100,7 @@ fn parse_name(name: &str) -> Option<ModuleDigest> {
     let digits = name.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     let mut bytes = [0; 32];
     hex::decode_to_slice(digits, &mut bytes).ok()?;
-    Some(ModuleDigest(bytes))
+    let digest = ModuleDigest(bytes);
+    // Capital letters are another name.
+    (digest.to_string() == digits).then_some(digest)
 }

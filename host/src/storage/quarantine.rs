@@ -34,13 +34,19 @@ impl Quarantine {
             Err(error) => return Err(Error::io(path, error)),
         };
         let quarantine = parse(&bytes).filter(|parsed| parsed.to_text().as_bytes() == bytes);
+        let quarantine = quarantine.filter(|parsed| parsed.own != parsed.agreed);
         let damaged = || Error::damaged(path, 0, "it is not what was written");
         quarantine.map(Some).ok_or_else(damaged)
     }
 
     /// Writes the file, whole or not at all.
     pub(super) fn store(&self, path: &Path) -> Result<(), Error> {
-        durable::write_whole(path, self.to_text().as_bytes())
+        assert_ne!(self.own, self.agreed, "a node is quarantined for a difference");
+        let named = format!("{:020}-", self.index);
+        assert!(self.snapshot.starts_with(&named), "{} is of {}", self.snapshot, self.index);
+        let text = self.to_text();
+        assert_eq!(parse(text.as_bytes()).as_ref(), Some(self), "what is written can be read");
+        durable::write_whole(path, text.as_bytes())
     }
 
     fn to_text(&self) -> String {
@@ -99,6 +105,20 @@ mod tests {
             damaged[place] ^= 1;
             std::fs::write(&path, damaged).unwrap();
             assert!(matches!(Quarantine::load(&path), Err(Error::Damaged { .. })), "{place}");
+        }
+    }
+
+    /// A mark without a difference, or of another checkpoint than its file, is never written.
+    #[test]
+    fn a_mark_that_makes_no_sense_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quarantine");
+        let name = |index| format!("{index:020}-1-1.snapshot");
+        for (own, snapshot) in [(7, name(300)), (1, name(301))] {
+            let (agreed, own) = (StateDigest([7; 32]), StateDigest([own; 32]));
+            let mark = Quarantine { index: 300, agreed, own, snapshot };
+            assert!(std::panic::catch_unwind(|| mark.store(&path)).is_err(), "{mark:?}");
+            assert!(!path.exists());
         }
     }
 }

@@ -170,13 +170,18 @@ impl SnapshotDir {
     /// Removes all that are not to be kept. Open handles of the removed ones stay readable.
     pub fn retain(&self, keep: impl Fn(&Snapshot) -> bool) -> Result<(), Error> {
         let _turn = self.turn_to_change();
-        let removed = self.list().into_iter().filter(|snapshot| !keep(snapshot));
-        let mut is_changed = false;
+        let (kept, removed): (Vec<_>, Vec<_>) = self.list().into_iter().partition(keep);
+        if let Some(log) = self.log.as_ref().filter(|_| !removed.is_empty()) {
+            let (newest, purged) =
+                (kept.last().and_then(|kept| kept.id().last), log.state()?.purged);
+            assert!(purged <= newest, "the log is purged up to {purged:?}, beside {newest:?}");
+        }
+        let is_changed = !removed.is_empty();
         for snapshot in removed {
             let path = snapshot.path();
+            assert_eq!(path.parent(), Some(&*self.folder), "only files of the folder are removed");
             std::fs::remove_file(path).map_err(|error| Error::io(path, error))?;
             self.locked().remove(&place(snapshot.id().last));
-            is_changed = true;
         }
         if is_changed { durable::sync_folder(&self.folder) } else { Ok(()) }
     }
@@ -203,10 +208,18 @@ impl SnapshotDir {
     }
 
     /// Gives a whole, synced-to-be file its name. One written here does not replace one that is
-    /// there for the same log id; one received does, since the cluster agreed on it.
-    fn admit(&self, temporary: NamedTempFile, replace: bool) -> Result<Snapshot, Error> {
+    /// there for the same log id; one received does, since the cluster agreed on it. The file must
+    /// be `id`, as whoever wrote it has counted.
+    fn admit(
+        &self,
+        temporary: NamedTempFile,
+        id: &SnapshotId,
+        replace: bool,
+    ) -> Result<Snapshot, Error> {
         let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
-        let last = Snapshot::load(file, temporary.path().to_owned())?.id().last;
+        let whole = Snapshot::load(file, temporary.path().to_owned())?;
+        assert_eq!(whole.id(), id, "header and footer say what was written");
+        let last = id.last;
         let path = self.folder.join(file_name(last));
         temporary.as_file().sync_all().map_err(|error| Error::io(&path, error))?;
         match (&self.log, last) {
@@ -214,6 +227,7 @@ impl SnapshotDir {
             (Some(log), _) => log.wait_durable()?,
             (None, _) => {}
         }
+        self.check_beside_log(last)?;
         let _turn = self.turn_to_change();
         let present = self.locked().get(&place(last)).cloned();
         if let Some(present) = present.filter(|_| !replace) {
@@ -221,8 +235,18 @@ impl SnapshotDir {
         }
         let file = durable::publish(temporary, &path)?;
         let snapshot = Snapshot::load(file, path)?;
+        assert_eq!(snapshot.id(), id, "a file is the same under each of its names");
         self.locked().insert(place(last), snapshot.clone());
         Ok(snapshot)
+    }
+
+    /// `snapshot <= applied <= committed <= last`: the log holds what a snapshot covers, or knows
+    /// that a peer's comes.
+    fn check_beside_log(&self, last: Option<LogId>) -> Result<(), Error> {
+        let Some(state) = self.log.as_ref().map(Log::state).transpose()? else { return Ok(()) };
+        let is_held = last <= state.last || last <= state.announced;
+        assert!(is_held, "a snapshot of {last:?} beside a log up to {:?}", state.last);
+        Ok(())
     }
 
     /// Waits until nobody else changes the folder.
@@ -385,7 +409,9 @@ impl Snapshot {
     /// `Damaged` when the file has become shorter.
     pub fn raw_chunk(&self, offset: u64, bytes_max: usize) -> Result<Bytes, Error> {
         may_block();
-        let left = self.id().length.saturating_sub(offset);
+        let length = self.id().length;
+        assert!(offset <= length, "byte {offset} is asked for, and there are {length}");
+        let left = length - offset;
         let count = usize::try_from(left).map_or(bytes_max, |left| left.min(bytes_max));
         let mut chunk = vec![0; count];
         format::read_at(&self.0.file, self.path(), &mut chunk, offset)?;

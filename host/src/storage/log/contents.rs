@@ -123,6 +123,8 @@ impl Contents {
         assert!(committed <= last, "the log ends at {last:?} and is committed up to {committed:?}");
         assert_eq!(self.next_slot(), index_after(last), "the entries end where the log does");
         assert!(self.cached_from <= self.slots.len(), "what is cached is there");
+        let none_is_cached = self.cached_from == self.slots.len();
+        assert!(!none_is_cached || self.cached_bytes == 0, "the bytes of the cache are counted");
         let is_behind = purged.is_none_or(|purged| self.first > purged.index);
         assert!(is_behind, "entries from {} on, purged up to {purged:?}", self.first);
     }
@@ -201,6 +203,7 @@ impl Contents {
             if end > written_upto {
                 break;
             }
+            assert!(slot.payload.is_some(), "what is cached has its payload");
             slot.payload = None;
             self.cached_bytes -= slot.payload_bytes;
             self.cached_from += 1;
@@ -243,6 +246,8 @@ impl Contents {
                 break;
             }
         }
+        let in_range = |entry: &Entry| range.contains(&entry.id().index);
+        assert!(found.iter().all(in_range), "what is found was asked for");
         found
     }
 

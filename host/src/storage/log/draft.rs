@@ -24,6 +24,7 @@ impl Draft<'_> {
         if is_full && is_begun && self.shared.take_ready() {
             let last = self.front.segments.back().expect("a log has a segment");
             let start = last.start + self.front.used;
+            assert!(last.start < start, "segments follow one another");
             self.front.segments.push_back(InUse { start, highest: None });
             self.front.used = as_u64(HEAD_BYTES);
             self.front.bytes = self.segment_bytes;

@@ -58,6 +58,7 @@ impl Progress {
     }
 
     pub(super) fn set_written_upto(&self, upto: u64) {
+        assert!(upto >= self.written_upto(), "what was written stays so: {upto}");
         self.written_upto.store(upto, Ordering::Release);
     }
 
@@ -77,6 +78,8 @@ impl Progress {
     }
 
     pub(super) fn set_synced_upto(&self, upto: u64) {
+        assert!(upto >= self.synced_upto(), "what was synced stays so: {upto}");
+        assert!(upto <= self.written_upto(), "what is synced was written: {upto}");
         self.synced_upto.store(upto, Ordering::Release);
     }
 }
@@ -116,6 +119,7 @@ impl Drop for Waiting {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::AssertUnwindSafe;
     use std::path::Path;
     use std::sync::mpsc;
 
@@ -165,8 +169,7 @@ mod tests {
         let panics: FlushDone = Box::new(|_| panic!("a callback that must not"));
         let after: FlushDone = Box::new(move |result| sender.send(result).expect("it is awaited"));
         all.extend([panics, after]);
-        let panicked =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| all.report(&Ok(()))));
+        let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| all.report(&Ok(()))));
         assert!(panicked.is_err());
         assert!(receiver.recv().unwrap().is_err());
     }
@@ -193,5 +196,24 @@ mod tests {
         }
         let error = progress.check().unwrap_err().to_string();
         assert!(error.contains("first") && !error.contains("second"), "{error}");
+    }
+
+    /// Nothing is called synced that was not written, and what was synced or written stays so.
+    #[test]
+    fn progress_goes_forward_alone() {
+        type Step = fn(&Progress);
+        let steps: [(Step, &str); 4] = [
+            (|progress| progress.set_written_upto(30), ""),
+            (|progress| progress.set_synced_upto(21), "what is synced was written: 21"),
+            (|progress| progress.set_synced_upto(9), "what was synced stays so: 9"),
+            (|progress| progress.set_written_upto(19), "what was written stays so: 19"),
+        ];
+        for (step, expected) in steps {
+            let progress = Progress::new(10);
+            progress.set_written_upto(20);
+            let panicked = std::panic::catch_unwind(AssertUnwindSafe(|| step(&progress)));
+            let text = panicked.err().and_then(|cause| cause.downcast::<String>().ok());
+            assert_eq!(text.map(|text| *text).unwrap_or_default(), expected);
+        }
     }
 }

@@ -113,6 +113,8 @@ impl Ledger {
 
     fn write(&mut self, next: Slot) -> Result<(), Error> {
         let next = Slot { turn: self.slot.turn + 1, ..next };
+        assert!(next.newest >= self.slot.newest, "the ledger forgets no file");
+        assert_eq!(next.owner, self.slot.owner, "a log stays in its data folder");
         let written = self.file.write_all_at(&next.encode(), offset(next.turn));
         let synced = written.and_then(|()| self.file.sync_data());
         synced.map_err(|error| Error::io(&self.path, error))?;

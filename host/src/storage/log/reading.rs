@@ -33,6 +33,7 @@ pub(super) fn read_back(found: &[Entry], files: &Files) -> Result<Vec<(LogId, Pa
         read_run(segment, run, &mut entries)?;
         rest = after;
     }
+    assert_eq!(entries.len(), found.len(), "each entry is read once");
     Ok(entries)
 }
 
@@ -51,12 +52,16 @@ fn read_run(
     let Some((first, last)) = places().next().zip(places().last()) else { return Ok(()) };
     let bytes = last.1 - first.1 + Record::entry_bytes(last.2);
     let bytes = segment.read(first.1 - segment.start, bytes)?;
-    for (id, position, _) in places() {
+    for (id, position, payload_bytes) in places() {
         let offset = usize::try_from(position - first.1).expect("what was read fits in memory");
         let damaged = |reason| segment.damaged(position - segment.start, reason);
         let read = record::decode(&bytes, offset, position);
         match read.map_err(|unreadable| damaged(unreadable.reason))?.record {
-            Record::Entry(found, payload) if found == id => entries.push((id, payload)),
+            Record::Entry(found, payload)
+                if found == id && payload.bytes.len() == payload_bytes =>
+            {
+                entries.push((id, payload));
+            }
             _ => return Err(damaged(format!("entry {id} is not there any more"))),
         }
     }

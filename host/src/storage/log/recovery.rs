@@ -22,7 +22,7 @@ use super::head::HEAD_BYTES;
 use super::ledger::Ledger;
 use super::record::{self, Record, Unreadable};
 use super::segment::{self, Segment};
-use super::{FIRST_SEGMENT, LogPlace, as_u64};
+use super::{FIRST_SEGMENT, LogPlace, LogState, as_u64};
 use crate::storage::Error;
 use crate::types::LogIndex;
 
@@ -110,10 +110,26 @@ pub(super) fn recover(place: &LogPlace) -> Result<(Ledger, Option<Recovered>), E
         prepared,
     };
     recovered.settle(torn.map(|(reading, _)| reading), &mut ledger)?;
+    recovered.check(&ledger);
     Ok((ledger, Some(recovered)))
 }
 
 impl Recovered {
+    /// What holds of a log that was read back, however its files were damaged: damage was refused.
+    fn check(&self, ledger: &Ledger) {
+        let (last, _) = self.segments.back().expect("a log has a segment");
+        assert!(self.used > as_u64(HEAD_BYTES), "the last segment holds its first record");
+        let in_use = self.segments.iter().map(|(segment, _)| &**segment);
+        let all: Vec<&Segment> = in_use.clone().chain(&self.prepared).collect();
+        let follow = |pair: &[&Segment]| pair[0].number + 1 == pair[1].number;
+        assert!(all.windows(2).all(follow), "the files are without a hole");
+        let starts: Vec<u64> = in_use.map(|segment| segment.start).collect();
+        assert!(starts.is_sorted_by(|one, next| one < next), "segments follow one another");
+        assert!(ledger.newest() >= all[all.len() - 1].number, "the ledger knows every file");
+        let LogState { purged, last: end, committed, .. } = self.contents.state();
+        assert!(purged <= end && committed <= end, "the log of {} ends at {end:?}", last.number);
+    }
+
     /// Cuts a torn end, and makes durable what was read.
     fn settle(&mut self, torn: Option<Reading>, ledger: &mut Ledger) -> Result<(), Error> {
         let (last, _) = self.segments.back().expect("a log has a segment");

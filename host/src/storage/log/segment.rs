@@ -117,6 +117,8 @@ impl Segment {
         written.map_err(|error| Error::io(temporary.path(), error))?;
         let path = path(&place.folder, number);
         let file = durable::publish(temporary, &path)?;
+        let length = file.metadata().map_err(|error| Error::io(&path, error))?.len();
+        assert_eq!(length, bytes, "a file is as long as its head says");
         Ok(Self { number, start: 0, bytes, path, file })
     }
 

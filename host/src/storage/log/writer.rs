@@ -162,6 +162,8 @@ impl Writer {
 
     /// Goes on in the next segment, which begins with byte `start` of the log.
     fn go_on_at(&mut self, start: u64) -> Result<(), Error> {
+        let position = self.shared.progress.written_upto();
+        assert_eq!(start, position, "a segment begins where the one before it ended");
         let next = self.shared.prepared().pop_front();
         let mut next = next.expect("callers go on only in a segment that is prepared");
         assert_eq!(next.number, self.current.number + 1, "segments follow one another");
@@ -187,6 +189,8 @@ impl Writer {
     /// Removes segments, the oldest first, up to the first that cannot be removed: a log must not
     /// have a hole. What stays is tried again with the next ones, and at the next start.
     fn remove(&mut self, unneeded: &[u64]) {
+        let in_use = self.current.start;
+        assert!(unneeded.iter().all(|start| *start < in_use), "what is written to stays");
         let files = unneeded.iter().filter_map(|start| self.shared.files().remove(start));
         self.unneeded.extend(files.map(|segment| segment.path.clone()));
         while let Some(path) = self.unneeded.front() {
@@ -248,6 +252,9 @@ impl Shared {
 
     /// A segment is prepared, and in the ledger.
     pub(super) fn add_prepared(&self, segment: Segment) {
+        let number = segment.number;
+        assert!(self.ledger().newest() >= number, "the ledger knows file {number}");
+        assert!(!self.files().values().any(|used| used.number >= number), "{number} is new");
         self.prepared().push_back(segment);
         self.ready.fetch_add(1, Ordering::Release);
         if self.no_room_lock().take().is_some() {

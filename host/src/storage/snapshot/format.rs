@@ -58,8 +58,11 @@ pub(super) fn encode_header(last: Option<LogId>, meta: &[u8]) -> Result<Vec<u8>,
     }
     bytes.put_u32_le(meta_length);
     bytes.put_u32_le(crc32c::crc32c(&bytes));
+    let fields = Reader::new(&bytes[HEADER_MAGIC.len() + 2..HEADER_BYTES - 4]);
+    assert_eq!(read_fields(fields), Ok((last, meta.len())), "what is encoded can be decoded");
     bytes.put_slice(meta);
     bytes.put_u32_le(crc32c::crc32c(meta));
+    assert_eq!(bytes.len(), header_bytes(meta.len()), "a header is as long as it says");
     Ok(bytes)
 }
 
@@ -124,6 +127,7 @@ pub(super) fn encode_footer(body_bytes: u64, file_crc32c: u32) -> Vec<u8> {
     bytes.put_u64_le(body_bytes + FOOTER_BYTES);
     bytes.put_u32_le(file_crc32c);
     bytes.put_u32_le(crc32c::crc32c(&bytes));
+    assert_eq!(bytes.len(), FOOTER, "a footer has one length");
     bytes
 }
 
@@ -162,7 +166,8 @@ const TAIL_BYTES_MAX: u64 = 256;
 
 /// The end of the file before its footer.
 pub(super) fn read_tail(file: &File, path: &Path, length: u64) -> Result<Vec<u8>, Error> {
-    let end = length.saturating_sub(FOOTER_BYTES);
+    assert!(length > FOOTER_BYTES, "the footer was read");
+    let end = length - FOOTER_BYTES;
     let bytes = end.min(TAIL_BYTES_MAX);
     let mut tail = vec![0; usize::try_from(bytes).expect("it is short")];
     read_at(file, path, &mut tail, end - bytes)?;
@@ -190,7 +195,7 @@ pub(super) enum Tag {
 }
 
 /// What stands before the bytes of a chunk, or alone where a section begins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BlockHeader {
     pub(super) tag: Tag,
     /// Kind of the section.
@@ -203,6 +208,7 @@ pub(super) struct BlockHeader {
 impl BlockHeader {
     /// The header's bytes; the checksum covers them and `stored`.
     pub(super) fn encode(&self, stored: &[u8]) -> [u8; BLOCK_HEADER_BYTES] {
+        assert_eq!(u32::try_from(stored.len()), Ok(self.stored_bytes), "it is the header of these");
         let mut bytes = [0; BLOCK_HEADER_BYTES];
         let mut fields = &mut bytes[..];
         fields.put_u8(self.tag as u8);
@@ -239,6 +245,9 @@ impl BlockHeader {
             |bytes: u32| usize::try_from(bytes).map_or(true, |bytes| bytes > CHUNK_BYTES_MAX);
         if too_long(stored_bytes) || too_long(plain_bytes) {
             return Err("a block is longer than any that is written");
+        }
+        if tag == Tag::Section && (compressed || stored_bytes != 0 || plain_bytes != 0) {
+            return Err("the beginning of a section has bytes");
         }
         Ok(Self { tag, kind, compressed, stored_bytes, plain_bytes })
     }

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::{NamedTempFile, TempPath};
 
@@ -71,6 +71,7 @@ impl IncomingSnapshot {
         let written = self.file.write_all_at(bytes, self.offset);
         written.map_err(|error| Error::io(&self.path, error))?;
         self.offset = end;
+        assert!(self.synced <= self.offset, "what is synced was written");
         if end - self.synced >= SYNC_BYTES {
             self.file.sync_data().map_err(|error| Error::io(&self.path, error))?;
             self.synced = end;
@@ -132,7 +133,9 @@ impl ArrivedSnapshot {
 
     /// Makes it visible and durable, in place of one with the same log id.
     pub fn keep(self) -> Result<Snapshot, Error> {
-        self.dir.admit(self.temporary, true)
+        let names = [self.snapshot.path(), self.temporary.path()].map(Path::file_name);
+        assert_eq!(names[0], names[1], "it is the file that was verified");
+        self.dir.admit(self.temporary, self.snapshot.id(), true)
     }
 }
 
@@ -156,7 +159,7 @@ fn file_name(id: &SnapshotId) -> String {
 }
 
 /// Removes the parts of every other transfer: the sender has moved on to a newer snapshot.
-fn remove_others(dir: &SnapshotDir, keep: &std::path::Path) -> Result<(), Error> {
+fn remove_others(dir: &SnapshotDir, keep: &Path) -> Result<(), Error> {
     may_block();
     let folder = &dir.folder;
     let prefix = format!("{TEMPORARY_PREFIX}{INCOMING}");

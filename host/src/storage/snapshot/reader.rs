@@ -53,6 +53,7 @@ impl SnapshotReader {
         if self.offset == 0 {
             let mut header = vec![0; format::header_bytes(self.snapshot.meta().len())];
             self.read(&mut header)?;
+            assert!(self.offset <= self.footer_offset(), "opening it checked where it ends");
         }
         if self.offset == self.footer_offset() {
             return self.check_end().map(|()| None);

@@ -5,7 +5,7 @@ use std::io::{BufWriter, Write as _};
 use tempfile::NamedTempFile;
 
 use super::format::{self, BlockHeader, CHUNK_BYTES_MAX, Tag};
-use super::{SYNC_BYTES, Snapshot, SnapshotDir};
+use super::{SYNC_BYTES, Snapshot, SnapshotDir, SnapshotId};
 use crate::storage::{Error, durable};
 use crate::types::LogId;
 
@@ -16,6 +16,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// A snapshot being written. Dropped before [`SnapshotWriter::finish`], it leaves nothing behind.
 pub struct SnapshotWriter {
     dir: SnapshotDir,
+    last: Option<LogId>,
     out: BufWriter<NamedTempFile>,
     compressor: zstd::bulk::Compressor<'static>,
     scratch: Vec<u8>,
@@ -35,6 +36,7 @@ impl SnapshotWriter {
             .map_err(|error| Error::io(temporary.path(), error))?;
         let mut writer = Self {
             dir,
+            last,
             out: BufWriter::with_capacity(BUFFER_BYTES, temporary),
             compressor,
             scratch: Vec::new(),
@@ -57,7 +59,7 @@ impl SnapshotWriter {
             stored_bytes: 0,
             plain_bytes: 0,
         };
-        self.write(&header.encode(&[]))
+        self.block(&header, &[])
     }
 
     /// Adds a chunk of at most [`CHUNK_BYTES_MAX`] bytes to the current section. The reader gets
@@ -89,8 +91,8 @@ impl SnapshotWriter {
             stored_bytes: length(stored),
             plain_bytes: length(plain),
         };
-        self.write(&header.encode(stored))?;
-        self.write(stored)?;
+        assert!(header.stored_bytes <= header.plain_bytes, "the shorter form is stored");
+        self.block(&header, stored)?;
         self.scratch = scratch;
         if self.written_bytes - self.synced_bytes >= SYNC_BYTES {
             self.sync()?;
@@ -107,11 +109,20 @@ impl SnapshotWriter {
     /// is there already, that one stays and is returned.
     pub fn finish(mut self) -> Result<Snapshot, Error> {
         let footer = format::encode_footer(self.written_bytes, self.file_crc32c);
+        let file_crc32c = self.file_crc32c;
         self.write(&footer)?;
+        let id = SnapshotId { last: self.last, file_crc32c, length: self.written_bytes };
         let path = self.out.get_ref().path().to_owned();
         let temporary =
             self.out.into_inner().map_err(|error| Error::io(&path, error.into_error()))?;
-        self.dir.admit(temporary, false)
+        self.dir.admit(temporary, &id, false)
+    }
+
+    fn block(&mut self, header: &BlockHeader, stored: &[u8]) -> Result<(), Error> {
+        let encoded = header.encode(stored);
+        assert_eq!(BlockHeader::decode(&encoded), Ok(*header), "what is encoded can be decoded");
+        self.write(&encoded)?;
+        self.write(stored)
     }
 
     fn sync(&mut self) -> Result<(), Error> {
