@@ -1,8 +1,9 @@
 //! The steps by which a file becomes visible: written beside its place, synced, renamed, and the
 //! folder synced (the rename alone is not durable on ext4 or XFS).
 
-use std::fs::File;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -31,10 +32,15 @@ pub(crate) fn create_folder(folder: &Path) -> Result<(), Error> {
 /// A file in `folder` that disappears on drop unless `publish` takes it.
 pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
     may_block();
-    tempfile::Builder::new()
-        .prefix(TEMPORARY_PREFIX)
-        .tempfile_in(folder)
-        .map_err(|error| Error::io(folder, error))
+    // tempfile hides the number of an error, by which one that passes is told from others.
+    let mut number = None;
+    let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).make_in(folder, |path| {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).write(true).create_new(true).mode(0o600).open(path);
+        file.inspect_err(|error| number = error.raw_os_error())
+    });
+    let told = |error| number.map_or(error, io::Error::from_raw_os_error);
+    made.map_err(|error| Error::io(folder, told(error)))
 }
 
 /// Syncs a whole temporary file and gives it its name, in place of what had that name before.

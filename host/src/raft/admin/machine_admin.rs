@@ -17,6 +17,12 @@ use crate::types::{LogIndex, MachineId, ModuleDigest, check_machine_name};
 
 /// Time between two looks at what the voters reported.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// After a checkpoint that was asked for, none is begun for so many times what it took.
+const REST_FACTOR: u32 = 4;
+/// Nor for less than this.
+const REST_MIN: Duration = Duration::from_secs(1);
+/// But nobody waits for longer than this.
+const REST_MAX: Duration = Duration::from_secs(10);
 
 impl Replica {
     /// Checks a module, stages it on every node and waits until every voter has compiled it.
@@ -173,7 +179,8 @@ impl Replica {
     }
 
     /// Takes a checkpoint that holds all that was acknowledged before this call; its index. Callers
-    /// who wait while one is under way share the next. It survives its caller.
+    /// who wait while one is under way, or until the next may begin, share the next. It survives
+    /// its caller.
     pub async fn checkpoint(&self, deadline: Instant) -> Result<LogIndex, Error> {
         self.check_leader()?;
         let known = self.shared.asked_checkpoints.begun();
@@ -183,6 +190,7 @@ impl Replica {
             if let Some(index) = turn.begun_after(known) {
                 return Ok(index);
             }
+            turn.rest(deadline).await?;
             let taken = replica.take_checkpoint(deadline);
             turn.take(taken).await
         });
@@ -228,17 +236,26 @@ impl Replica {
     }
 }
 
-/// The checkpoints that were asked for: one under way, and one that all others wait for.
+/// The checkpoints that were asked for: one under way, and one that all others wait for. However
+/// many ask, commands have most of the time for themselves.
 #[derive(Debug, Default)]
 pub struct AskedCheckpoints {
     begun: AtomicU64,
-    /// The last one that was taken: its number, and its index.
-    last: tokio::sync::Mutex<Option<(u64, LogIndex)>>,
+    last: tokio::sync::Mutex<LastAsked>,
+}
+
+/// The last one.
+#[derive(Debug, Default)]
+struct LastAsked {
+    /// Its number and its index, if it was taken.
+    taken: Option<(u64, LogIndex)>,
+    /// The next one begins then at the earliest.
+    rests_until: Option<tokio::time::Instant>,
 }
 
 struct CheckpointTurn<'a> {
     asked: &'a AskedCheckpoints,
-    last: tokio::sync::MutexGuard<'a, Option<(u64, LogIndex)>>,
+    last: tokio::sync::MutexGuard<'a, LastAsked>,
 }
 
 impl AskedCheckpoints {
@@ -256,7 +273,15 @@ impl AskedCheckpoints {
 impl CheckpointTurn<'_> {
     /// The last checkpoint, if it was begun after so many.
     fn begun_after(&self, known: u64) -> Option<LogIndex> {
-        self.last.filter(|(number, _)| *number > known).map(|(_, index)| index)
+        self.last.taken.filter(|(number, _)| *number > known).map(|(_, index)| index)
+    }
+
+    /// Waits until the next one may begin.
+    async fn rest(&self, deadline: Instant) -> Result<(), Error> {
+        let Some(until) = self.last.rests_until else { return Ok(()) };
+        let rest = tokio::time::sleep_until(until);
+        let rested = tokio::time::timeout_at(deadline.into(), rest).await;
+        rested.map_err(|_| Error::DeadlineBeforeProposal)
     }
 
     async fn take(
@@ -264,12 +289,19 @@ impl CheckpointTurn<'_> {
         checkpoint: impl Future<Output = Result<LogIndex, Error>>,
     ) -> Result<LogIndex, Error> {
         let number = self.asked.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let started = tokio::time::Instant::now();
         let taken = checkpoint.await;
         if let Ok(index) = taken {
-            *self.last = Some((number, index));
+            self.last.taken = Some((number, index));
         }
+        let rest = rest_after(started.elapsed());
+        self.last.rests_until = Some(tokio::time::Instant::now() + rest);
         taken
     }
+}
+
+fn rest_after(took: Duration) -> Duration {
+    (took * REST_FACTOR).clamp(REST_MIN, REST_MAX)
 }
 
 impl From<Refusal> for Error {
@@ -299,18 +331,20 @@ impl From<Refusal> for Error {
 mod tests {
     use super::*;
 
-    /// Of many callers the first takes a checkpoint, and all who came meanwhile share one more.
+    /// Of many callers the first takes a checkpoint, and all who came meanwhile share one more. It
+    /// is begun some time after the first, as is the next.
     #[tokio::test]
     async fn callers_share_a_checkpoint() {
         let asked = AskedCheckpoints::default();
         let far = Instant::now() + Duration::from_secs(60);
-        let taken = AtomicU64::new(0);
+        let (taken, started) = (AtomicU64::new(0), tokio::time::Instant::now());
         let ask = async || {
             let known = asked.begun();
             let turn = asked.turn(far).await.unwrap();
             if let Some(index) = turn.begun_after(known) {
                 return index;
             }
+            turn.rest(far).await.unwrap();
             let take = async {
                 tokio::task::yield_now().await;
                 Ok(taken.fetch_add(1, Ordering::Relaxed) + 1)
@@ -320,6 +354,17 @@ mod tests {
         let indexes = futures::future::join_all((0..30).map(|_| ask())).await;
         assert_eq!(indexes[0], 1);
         assert!(indexes[1..].iter().all(|index| *index == 2), "{indexes:?}");
+        assert!(started.elapsed() >= REST_MIN, "the second waits");
         assert_eq!(ask().await, 3);
+        assert!(started.elapsed() >= 2 * REST_MIN, "the third waits");
+    }
+
+    /// Checkpoints that take long are further apart, up to a limit.
+    #[test]
+    fn a_long_checkpoint_is_followed_by_a_long_rest() {
+        let seconds = Duration::from_secs_f64;
+        for (took, rest) in [(0.0, 1.0), (0.5, 2.0), (2.0, 8.0), (60.0, 10.0)] {
+            assert_eq!(rest_after(seconds(took)), seconds(rest), "after {took} s");
+        }
     }
 }

@@ -7,13 +7,15 @@
 //! | `agreement` | what the cluster agreed on, and what may be given, kept and purged for it |
 //! | `alarms` | what an operator should know |
 //! | `description` | what the header of a file says |
-//! | `content` | the replicated state as a file, there and back |
+//! | `capture` | the state of this node on its way into a file |
+//! | `content` | the replicated state as the content of a file, there and back |
 //! | `chunks` | a file as bytes on their way to somebody |
 //!
 //! The file is `storage`'s, its content `machine`'s.
 
 mod agreement;
 mod alarms;
+pub mod capture;
 pub mod chunks;
 pub mod content;
 pub mod description;

@@ -22,12 +22,14 @@ use openraft::storage::{EntryResponder, RaftStateMachine, Snapshot as RaftSnapsh
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::machine::entry::proposal;
 use crate::machine::{Applied, Environment, HostFailure, Machines, Proposal, Response, Then};
 use crate::raft::store::convert::{log_id_from_raft, membership_from_raft};
 use crate::raft::store::snapshots::SharedSnapshots;
-use crate::raft::store::snapshots::content::{self, Capture, restore};
+use crate::raft::store::snapshots::capture::{Capture, passing};
+use crate::raft::store::snapshots::content::restore;
 use crate::raft::store::snapshots::description::{Description, meta_to_raft};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
@@ -64,6 +66,12 @@ pub struct Progress {
     pub checkpoint_due: bool,
 }
 
+/// A snapshot that is being written.
+struct Writing {
+    task: JoinHandle<Result<(), HostFailure>>,
+    give_up: CancellationToken,
+}
+
 /// The state machine of this node.
 pub struct StateMachine {
     environment: Environment,
@@ -74,7 +82,7 @@ pub struct StateMachine {
     snapshots: SharedSnapshots,
     data_dir: Arc<DataDir>,
     progress: watch::Sender<Progress>,
-    writing: Option<JoinHandle<Result<(), HostFailure>>>,
+    writing: Option<Writing>,
     skipped: BTreeSet<LogIndex>,
 }
 
@@ -266,9 +274,11 @@ impl StateMachine {
         let profile = self.machines.engine_profile();
         let (membership, sealed) = (&self.stored_membership, self.machines.sealed());
         let description = Description::new(membership, profile, sealed);
-        let (dir, last) = (self.snapshots.dir().clone(), log_id_from_raft(log_id));
-        let capture = content::begin(dir, last, &description, frozen);
-        self.writing = Some(tokio::spawn(finish(Arc::clone(&self.snapshots), capture)));
+        let (snapshots, last) = (Arc::clone(&self.snapshots), log_id_from_raft(log_id));
+        let capture = Capture::begin(snapshots, last, &description, frozen);
+        let give_up = capture.give_up.clone();
+        let task = tokio::spawn(finish(Arc::clone(&self.snapshots), capture));
+        self.writing = Some(Writing { task, give_up });
         Ok(())
     }
 
@@ -276,19 +286,17 @@ impl StateMachine {
     /// next checkpoint, which may be hours away.
     async fn check_writing(&mut self) -> Result<(), HostFailure> {
         match &self.writing {
-            Some(writing) if writing.is_finished() => self.finish_writing().await,
+            Some(writing) if writing.task.is_finished() => self.finish_writing().await,
             _ => Ok(()),
         }
     }
 
-    /// Waits for a snapshot that is still being written.
+    /// Waits for a snapshot that is still being written, but not for a file that cannot be opened.
     async fn finish_writing(&mut self) -> Result<(), HostFailure> {
-        match self.writing.take() {
-            None => Ok(()),
-            Some(writing) => writing.await.map_err(|error| {
-                HostFailure::Stop(format!("writing a snapshot panicked: {error}"))
-            })?,
-        }
+        let Some(Writing { task, give_up }) = self.writing.take() else { return Ok(()) };
+        give_up.cancel();
+        task.await
+            .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?
     }
 
     /// While sealed there is no checkpoint, and so nothing that makes one due.
@@ -309,45 +317,31 @@ fn stop(error: crate::storage::Error) -> HostFailure {
 }
 
 /// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
-/// all, and the next checkpoint tries again. So is a guest that cannot export its state.
+/// all. So is a guest that cannot export its state.
 async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), HostFailure> {
-    let (written, sent) = tokio::join!(capture.written, capture.sent);
-    let written = written
+    let captured = capture
+        .task
+        .await
         .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
-    let error = match (written, sent) {
-        (Ok(snapshot), Ok(Ok(failures))) => {
+    let error = match (captured.written, captured.sent) {
+        (Ok(snapshot), Some(Ok(failures))) => {
             snapshots.alarms().set_export_failures(failures);
             snapshots.adopt(&snapshot);
             return Ok(());
         }
         // Content that was broken off leaves no file, and has the reason.
-        (Err(crate::storage::Error::Refused(_)) | Ok(_), Ok(Err(failure))) => return Err(failure),
-        (Ok(_), Err(_)) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
+        (Err(crate::storage::Error::Refused(_)) | Ok(_), Some(Err(failure))) => {
+            return Err(failure);
+        }
+        (Ok(_), None) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
         (Err(error), _) => error.into_io(),
     };
-    if crate::storage::is_no_room(error.kind()) {
-        snapshots.alarms().set_unwritten(format!("no room for a snapshot: {error}"));
-        return Ok(());
-    }
-    if is_out_of_files(&error) {
-        snapshots.alarms().set_unwritten(format!("no file for a snapshot can be opened: {error}"));
+    if let Some(reason) = passing(&error) {
+        snapshots.alarms().set_unwritten(reason);
         return Ok(());
     }
     tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");
     Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
-}
-
-/// Whether the process, or the system, has no descriptor left.
-fn is_out_of_files(error: &io::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        let code = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-        if code.is_some_and(|code| code == libc::EMFILE || code == libc::ENFILE) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

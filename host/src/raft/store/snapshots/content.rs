@@ -1,66 +1,20 @@
 //! How the replicated state becomes the content of a file, and comes back. The sections are
 //! `machine`'s; the last one is the digest of all the others, and the machines never see it.
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::description::Description;
 use crate::machine::snapshot::content::Piece;
-use crate::machine::{ContentDigest, Environment, FrozenState, HostFailure, Machines, Source};
+use crate::machine::{ContentDigest, Environment, HostFailure, Machines, Source};
 use crate::storage::Error;
-use crate::storage::snapshot::{Part, Snapshot, SnapshotDir};
-use crate::types::{LogId, StateDigest};
+use crate::storage::snapshot::{Part, Snapshot};
+use crate::types::StateDigest;
 
 /// Pieces that may wait between the capture and the writer: with blocks of 256 KiB this bounds
 /// what a slow disk can make a capture hold in memory.
-const PIECES_AHEAD: usize = 64;
+pub(super) const PIECES_AHEAD: usize = 64;
 /// The last section of a file: one chunk, the digest of all that is replicated in those before.
 pub(super) const SECTION_DIGEST: u8 = 128;
 const DIGEST_BYTES: usize = 32;
-
-/// A snapshot under way.
-pub struct Capture {
-    /// What became of sending the state: sentences about guests that could not export theirs.
-    pub sent: oneshot::Receiver<Result<Vec<String>, HostFailure>>,
-    /// The file, once it is whole and synced.
-    pub written: tokio::task::JoinHandle<Result<Snapshot, Error>>,
-}
-
-/// Begins a snapshot of the state as of `last`, written by threads of its own.
-pub fn begin(
-    dir: SnapshotDir,
-    last: LogId,
-    description: &Description,
-    frozen: FrozenState,
-) -> Capture {
-    let meta = description.encode();
-    let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
-    let written = tokio::task::spawn_blocking(move || write(&dir, last, &meta, receiver));
-    Capture { sent: frozen.send(pieces), written }
-}
-
-/// Writes pieces to a file until they end; a capture that is broken off leaves none.
-fn write(
-    dir: &SnapshotDir,
-    last: LogId,
-    meta: &[u8],
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<Snapshot, Error> {
-    let mut writer = dir.begin(Some(last), meta)?;
-    let mut digest = ContentDigest::default();
-    while let Some(piece) = pieces.blocking_recv() {
-        digest.add(&piece);
-        match piece {
-            Piece::Begin(kind) => writer.section(kind)?,
-            Piece::Chunk(bytes) => writer.chunk(&bytes)?,
-            Piece::End => {
-                writer.section(SECTION_DIGEST)?;
-                writer.chunk(&digest.finish().0)?;
-                return writer.finish();
-            }
-        }
-    }
-    Err(Error::Refused("the capture of a snapshot was broken off".to_owned()))
-}
 
 /// Builds the state that a snapshot holds.
 pub async fn restore(
