@@ -2,7 +2,8 @@
 //! here.
 //!
 //! A connection ends when nothing was read from it for a while (in HTTP/2, one that lives answers
-//! pings), or when its account was closed for what it holds.
+//! pings), when its account was closed for what it holds, and when the other side has gone,
+//! whatever it sent before.
 //!
 //! **Invariant:** there are never more than there is room for; who never asked for anything gives
 //! way to who comes. **Invariant:** a failing `accept` ends nothing: it is tried again.
@@ -14,8 +15,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures::Stream;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use futures::{FutureExt as _, Stream};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
@@ -127,6 +128,14 @@ impl Connection {
         &self.account
     }
 
+    /// Whether the other side has gone, as far as the system has said: nobody waits for answers to
+    /// what it sent before, and a client that calls and vanishes again and again must not have all
+    /// of it done.
+    fn is_hung_up(&self) -> bool {
+        let ready = self.tcp.ready(Interest::READABLE).now_or_never();
+        ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
+    }
+
     /// Why it must end, if it must.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
         if self.closed.as_mut().poll(context).is_ready() {
@@ -150,6 +159,9 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.is_hung_up() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let before = buffer.filled().len();
         match Pin::new(&mut this.tcp).poll_read(context, buffer) {
             Poll::Ready(read) => {
@@ -193,5 +205,39 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// What a client sent before it vanished is not read; what one sends that stays is.
+    #[tokio::test]
+    async fn who_is_gone_is_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let listener = Listener::new(listener, Budget::new(1 << 30), 2, "clients");
+        for stays in [true, false] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            client.write_all(&[7; 100]).await.unwrap();
+            let client = Some(client).filter(|_| stays);
+            let mut connection = listener.next().await;
+            connection.tcp.readable().await.unwrap();
+            let known = async {
+                while connection.is_hung_up() == stays {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(PLACE_WAIT, known).await.expect("the system says so soon");
+            let mut bytes = [0; 100];
+            let read = connection.read_exact(&mut bytes).await;
+            match client {
+                Some(_client) => assert_eq!((read.unwrap(), bytes), (100, [7; 100])),
+                None => assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted),
+            }
+        }
     }
 }
