@@ -167,10 +167,8 @@ impl Changes {
             Ok(_) => return Ok(()),
             Err(error) => Error::from_raft_write(error),
         };
-        // Another leader finishes what this one has begun.
         let now = *raft.metrics().borrow_watched().membership_config.log_id();
-        let is_begun = now != before && matches!(error, Error::NotLeader { .. } | Error::NoLeader);
-        Err(if is_begun { Error::LeaderChanged } else { error })
+        Err(told(error, now != before))
     }
 
     /// Leaves the joint configuration that a change has left behind, unless the change goes on.
@@ -200,16 +198,10 @@ impl Changes {
     async fn wait_caught_up(&self, node: NodeId, deadline: Instant) -> Result<(), Error> {
         // A node that was just added may show in the metrics a moment later.
         let raft = &self.replica.shared.raft;
-        let known =
-            |metrics: &Metrics| metrics.membership_config.membership().get_node(&node).is_some();
+        let known = |metrics: &Metrics| is_member(metrics, node);
         let seen = raft.wait(Some(MEMBERSHIP_SEEN_WITHIN)).metrics(known, "node known").await;
         seen.map_err(|_| Error::Refused(format!("node {node} is not in the cluster")))?;
-        let ended = |metrics: &Metrics| {
-            let Some(replication) = &metrics.replication else { return true };
-            let matched = replication.get(&node).copied().flatten().map(|id| id.index());
-            let last = metrics.last_log_index.unwrap_or(0);
-            !known(metrics) || matched.is_some_and(|matched| matched + CAUGHT_UP_ENTRIES >= last)
-        };
+        let ended = |metrics: &Metrics| catching_up(metrics, node) != CatchingUp::GoesOn;
         let remaining = deadline.saturating_duration_since(Instant::now());
         let waited = raft.wait(Some(remaining)).metrics(ended, "the node has caught up").await;
         let metrics = waited.map_err(|_| {
@@ -218,11 +210,51 @@ impl Changes {
                  later"
             ))
         })?;
-        if !known(&metrics) {
-            return Err(Error::Refused(format!("node {node} was removed meanwhile")));
+        match catching_up(&metrics, node) {
+            CatchingUp::Removed => {
+                Err(Error::Refused(format!("node {node} was removed meanwhile")))
+            }
+            CatchingUp::NotLed => Err(Error::LeaderChanged),
+            CatchingUp::Done | CatchingUp::GoesOn => Ok(()),
         }
-        // Without replication this node no longer leads.
-        if metrics.replication.is_some() { Ok(()) } else { Err(Error::LeaderChanged) }
+    }
+}
+
+/// How far a learner has come, as its leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CatchingUp {
+    /// It has not the leader's log yet.
+    GoesOn,
+    /// It has, but for a few entries.
+    Done,
+    /// It is no member any more.
+    Removed,
+    /// This node does not lead any more.
+    NotLed,
+}
+
+fn catching_up(metrics: &Metrics, node: NodeId) -> CatchingUp {
+    if !is_member(metrics, node) {
+        return CatchingUp::Removed;
+    }
+    let Some(replication) = &metrics.replication else { return CatchingUp::NotLed };
+    let matched = replication.get(&node).copied().flatten().map(|id| id.index());
+    let last = metrics.last_log_index.unwrap_or(0);
+    match matched {
+        Some(matched) if matched + CAUGHT_UP_ENTRIES >= last => CatchingUp::Done,
+        _ => CatchingUp::GoesOn,
+    }
+}
+
+fn is_member(metrics: &Metrics, node: NodeId) -> bool {
+    metrics.membership_config.membership().get_node(&node).is_some()
+}
+
+/// What is said of a change that failed. Another leader finishes what this one has begun.
+fn told(error: Error, is_begun: bool) -> Error {
+    match error {
+        Error::NotLeader { .. } | Error::NoLeader if is_begun => Error::LeaderChanged,
+        error => error,
     }
 }
 
@@ -289,6 +321,9 @@ fn check_removal(membership: &Membership, retired: bool, node: NodeId) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::store::convert::{log_id_to_raft, membership_to_raft};
+    use crate::raft::type_config::RaftStoredMembership;
+    use crate::types::LogId;
 
     fn member(port: u16, incarnation: u8) -> Member {
         Member {
@@ -327,6 +362,60 @@ mod tests {
             assert_eq!(said.is_empty(), expected.is_empty(), "{node}: {said}");
             assert!(said.contains(expected), "{node}: {said}");
         }
+    }
+
+    /// Metrics of leader 1 of nodes 1 and 2, of which these vote, as of the entry at `index`.
+    fn metrics(voters: &[&[u64]], index: LogIndex) -> Metrics {
+        let membership = membership_to_raft(membership(voters)).unwrap();
+        let id = |index| log_id_to_raft(LogId { term: 1, node: NodeId(1), index });
+        let stored = Arc::new(RaftStoredMembership::new(Some(id(index)), membership));
+        Metrics {
+            state: openraft::ServerState::Leader,
+            membership_config: Arc::clone(&stored),
+            committed_membership_config: stored,
+            last_log_index: Some(1000),
+            replication: Some([(NodeId(2), Some(id(900)))].into()),
+            ..Metrics::new_initial(NodeId(1))
+        }
+    }
+
+    /// A joint configuration is finished by whoever leads once it is committed, and by nobody else.
+    #[test]
+    fn what_is_left_half_done() {
+        let joint = metrics(&[&[1, 2], &[1]], 5);
+        assert!(is_left_joint(&joint));
+        assert!(!is_left_joint(&metrics(&[&[1, 2]], 5)), "it is no joint one");
+        let follower = Metrics { state: openraft::ServerState::Follower, ..joint.clone() };
+        assert!(!is_left_joint(&follower));
+        let committed = metrics(&[&[1, 2]], 4).committed_membership_config;
+        let open = Metrics { committed_membership_config: committed, ..joint };
+        assert!(!is_left_joint(&open), "it may still be undone");
+    }
+
+    /// A learner is caught up within some entries of the log of a leader that leads still.
+    #[test]
+    fn when_a_learner_has_caught_up() {
+        let caught_up = metrics(&[&[1]], 5);
+        let two = NodeId(2);
+        assert_eq!(catching_up(&caught_up, two), CatchingUp::Done);
+        let further = Metrics { last_log_index: Some(1001), ..caught_up.clone() };
+        assert_eq!(catching_up(&further, two), CatchingUp::GoesOn);
+        let silent = Metrics { replication: Some([(two, None)].into()), ..caught_up.clone() };
+        assert_eq!(catching_up(&silent, two), CatchingUp::GoesOn);
+        let deposed = Metrics { replication: None, ..caught_up.clone() };
+        assert_eq!(catching_up(&deposed, two), CatchingUp::NotLed);
+        assert_eq!(catching_up(&caught_up, NodeId(3)), CatchingUp::Removed);
+    }
+
+    /// Whoever asked for a change that has begun is not sent to another leader to begin it again.
+    #[test]
+    fn a_change_that_has_begun_is_in_doubt() {
+        assert_eq!(told(Error::NoLeader, false), Error::NoLeader);
+        assert_eq!(told(Error::NoLeader, true), Error::LeaderChanged);
+        let leader = (NodeId(2), member(7402, 2));
+        assert_eq!(told(Error::NotLeader { leader }, true), Error::LeaderChanged);
+        let busy = Error::Refused(BUSY.to_owned());
+        assert_eq!(told(busy.clone(), true), busy);
     }
 
     /// Who is not there cannot leave, and the last voter stays.

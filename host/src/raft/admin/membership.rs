@@ -15,26 +15,22 @@ use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Replica;
 use crate::raft::store::convert::membership_from_raft;
 use crate::raft::type_config::TypeConfig;
-use crate::types::{ClusterId, Member, Membership, NodeId};
+use crate::types::{ClusterId, Member, Membership, NodeId, Term};
 
 /// How long a cluster of one may take to elect its only node.
 const FORMATION_TIMEOUT: Duration = Duration::from_secs(10);
+
+type Metrics = openraft::RaftMetrics<TypeConfig>;
 
 impl Replica {
     /// Makes this node a cluster of one.
     pub async fn init(&self) -> Result<ClusterId, Error> {
         let shared = &self.shared;
         let raft = &shared.raft;
-        if raft.is_initialized().await.map_err(|fatal| Error::Stopped(fatal.to_string()))? {
-            let cluster = shared.local.cluster();
-            return Err(cluster.map_or(Error::NoLeader, Error::AlreadyInitialized));
-        }
-        // An id without a log is an `init` that a crash cut short: it goes on with that id. But a
-        // node that was adopted into a cluster must not found one.
-        let cluster = match shared.local.cluster() {
-            Some(cluster) if raft.metrics().borrow_watched().current_term > 0 => {
-                return Err(Error::AlreadyInitialized(cluster));
-            }
+        let has_log = raft.is_initialized().await;
+        let has_log = has_log.map_err(|fatal| Error::Stopped(fatal.to_string()))?;
+        let term = raft.metrics().borrow_watched().current_term;
+        let cluster = match check_founding(has_log, shared.local.cluster(), term)? {
             Some(cluster) => cluster,
             None => {
                 let cluster = fresh_id()?;
@@ -61,11 +57,7 @@ impl Replica {
     /// can be added at once.
     async fn wait_formed(&self) -> Result<(), Error> {
         let this = self.shared.local.node_id();
-        let formed = |metrics: &openraft::RaftMetrics<TypeConfig>| {
-            metrics.current_leader == Some(this)
-                && metrics.committed_membership_config == metrics.membership_config
-                && metrics.last_applied.is_some_and(|applied| applied.index() > 0)
-        };
+        let formed = |metrics: &Metrics| is_formed(this, metrics);
         let waited = self.shared.raft.wait(Some(FORMATION_TIMEOUT)).metrics(formed, "formed").await;
         waited.map(drop).map_err(|_| Error::NoLeader)
     }
@@ -101,15 +93,9 @@ impl Replica {
             TrySendError::Full(_) => Error::Refused(BUSY.to_owned()),
             TrySendError::Closed(_) => Error::ShuttingDown,
         })?;
-        match tokio::time::timeout_at(deadline.into(), result).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(Error::ShuttingDown),
-            Err(_) => Err(Error::DeadlineAfterProposal),
-        }
+        done_by(deadline, result).await
     }
-}
 
-impl Replica {
     /// The membership as this node knows it.
     pub(in crate::raft) fn membership(&self) -> Membership {
         let metrics = self.shared.raft.metrics();
@@ -124,4 +110,113 @@ fn fresh_id() -> Result<ClusterId, Error> {
     let filled = getrandom::fill(&mut id);
     filled.map_err(|error| Error::Refused(format!("there are no random numbers: {error}")))?;
     Ok(ClusterId(id))
+}
+
+/// Whether a node may found a cluster, and under which id that it has already. An id without a log
+/// is an `init` that a crash cut short: it goes on with that id. But a node that was adopted into a
+/// cluster must not found one.
+fn check_founding(
+    has_log: bool,
+    cluster: Option<ClusterId>,
+    term: Term,
+) -> Result<Option<ClusterId>, Error> {
+    match cluster {
+        None if has_log => Err(Error::NoLeader),
+        Some(cluster) if has_log || term > 0 => Err(Error::AlreadyInitialized(cluster)),
+        cluster => Ok(cluster),
+    }
+}
+
+/// Whether this node leads, and has committed and applied its first membership.
+fn is_formed(this: NodeId, metrics: &Metrics) -> bool {
+    metrics.current_leader == Some(this)
+        && metrics.committed_membership_config == metrics.membership_config
+        && metrics.last_applied.is_some_and(|applied| applied.index() > 0)
+}
+
+/// Waits for what came of a change, which goes on when the deadline passes.
+async fn done_by(
+    deadline: Instant,
+    result: oneshot::Receiver<Result<(), Error>>,
+) -> Result<(), Error> {
+    match tokio::time::timeout_at(deadline.into(), result).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(Error::ShuttingDown),
+        Err(_) => Err(Error::DeadlineAfterProposal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::raft::store::convert::log_id_to_raft;
+    use crate::raft::type_config::{RaftLogId, RaftStoredMembership};
+    use crate::types::{LogId, LogIndex};
+
+    fn log_id(index: LogIndex) -> RaftLogId {
+        log_id_to_raft(LogId { term: 1, node: NodeId(1), index })
+    }
+
+    /// A node founds a cluster once, also where a crash cut that short, and never beside the
+    /// cluster that has adopted it.
+    #[test]
+    fn who_may_found_a_cluster() {
+        let id = ClusterId([7; 16]);
+        let known = Some(id);
+        let rows = [
+            (false, None, 0, Ok(None)),
+            (false, known, 0, Ok(known)),
+            (false, known, 3, Err(Error::AlreadyInitialized(id))),
+            (true, known, 1, Err(Error::AlreadyInitialized(id))),
+            (true, None, 1, Err(Error::NoLeader)),
+        ];
+        for (has_log, cluster, term, expected) in rows {
+            let found = check_founding(has_log, cluster, term);
+            assert_eq!(found, expected, "{has_log}, {cluster:?}, {term}");
+        }
+    }
+
+    /// A cluster is formed once its node leads and has applied the first membership, committed.
+    #[test]
+    fn when_a_cluster_is_formed() {
+        let this = NodeId(1);
+        let membership =
+            |index| Arc::new(RaftStoredMembership::new(Some(log_id(index)), Default::default()));
+        let formed = Metrics {
+            current_leader: Some(this),
+            membership_config: membership(1),
+            committed_membership_config: membership(1),
+            last_applied: Some(log_id(1)),
+            ..Metrics::new_initial(this)
+        };
+        assert!(is_formed(this, &formed));
+        let rows = [
+            Metrics { current_leader: Some(NodeId(2)), ..formed.clone() },
+            Metrics { committed_membership_config: membership(0), ..formed.clone() },
+            Metrics { last_applied: Some(log_id(0)), ..formed.clone() },
+            Metrics { last_applied: None, ..formed },
+        ];
+        for metrics in rows {
+            assert!(!is_formed(this, &metrics), "{metrics}");
+        }
+    }
+
+    /// Who waits for a change is told what came of it, that it goes on, or that the node stops.
+    #[tokio::test]
+    async fn what_is_told_of_a_change() {
+        let far = Instant::now() + Duration::from_secs(60);
+        let refused = Err(Error::Refused(BUSY.to_owned()));
+        for result in [Ok(()), refused] {
+            let (done, waiting) = oneshot::channel();
+            done.send(result.clone()).unwrap();
+            assert_eq!(done_by(far, waiting).await, result);
+        }
+        let (done, waiting) = oneshot::channel();
+        drop(done);
+        assert_eq!(done_by(far, waiting).await, Err(Error::ShuttingDown));
+        let (_done, waiting) = oneshot::channel();
+        assert_eq!(done_by(Instant::now(), waiting).await, Err(Error::DeadlineAfterProposal));
+    }
 }
