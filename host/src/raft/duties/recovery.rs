@@ -38,16 +38,8 @@ pub async fn watch_recovery(
     at_start: AtStart,
     recovered: watch::Sender<bool>,
 ) {
-    let applied = |metrics: &Metrics| metrics.last_applied.as_ref().map(|id| id.index());
-    let caught_up = |metrics: &Metrics| {
-        let committed = metrics.cluster_committed.as_ref().map(|id| id.index());
-        let replayed = applied(metrics) >= at_start.last;
-        let current = committed.is_some()
-            && committed >= metrics.last_log_index
-            && applied(metrics) >= committed;
-        replayed || current
-    };
-    let is_alone = |metrics: &Metrics| !local.is_led() && applied(metrics) >= at_start.committed;
+    let caught_up = |metrics: &Metrics| at_start.is_caught_up(metrics);
+    let is_alone = |metrics: &Metrics| !local.is_led() && at_start.is_as_committed(metrics);
     let alone = async {
         tokio::time::sleep(ALONE).await;
         raft.wait(None).metrics(is_alone, "alone, and as far as it knows").await
@@ -62,4 +54,77 @@ pub async fn watch_recovery(
     }
     // The sender is kept so that those who look find the last word.
     recovered.closed().await;
+}
+
+impl AtStart {
+    /// Whether all that this node may have applied before is applied again.
+    fn is_caught_up(&self, metrics: &Metrics) -> bool {
+        let committed = metrics.cluster_committed.as_ref().map(|id| id.index());
+        let replayed = applied(metrics) >= self.last;
+        let current = committed.is_some()
+            && committed >= metrics.last_log_index
+            && applied(metrics) >= committed;
+        replayed || current
+    }
+
+    /// Whether all is applied again that this node knew to be committed.
+    fn is_as_committed(&self, metrics: &Metrics) -> bool {
+        applied(metrics) >= self.committed
+    }
+}
+
+fn applied(metrics: &Metrics) -> Option<LogIndex> {
+    metrics.last_applied.as_ref().map(|id| id.index())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::store::convert::log_id_to_raft;
+    use crate::types::{LogId, NodeId};
+
+    fn metrics(
+        last: Option<LogIndex>,
+        committed: Option<LogIndex>,
+        applied: Option<LogIndex>,
+    ) -> Metrics {
+        let id = |index| log_id_to_raft(LogId { term: 1, node: NodeId(1), index });
+        let (cluster_committed, last_applied) = (committed.map(id), applied.map(id));
+        let last_log_index = last;
+        Metrics {
+            last_log_index,
+            cluster_committed,
+            last_applied,
+            ..Metrics::new_initial(NodeId(1))
+        }
+    }
+
+    /// A node answers for itself once its whole log is applied again, or all that the cluster has
+    /// committed, where nothing behind that is in its log.
+    #[test]
+    fn when_a_node_has_caught_up() {
+        let at_start = AtStart { last: Some(10), committed: Some(8) };
+        let rows = [
+            (Some(10), None, Some(9), false),
+            (Some(10), None, Some(10), true),
+            (Some(12), Some(12), Some(11), true),
+            (Some(10), Some(9), Some(9), false),
+            (Some(9), Some(9), Some(8), false),
+            (Some(9), Some(9), Some(9), true),
+        ];
+        for (last, committed, applied, expected) in rows {
+            let found = at_start.is_caught_up(&metrics(last, committed, applied));
+            assert_eq!(found, expected, "last {last:?}, committed {committed:?}, {applied:?}");
+        }
+        let fresh = AtStart { last: None, committed: None };
+        assert!(fresh.is_caught_up(&metrics(None, None, None)), "there was nothing before");
+    }
+
+    /// A node that finds no leader goes on from what it knew to be committed, and from no less.
+    #[test]
+    fn when_a_lone_node_goes_on() {
+        let at_start = AtStart { last: Some(10), committed: Some(8) };
+        let knows = |applied| at_start.is_as_committed(&metrics(Some(10), None, applied));
+        assert!(!knows(None) && !knows(Some(7)) && knows(Some(8)));
+    }
 }
