@@ -154,17 +154,12 @@ impl ReaderTask {
     /// or writes have stopped: then nothing is appended, and reads go on at the time of the last
     /// entry.
     async fn keep_time(&self, waiting: &[Waiting]) -> Result<(), Error> {
-        let lags = |now| now >= self.directory.time_ms() + TICK_LAG_MS;
-        let is_late = self.clock.time_ms().is_none_or(lags);
+        let is_late = lags(self.clock.time_ms(), self.directory.time_ms());
         if !is_late || check_writable(&self.space, &self.directory).is_err() {
             return Ok(());
         }
         let view = self.directory.view();
-        let uses_time = |waiting: &Waiting| {
-            let machine = view.machines.get(&waiting.machine);
-            machine.and_then(|machine| machine.manifest.as_ref()).is_some_and(|m| m.uses_time)
-        };
-        if !waiting.iter().any(uses_time) {
+        if !waiting.iter().any(|waiting| uses_time(&view, &waiting.machine)) {
             return Ok(());
         }
         let time_ms = self.clock.stamp(self.directory.time_ms()).await;
@@ -190,6 +185,18 @@ impl ReaderTask {
             guest.query(context(&self.directory), queries);
         }
     }
+}
+
+/// Whether the replicated time lags behind the leader's clock, which has none before its first
+/// entry.
+fn lags(now: Option<TimeMs>, replicated: TimeMs) -> bool {
+    now.is_none_or(|now| now >= replicated + TICK_LAG_MS)
+}
+
+/// Whether the answers of a machine depend on the time.
+fn uses_time(view: &View, machine: &str) -> bool {
+    let manifest = view.machines.get(machine).and_then(|machine| machine.manifest.as_ref());
+    manifest.is_some_and(|manifest| manifest.uses_time)
 }
 
 /// The guest that answers for a machine, or why none does.
@@ -251,5 +258,120 @@ impl Asker for Caller {
             Err(failure) => Err(Error::Stopped(failure.to_string())),
         };
         let _ = answer.send(answered);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::budget::{Account, Budget};
+    use crate::machine::{HostFailure, Limits, Published, Restoring};
+    use crate::types::{MachineId, ModuleDigest, Outcome};
+
+    fn account() -> Account {
+        Budget::new(64 << 20).open()
+    }
+
+    /// A reader without a task, and what is queued for one.
+    fn reader(places: usize) -> (Reader, mpsc::Receiver<Waiting>) {
+        let (queue, queued) = mpsc::channel(PLACES);
+        (Reader { queue, places: Arc::new(Semaphore::new(places)) }, queued)
+    }
+
+    fn query(reader: &Reader, account: &Account) -> impl Future<Output = Result<Answered, Error>> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let held = account.begin(1).unwrap();
+        let (reader, bytes) = (reader.clone(), Bytes::from_static(b"q"));
+        async move { reader.query("kv", bytes, deadline, held).await }
+    }
+
+    /// What a guest says, that it was not asked in time, and that the host failed, each comes to
+    /// the caller as what it is; what was held for the answer is given back.
+    #[tokio::test]
+    async fn answers_are_told() {
+        let accepted = || Outcome::Accepted(Bytes::from_static(b"v"));
+        let answered = Answered { outcome: accepted(), applied: 7 };
+        let rows: [(Told, Result<Answered, Error>); 3] = [
+            (Ok(Some(accepted())), Ok(answered)),
+            (Ok(None), Err(Error::DeadlineBeforeProposal)),
+            (Err(HostFailure::Stop("x".into())), Err(Error::Stopped("x".into()))),
+        ];
+        for (told, expected) in rows {
+            let budget = Budget::new(64 << 20);
+            let (account, (reader, mut queued)) = (budget.open(), reader(1));
+            let asked = query(&reader, &account);
+            let answer = async {
+                let waiting = queued.recv().await.unwrap();
+                assert!(!waiting.caller.is_gone() && waiting.caller.has_room());
+                Box::new(waiting.caller).tell(told, 7);
+            };
+            assert_eq!(tokio::join!(asked, answer).0, expected);
+            assert_eq!(budget.held(), 0, "{expected:?}");
+            assert_eq!(reader.places.available_permits(), 1, "{expected:?}");
+        }
+    }
+
+    /// A query has a place until it is answered, or until its caller is gone and that was seen.
+    #[tokio::test]
+    async fn places_are_bounded() {
+        let (account, (reader, mut queued)) = (account(), reader(1));
+        let mut first = Box::pin(query(&reader, &account));
+        assert!(first.as_mut().now_or_never().is_none(), "it waits");
+        assert_eq!(query(&reader, &account).await, Err(Error::Overloaded));
+        drop(first);
+        let waiting = queued.recv().await.unwrap();
+        assert!(waiting.caller.is_gone());
+        drop(waiting);
+        let second = query(&reader, &account);
+        let fail = async { fail(&Error::NoLeader, queued.recv().await.into_iter()) };
+        assert_eq!(tokio::join!(second, fail).0, Err(Error::NoLeader));
+        drop(queued);
+        assert_eq!(query(&reader, &account).await, Err(Error::ShuttingDown));
+    }
+
+    /// Why no guest answers: a parked node before all, a state that is being replaced before a
+    /// machine that is not there.
+    #[test]
+    fn why_no_guest_answers() {
+        let published = |restoring| Published {
+            id: MachineId(1),
+            name: "kv".into(),
+            module: ModuleDigest([1; 32]),
+            manifest: None,
+            limits: Limits::default(),
+            active_limits: None,
+            guest: None,
+            restoring,
+        };
+        let here = |restoring| View {
+            machines: [("kv".to_owned(), published(restoring))].into(),
+            ..View::default()
+        };
+        let half = Some(Restoring { schema: 1, parts: 2 });
+        let none = || Error::NoSuchMachine("kv".into());
+        let rows = [
+            (View::default(), none()),
+            (View { replacing: true, ..View::default() }, Error::Recovering),
+            (here(None), none()),
+            (here(half), Error::Restoring("kv".into())),
+            (View { replacing: true, ..here(half) }, Error::Recovering),
+            (View { parked: Some("why".into()), ..here(half) }, Error::Parked("why".into())),
+        ];
+        for (view, expected) in rows {
+            assert_eq!(guest_of(&view, "kv").err(), Some(expected), "{view:?}");
+        }
+        assert!(!uses_time(&here(None), "kv") && !uses_time(&here(None), "other"));
+    }
+
+    /// The time lags from a tenth of a second on, and as long as the leader has stamped none.
+    #[test]
+    fn when_the_time_lags() {
+        assert!(lags(None, 0));
+        assert!(!lags(Some(1_099), 1_000) && lags(Some(1_100), 1_000));
+        assert!(!lags(Some(900), 1_000), "the clock was set back");
     }
 }
