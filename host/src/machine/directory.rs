@@ -104,12 +104,22 @@ impl Directory {
 
     /// Replaces the picture.
     pub(super) fn publish(&self, view: View) {
+        assert!(
+            view.machines.iter().all(|(name, machine)| *name == machine.name),
+            "machines are published under their own names"
+        );
+        assert!(
+            view.parked.is_none() || view.machines.values().all(|machine| machine.guest.is_none()),
+            "no guest of a parked node is asked"
+        );
         self.view.send_replace(Arc::new(view));
     }
 
     /// Notes that an entry has been applied.
     pub(super) fn advance(&self, applied: LogIndex, time_ms: TimeMs) {
-        self.time_ms.store(time_ms, Ordering::Release);
-        self.applied.store(applied, Ordering::Release);
+        let time_before = self.time_ms.swap(time_ms, Ordering::AcqRel);
+        assert!(time_ms >= time_before, "the time shown went from {time_before} to {time_ms}");
+        let before = self.applied.swap(applied, Ordering::AcqRel);
+        assert!(applied >= before, "what is shown as applied went from {before} to {applied}");
     }
 }

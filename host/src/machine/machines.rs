@@ -215,11 +215,23 @@ impl Machines {
         for (id, record) in &self.tables.machines {
             assert_eq!(self.running[id].limits, record.limits, "limits of {id:?} at {applied}");
         }
-        for (digest, pieces) in &self.staging {
-            let bytes: usize = pieces.iter().map(Bytes::len).sum();
-            let staged = self.tables.modules.get(digest).map(|module| module.staged);
-            assert_eq!(staged, u64::try_from(bytes).ok(), "what is staged of {digest}");
-        }
+        let misstaged = self.misstaged();
+        assert_eq!(misstaged, None, "pieces here and in the tables differ, at {applied}");
+    }
+
+    /// A module of which there are not exactly the pieces that the tables tell of: all so far of
+    /// one that is partial, none of any other.
+    pub(super) fn misstaged(&self) -> Option<ModuleDigest> {
+        let bytes = |digest: &ModuleDigest| {
+            let pieces = self.staging.get(digest)?;
+            u64::try_from(pieces.iter().map(Bytes::len).sum::<usize>()).ok()
+        };
+        let told = |digest: &ModuleDigest| {
+            let module = self.tables.modules.get(digest)?;
+            module.is_partial().then_some(module.staged)
+        };
+        let mut all = self.staging.keys().chain(self.tables.modules.keys());
+        all.find(|digest| bytes(digest) != told(digest)).copied()
     }
 
     /// Notes that an entry without a proposal (blank, membership) has been applied.
@@ -277,7 +289,8 @@ impl Machines {
         time_ms: u64,
         batches: Vec<Batch>,
     ) -> Result<Vec<Outcome>, HostFailure> {
-        let mut outcomes = Vec::with_capacity(batches.iter().map(Batch::count).sum());
+        let count = batches.iter().map(Batch::count).sum();
+        let mut outcomes = Vec::with_capacity(count);
         for batch in batches {
             let machine = batch.machine();
             let running = self.running.get(&machine);
@@ -296,6 +309,7 @@ impl Machines {
                 outcomes.push(outcome);
             }
         }
+        assert_eq!(outcomes.len(), count, "one outcome for each command of entry {index}");
         Ok(outcomes)
     }
 
@@ -323,8 +337,8 @@ impl Machines {
         {
             return Ok(Response::Refused(refusal));
         }
-        self.running.insert(id, running);
-        self.tables.machines.insert(id, record);
+        let of_before = (self.running.insert(id, running), self.tables.machines.insert(id, record));
+        assert!(matches!(of_before, (None, None)), "{id:?} is the id of one machine");
         self.publish();
         Ok(Response::MachineCreated(id))
     }
@@ -383,7 +397,7 @@ impl Machines {
 
     fn remove(&mut self, index: LogIndex, machine: MachineId) -> Result<(), Refusal> {
         self.tables.remove_machine(index, machine)?;
-        self.running.remove(&machine);
+        assert!(self.running.remove(&machine).is_some(), "{machine:?} ran until entry {index}");
         self.publish();
         Ok(())
     }

@@ -76,6 +76,8 @@ impl Machines {
             return Ok(Ok(()));
         }
         let pieces = self.staging.remove(&digest).expect("it was just there");
+        let is_whole = self.tables.modules.get(&digest).is_some_and(|module| !module.is_partial());
+        assert!(is_whole, "all pieces of module {digest} are here, and the tables say so");
         let result = self.keep_module(digest, pieces.concat()).await;
         self.publish();
         result
@@ -96,6 +98,10 @@ impl Machines {
             return;
         }
         let kept: BTreeSet<ModuleDigest> = self.tables.modules.keys().copied().collect();
+        assert!(
+            self.tables.machines.values().all(|machine| kept.contains(&machine.module)),
+            "the module of no machine is removed"
+        );
         let Environment { library, compiled, .. } = self.environment.clone();
         let swept = tokio::task::spawn_blocking(move || {
             for digest in library.list()? {

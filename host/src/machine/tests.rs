@@ -1,6 +1,7 @@
 //! The apply path on real guests, without a log: what entries come to, and that a captured state
 //! comes back as it was.
 
+mod assertions;
 mod queries;
 mod restores;
 mod seal;

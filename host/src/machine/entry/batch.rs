@@ -36,6 +36,11 @@ impl Batch {
         }
         assert!(!commands.is_empty(), "a batch has commands");
         assert!(
+            commands.len() <= limits::ENTRY_COMMANDS_MAX,
+            "what is written can be read: {} commands in one batch",
+            commands.len()
+        );
+        assert!(
             commands.iter().all(|command| command.machine == machine),
             "a batch is for one machine"
         );
@@ -121,9 +126,10 @@ impl Batch {
             return Err(Error::Malformed("a batch is cut short"));
         }
         let ends: Vec<u32> = (0..count).map(|_| body.get_u32_le()).collect();
-        let sessions = (0..slots_bytes / SLOT_BYTES).map(|_| take_slot(body)).collect();
+        let sessions: Vec<_> = (0..slots_bytes / SLOT_BYTES).map(|_| take_slot(body)).collect();
         let data = body.split_to(length);
         check_ends(&ends, length)?;
+        assert!(sessions.is_empty() || sessions.len() == count, "a slot for each command, or none");
         Ok(Self { machine, ends, sessions, data })
     }
 }

@@ -177,6 +177,9 @@ impl Proposal {
         envelope[4..8].copy_from_slice(&length.to_le_bytes());
         let checksum = checksum(&envelope[..8], &out[ENVELOPE_BYTES..]);
         envelope[8..].copy_from_slice(&checksum.to_le_bytes());
+        if let Self::Commands { .. } = self {
+            assert_eq!(out.len(), ENVELOPE_BYTES + self.body_bytes(), "the length of an entry");
+        }
         out[..ENVELOPE_BYTES].copy_from_slice(&envelope);
         out.freeze()
     }

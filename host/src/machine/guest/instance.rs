@@ -27,8 +27,7 @@ use crate::machine::guest::history::History;
 use crate::machine::guest::outcome::{FuelUse, outcome_of};
 use crate::types::Outcome;
 use crate::wasm::{
-    self, Context, Engine, ExportError, ExportStopped, Failure, Fork, Guest, GuestLog, Image,
-    Limits, Module, Replies,
+    self, Context, Engine, Failure, Fork, Guest, GuestLog, Image, Limits, Module, Replies,
 };
 
 /// An image is due after this much fuel for each byte of memory. Copying a byte takes about as
@@ -45,10 +44,12 @@ const CAUTIOUS_BATCHES: u32 = 64;
 const SHARED_BYTES_MAX: usize = 2 << 10;
 const IMAGE_STANDS: &str = "an image stands beside the guest between calls";
 
+mod frozen;
 mod journal;
 #[cfg(test)]
 mod tests;
 
+pub use frozen::Frozen;
 use journal::{Journal, Part};
 
 /// What a guest is made from.
@@ -84,15 +85,6 @@ pub struct Instance {
     log: Option<GuestLog>,
 }
 
-/// A machine's state at a boundary of calls, for a snapshot; it stays as it is while the machine
-/// goes on.
-#[derive(Clone)]
-pub struct Frozen {
-    blueprint: Blueprint,
-    image: Arc<Image>,
-    fuel_used: u64,
-}
-
 impl Instance {
     /// A guest in the state before the first command.
     pub fn start(blueprint: Blueprint) -> Result<Self, Failure> {
@@ -109,7 +101,9 @@ impl Instance {
     }
 
     fn with(blueprint: Blueprint, live: Guest, fuel_used: u64) -> Result<Self, Failure> {
-        let image = Some(Arc::new(live.image(None)?));
+        let image = live.image(None)?;
+        assert_eq!(image.bytes(), live.memory_bytes(), "the first image shows all of the memory");
+        let image = Some(Arc::new(image));
         let journal = Journal::new(Arc::clone(&blueprint.history));
         Ok(Self {
             blueprint,
@@ -137,6 +131,7 @@ impl Instance {
     /// went by the earlier ones.
     pub fn set_limits(&mut self, limits: Limits) -> Result<(), HostFailure> {
         self.replace_image()?;
+        assert!(self.journal.is_empty(), "all calls of a journal have the same limits");
         self.fork = None;
         self.live.set_limits(limits);
         self.blueprint.limits = limits;
@@ -156,7 +151,8 @@ impl Instance {
         if let Err(failure) = self.live.import(schema, chunk, last) {
             return outcome_of(failure).map(Err);
         }
-        let fuel = self.blueprint.limits.fuel_per_export_step - self.live.fuel_left();
+        assert!(self.journal.is_empty(), "a state comes in before the first command");
+        let fuel = used(self.blueprint.limits.fuel_per_export_step, self.live.fuel_left());
         self.fuel_used = self.fuel_used.saturating_add(fuel);
         self.importing = true;
         if last {
@@ -168,6 +164,7 @@ impl Instance {
     /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
     /// the fuel of one as long as that is enough for all, and have it each where it isn't.
     pub fn apply(&mut self, context: Context, batch: Batch) -> Result<Vec<Outcome>, HostFailure> {
+        assert!(!self.importing, "a state that is half in is not changed, at {}", context.index);
         let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, &batch)?) };
         let outcomes = match tried {
             None => match self.call(context, &batch, Part::All) {
@@ -237,7 +234,7 @@ impl Instance {
     /// tried by itself then.
     fn note_failed(&mut self, batch: &Batch, fuel_left: u64) {
         if batch.count() == 1 {
-            self.fuel_use.note(self.blueprint.limits.fuel_per_command - fuel_left);
+            self.fuel_use.note(used(self.blueprint.limits.fuel_per_command, fuel_left));
         }
     }
 
@@ -267,8 +264,7 @@ impl Instance {
     /// Calls the live guest, and notes the call if it succeeds.
     fn call(&mut self, context: Context, batch: &Batch, part: Part) -> Result<Replies, Failure> {
         let replies = self.live.apply(&context, laid_out(batch))?;
-        let (limit, left) = (self.blueprint.limits.fuel_per_command, self.live.fuel_left());
-        let fuel = limit.checked_sub(left).expect("a call leaves no more fuel than it had");
+        let fuel = used(self.blueprint.limits.fuel_per_command, self.live.fuel_left());
         self.fuel_used = self.fuel_used.saturating_add(fuel);
         let commands = u64::try_from(batch.count()).expect("an entry bounds the commands");
         self.fuel_use.note(fuel.div_ceil(commands.max(1)));
@@ -293,7 +289,7 @@ impl Instance {
                 let index = context.index;
                 HostFailure::Stop(format!("a replay failed at log index {index}: {failure}"))
             })?;
-            fuel = fuel.saturating_add(limits.fuel_per_command - live.fuel_left());
+            fuel = fuel.saturating_add(used(limits.fuel_per_command, live.fuel_left()));
             Ok(())
         })?;
         if fuel != self.journal.fuel() {
@@ -352,7 +348,9 @@ impl Instance {
             self.replace_image()?;
         }
         let image = Arc::clone(self.image.as_ref().expect(IMAGE_STANDS));
-        Ok(Frozen { blueprint: self.blueprint.clone(), image, fuel_used: self.fuel_used })
+        assert!(self.journal.is_empty(), "nothing was applied since the image that is frozen");
+        assert_eq!(image.bytes(), self.live.memory_bytes(), "what is frozen is the state of now");
+        Ok(Frozen::new(self.blueprint.clone(), image, self.fuel_used))
     }
 
     /// What the guest may use.
@@ -431,38 +429,14 @@ struct Tried {
     fuel_left: u64,
 }
 
-impl Frozen {
-    /// The exact state.
-    pub fn image(&self) -> &Image {
-        &self.image
-    }
-
-    /// Fuel of all calls that succeeded.
-    pub fn fuel_used(&self) -> u64 {
-        self.fuel_used
-    }
-
-    /// Has the guest serialize its state on a fork, chunk by chunk, until `sink` wants no more.
-    /// The inner error is the guest's own. To be called on a thread with the stack for guests.
-    pub fn export(
-        &self,
-        sink: &mut dyn FnMut(Vec<u8>) -> bool,
-    ) -> Result<Result<(), Outcome>, HostFailure> {
-        let Blueprint { engine, module, limits, .. } = &self.blueprint;
-        let fork = Fork::of_image(engine, module, *limits, &self.image);
-        let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
-        match fork.map_err(host)?.export(&mut emit) {
-            Ok(_) => Ok(Ok(())),
-            Err(ExportError::Guest(failure)) => outcome_of(failure).map(Err),
-            Err(ExportError::Stopped) => {
-                Err(HostFailure::Stop("nobody takes the export of a guest".to_owned()))
-            }
-        }
-    }
-}
-
 fn laid_out(batch: &Batch) -> wasm::Batch<'_> {
     wasm::Batch { data: batch.data(), ends: batch.ends() }
+}
+
+/// Fuel of a call that had so much and left so much.
+fn used(limit: u64, left: u64) -> u64 {
+    assert!(left <= limit, "a call that had {limit} fuel has left {left}");
+    limit - left
 }
 
 /// A failure where the guest has no say: making, copying or forking an instance that ran before.
@@ -489,5 +463,9 @@ fn outcomes_of(replies: Replies) -> Vec<Outcome> {
             None => Outcome::Accepted(reply),
         }
     };
-    (0_u32..).zip(replies.ends).map(outcome).collect()
+    let outcomes = (0_u32..).zip(replies.ends).map(outcome).collect();
+    // `wasm` has checked what the guest gave.
+    assert_eq!(start, data.len(), "the replies of a call are all that it gave");
+    assert_eq!(rejected.next(), None, "whoever was rejected has a reply");
+    outcomes
 }

@@ -27,6 +27,7 @@ impl Machines {
         };
         self.tables.note_part(&part);
         let StatePart { machine, number, bytes, last } = part;
+        assert_eq!(self.tables.is_restoring(&machine), !last, "the last part ends a restore");
         let guest = &self.running[&machine].guest;
         let part = ImportPart { schema, bytes: Bytes::from(bytes), last };
         guest.imports_at(index);
@@ -34,8 +35,9 @@ impl Machines {
         let response = match imported {
             Ok(()) => Response::Nothing,
             Err(outcome) => {
-                self.tables.machines.remove(&machine);
-                self.running.remove(&machine);
+                let record = self.tables.machines.remove(&machine);
+                let running = self.running.remove(&machine);
+                assert!(record.is_some() && running.is_some(), "{machine:?} was there until now");
                 Response::ImportFailed(format!("part {number}: {}", describe_import(&outcome)))
             }
         };

@@ -229,6 +229,15 @@ impl Machines {
         if let Some(rule) = self.tables.broken_rule(LogIndex::MAX) {
             return Err(malformed(&format!("its tables break the rule that {rule}")));
         }
+        if let Some(digest) = self.misstaged() {
+            return Err(malformed(&format!("not all that its tables tell of module {digest}")));
+        }
+        let is_other = |(id, running): (&MachineId, &Running)| {
+            self.tables.machines.get(id).is_some_and(|record| record.limits != running.limits)
+        };
+        if self.running.iter().any(is_other) {
+            return Err(malformed("a machine has other limits in its tables"));
+        }
         if self.running.keys().any(|id| !self.tables.machines.contains_key(id)) {
             return Err(malformed("it has the state of a machine that does not exist"));
         }
@@ -267,6 +276,7 @@ async fn restore_image(bytes: u64, sections: &mut Sections) -> Result<Image, Hos
 impl FrozenGuest {
     fn new(machine: MachineId, record: &MachineRecord, running: &Running, frozen: Frozen) -> Self {
         let (name, module) = (record.name.clone(), record.module);
+        assert_eq!(running.limits, record.limits, "{machine:?} is frozen with its limits");
         let memory_bytes = u64::try_from(frozen.image().bytes()).expect("a length fits");
         let image = ImageHead {
             machine,
@@ -285,8 +295,12 @@ impl FrozenGuest {
         pieces.begin(SECTION_IMAGE, encode(&self.image))?;
         let image = self.frozen.image();
         let failed = |error| HostFailure::Stop(format!("cannot read an image: {error}"));
+        let mut end = 0;
         for block in image.blocks().map_err(failed)? {
             assert!(block.end <= image.bytes(), "a block lies in its image: {block:?}");
+            assert!(end <= block.start, "blocks are sent in order, each once: {block:?} at {end}");
+            assert!(!block.is_empty(), "a block has bytes: {block:?}");
+            end = block.end;
             let offset = u64::try_from(block.start).expect("a length fits");
             let mut chunk = Vec::with_capacity(OFFSET_BYTES + block.len());
             chunk.extend_from_slice(&offset.to_le_bytes());
@@ -335,13 +349,20 @@ impl FrozenState {
 
     fn send_here(self, pieces: &Pieces) -> Result<Vec<String>, HostFailure> {
         for module in self.modules {
-            let digest = module.head.digest;
+            let (digest, is_partial) = (module.head.digest, module.staged.is_some());
             let bytes = match module.staged {
                 Some(staged) => staged.concat(),
                 None => self.library.get(&digest).map(Vec::from).map_err(|error| {
                     HostFailure::Stop(format!("cannot read module {digest}: {error}"))
                 })?,
             };
+            let length = u64::try_from(bytes.len()).expect("a length in memory fits");
+            let is_whole = length == module.head.length;
+            assert!(
+                is_whole != is_partial,
+                "{length} bytes of module {digest}, of {:?}",
+                module.head
+            );
             pieces.begin(SECTION_MODULE, encode(&module.head))?;
             pieces.send(Piece::Chunk(bytes))?;
         }

@@ -56,7 +56,7 @@ pub struct ModuleRecord {
 }
 
 impl ModuleRecord {
-    fn is_partial(&self) -> bool {
+    pub(in crate::machine) fn is_partial(&self) -> bool {
         self.staged < self.length
     }
 }
@@ -146,6 +146,10 @@ impl Tables {
             return bad("a module of this length cannot be staged");
         }
         let length = u64::try_from(chunk.bytes.len()).expect("a length in memory fits");
+        // Before anything is noted: of each module that is known something is staged.
+        if length == 0 || chunk.offset.saturating_add(length) > chunk.length {
+            return bad("a piece does not fit the length of its module");
+        }
         if !self.modules.contains_key(&chunk.digest) {
             if chunk.offset > 0 {
                 return bad("the pieces before this one are gone: upload the module again");
@@ -155,13 +159,13 @@ impl Tables {
         let reports = BTreeMap::new();
         let fresh = ModuleRecord { length: chunk.length, staged: 0, reports, touched: index };
         let record = self.modules.entry(chunk.digest).or_insert(fresh);
-        if record.length != chunk.length || chunk.offset + length > record.length {
+        if record.length != chunk.length {
             return bad("a piece does not fit the length of its module");
         }
         if chunk.offset > record.staged {
             return bad("a piece before this one is missing: upload the module again");
         }
-        if chunk.offset < record.staged || length == 0 {
+        if chunk.offset < record.staged {
             return Ok(false);
         }
         record.staged += length;
@@ -203,9 +207,9 @@ impl Tables {
     /// Removes a machine.
     pub fn remove_machine(&mut self, index: LogIndex, machine: MachineId) -> Result<(), Refusal> {
         let record = self.machines.remove(&machine).ok_or(Refusal::NoSuchMachine)?;
-        if let Some(module) = self.modules.get_mut(&record.module) {
-            module.touched = index;
-        }
+        let module = self.modules.get_mut(&record.module).expect("no machine is without one");
+        assert!(module.touched <= index, "entries are applied in order: {index} comes late");
+        module.touched = index;
         Ok(())
     }
 
@@ -379,6 +383,20 @@ mod tests {
         let late = ModuleChunk { digest: digest(100), length: 2, offset: 1, bytes: vec![0] };
         assert!(matches!(tables.stage(2000, &late), Err(Refusal::BadChunk(_))));
         assert!(!tables.modules.contains_key(&digest(100)), "it has lost its place");
+    }
+
+    /// A piece that is empty, or longer than its module, is refused and leaves no trace: a module
+    /// of which nothing is staged could not be in a snapshot.
+    #[test]
+    fn pieces_that_do_not_fit_leave_nothing() {
+        let mut tables = Tables::default();
+        for (offset, bytes) in [(0, 0), (0, 3), (1, 2), (u64::MAX, 1)] {
+            let bytes = vec![0; bytes];
+            let chunk = ModuleChunk { digest: digest(1), length: 2, offset, bytes };
+            let staged = tables.stage(1, &chunk);
+            assert!(matches!(staged, Err(Refusal::BadChunk(_))), "{chunk:?}: {staged:?}");
+        }
+        assert_eq!(tables, Tables::default());
     }
 
     /// What no machine runs goes at the second checkpoint after it was last touched; that a machine

@@ -45,6 +45,7 @@ impl Tables {
             let name = &half.name;
             return bad(&format!("machine {name} is being restored: wait for it, or remove it"));
         }
+        assert!(self.sealed.is_none(), "while sealed, a second seal is refused: {index}");
         self.note_checkpoint(index);
         self.sealed = Some(Sealed { index, to });
         Ok(())

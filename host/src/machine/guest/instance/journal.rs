@@ -72,9 +72,17 @@ impl Journal {
     pub(super) fn push(&mut self, context: Context, batch: Batch, part: Part, fuel: u64) {
         let last = self.calls.last().map(|call| call.context.index);
         assert!(last <= Some(context.index), "a call of {} follows {last:?}", context.index);
+        let is_part = matches!(part, Part::One(_));
+        assert!(
+            !is_part || batch.count() == 1,
+            "one command of a batch, and not {}",
+            batch.count()
+        );
+        let machine = batch.machine();
+        let first = self.calls.first().map_or(machine, |call| call.machine);
+        assert_eq!(machine, first, "a guest is of one machine");
         self.fuel = self.fuel.saturating_add(fuel);
         self.bytes += taken(&batch);
-        let machine = batch.machine();
         self.calls.push(Call { context, machine, part, batch: Some(batch) });
         self.shed(BYTES_MAX);
     }

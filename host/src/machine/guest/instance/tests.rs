@@ -330,3 +330,31 @@ fn resp(words: &[&str]) -> String {
     let bulk = |word: &&str| format!("${}\r\n{word}\r\n", word.len());
     format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>())
 }
+
+/// The journal of a guest is of one machine, in order, and a part of a batch is one command.
+#[test]
+fn a_journal_is_of_one_machine() {
+    let journal = || Journal::new(Arc::new(MemoryHistory::default()));
+    let commands = |count| vec!["x".to_owned(); count];
+    let pushed = |index, next, part| {
+        std::panic::catch_unwind(move || {
+            let mut journal = journal();
+            journal.push(context(5), batch(&commands(1)), Part::All, 1);
+            journal.push(context(index), next, part, 1);
+        })
+        .is_ok()
+    };
+    assert!(pushed(5, batch(&commands(2)), Part::All));
+    assert!(pushed(6, batch(&commands(1)), Part::One(3)));
+    assert!(!pushed(4, batch(&commands(1)), Part::All), "an earlier entry");
+    assert!(!pushed(6, batch(&commands(2)), Part::One(0)), "two commands for one");
+    let command = Command { machine: MachineId(2), session: None, bytes: Bytes::new() };
+    assert!(!pushed(6, Batch::new(MachineId(2), &[command]), Part::All), "another machine");
+}
+
+/// A call leaves no more fuel than it had: a guest that was given some back would run for ever.
+#[test]
+fn fuel_does_not_grow() {
+    assert_eq!((used(5, 5), used(5, 0)), (0, 5));
+    assert!(std::panic::catch_unwind(|| used(5, 6)).is_err());
+}
