@@ -14,7 +14,7 @@ use crate::machine::{Directory, Environment};
 use crate::raft::Raft;
 use crate::raft::admin::MembershipTask;
 use crate::raft::admin::machine_admin::AskedCheckpoints;
-use crate::raft::ask::proposer::Proposer;
+use crate::raft::ask::proposer::ProposerTask;
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::replica::{Replica, Shared};
 use crate::raft::clock::{Clock, System};
@@ -192,7 +192,7 @@ impl Wiring {
         let mut tasks = JoinSet::new();
         let raft = self.raft.clone();
         let directory = Arc::clone(&self.environment.directory);
-        let (proposer, proposing) = Proposer::new(
+        let (proposer, proposing) = ProposerTask::new(
             raft.clone(),
             Arc::clone(&directory),
             self.unsynced,

@@ -2,6 +2,7 @@
 
 pub mod error;
 pub mod proposer;
+pub mod queue;
 pub mod reader;
 pub mod replica;
 mod returning;

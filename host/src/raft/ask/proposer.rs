@@ -1,176 +1,64 @@
-//! Turns the commands that arrive while entries are on their way into one entry.
-//!
-//! One task owns the batching; requests reach it through a bounded queue and get their outcome
-//! through a channel of their own. Commands of one account keep the order in which they were
-//! queued.
-//!
-//! A reply counts on its caller's account from when it is there until it is taken; a command whose
-//! account is over its share by the time of its entry is refused instead of proposed.
+//! Turns the commands that arrive while entries are on their way into one entry, and gives each of
+//! those who wait the outcome of their own command. One task does so; `queue` is how commands come
+//! to it.
 //!
 //! **Invariant:** a command whose error says NOT_APPLIED was never handed to openraft, or openraft
 //! said that it was never appended.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use openraft::impls::ProgressResponder;
 use openraft::raft::ClientWriteResult;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::watch;
 
-use crate::budget::Held;
 use crate::config::{FileConfig, limits};
-use crate::in_turn::InTurn;
-use crate::machine::{Batch, Directory, Expected, Proposal, Response};
+use crate::machine::{Batch, Directory, Proposal, Response};
 use crate::raft::Raft;
 use crate::raft::ask::error::Error;
+use crate::raft::ask::queue::{self, Caller, Proposer, Queue, Waiting};
 use crate::raft::ask::replica::Executed;
-use crate::raft::ask::returning::{Answered, Returning};
+use crate::raft::ask::returning::Answered;
 use crate::raft::clock::Clock;
 use crate::raft::type_config::{EntryBytes, TypeConfig};
 use crate::types::{self, Command, MachineId};
 
-type Outcome = Result<(Executed, Held), Error>;
-
 /// Appends that may wait for this node's disk while entries are proposed: a quarter of what the
 /// log's writer queues before it blocks whoever appends.
 const UNSYNCED_APPENDS_MAX: usize = 256;
-
-/// A command and who waits for it.
-struct Waiting {
-    command: Command,
-    caller: Caller,
-    /// Set by whoever comes first: the batching, or the caller whose deadline passed.
-    claimed: Arc<AtomicBool>,
-}
-
-/// Where the outcome goes, and what is held for it.
-struct Caller {
-    outcome: oneshot::Sender<Outcome>,
-    held: Held,
-}
-
-/// A queued command's outcome, to be awaited.
-#[derive(Debug)]
-pub struct Pending {
-    outcome: oneshot::Receiver<Outcome>,
-    claimed: Arc<AtomicBool>,
-}
-
-/// Where commands are queued.
-#[derive(Clone, Debug)]
-pub struct Proposer {
-    queue: mpsc::Sender<Waiting>,
-    queued: Arc<Queued>,
-    commands_max: usize,
-    bytes_max: usize,
-}
-
-/// What waits for its entry, in the channel or for its turn.
-#[derive(Debug, Default)]
-struct Queued {
-    commands: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Queued {
-    fn add(&self, bytes: usize) -> (usize, usize) {
-        let commands = self.commands.fetch_add(1, Ordering::Relaxed) + 1;
-        (commands, self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes)
-    }
-
-    fn remove(&self, bytes: usize) {
-        self.commands.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-}
 
 /// The task that makes entries of queued commands.
 pub struct ProposerTask {
     raft: Raft,
     directory: Arc<Directory>,
     clock: Arc<Clock>,
-    queue: mpsc::Receiver<Waiting>,
-    queued: Arc<Queued>,
+    queue: Queue,
     entries_in_flight_max: usize,
     unsynced: watch::Receiver<usize>,
-    returning: Returning,
-    /// What replies have had lately.
-    expected: Expected,
-    /// While more is queued than one entry takes, callers take turns.
-    in_turn: InTurn<Waiting>,
 }
 
-impl Proposer {
-    /// A queue and the task that empties it.
+impl ProposerTask {
+    /// The task, and where commands are queued for it.
     pub fn new(
         raft: Raft,
         directory: Arc<Directory>,
         unsynced: watch::Receiver<usize>,
         clock: Arc<Clock>,
         config: &FileConfig,
-    ) -> (Self, ProposerTask) {
-        let (sender, queue) = mpsc::channel(config.proposer_queue_commands_max);
-        let queued = Arc::new(Queued::default());
-        let proposer = Self {
-            queue: sender,
-            queued: Arc::clone(&queued),
-            commands_max: config.proposer_queue_commands_max,
-            bytes_max: config.proposer_queue_bytes_max,
-        };
-        let task = ProposerTask {
+    ) -> (Proposer, Self) {
+        let (proposer, queue) = queue::open(config);
+        let task = Self {
             raft,
             directory,
             clock,
             queue,
-            queued,
             entries_in_flight_max: config.entries_in_flight_max,
             unsynced,
-            returning: Returning::default(),
-            expected: Expected::default(),
-            in_turn: InTurn::default(),
         };
         (proposer, task)
-    }
-
-    /// Queues a command. Never waits: a full queue is an error. The order of calls with one account
-    /// is the order of their commands in the log.
-    pub fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
-        let length = command.bytes.len();
-        let (commands, bytes) = self.queued.add(length);
-        if commands > self.commands_max || bytes > self.bytes_max {
-            self.queued.remove(length);
-            return Err(Error::Overloaded);
-        }
-        let (sender, outcome) = oneshot::channel();
-        let claimed = Arc::new(AtomicBool::new(false));
-        let caller = Caller { outcome: sender, held };
-        let waiting = Waiting { command, caller, claimed: Arc::clone(&claimed) };
-        self.queue.try_send(waiting).map_err(|error| {
-            self.queued.remove(length);
-            match error {
-                mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
-            }
-        })?;
-        Ok(Pending { outcome, claimed })
-    }
-}
-
-impl Pending {
-    /// Waits for the outcome. A command still queued when the deadline passes is never proposed.
-    pub async fn wait_until(mut self, deadline: Instant) -> Result<Executed, Error> {
-        match tokio::time::timeout_at(deadline.into(), &mut self.outcome).await {
-            Ok(Ok(outcome)) => outcome.map(|(executed, _)| executed),
-            Ok(Err(_)) => Err(Error::Stopped("the node stopped before it answered".to_owned())),
-            Err(_) if self.claimed.swap(true, Ordering::AcqRel) => {
-                Err(Error::DeadlineAfterProposal)
-            }
-            Err(_) => Err(Error::DeadlineBeforeProposal),
-        }
     }
 }
 
@@ -186,19 +74,18 @@ impl ProposerTask {
             tokio::select! {
                 Some(answered) = in_flight.next(), if !in_flight.is_empty() => {
                     let answered: Answered = answered;
-                    self.expected.learn(answered.longest_reply);
-                    self.returning.expect(&answered, self.queue.len() + self.in_turn.len());
+                    self.queue.learn(&answered);
                 }
                 Ok(()) = self.unsynced.changed(), if !disk_keeps_up => {}
-                () = std::future::ready(()), if room && !self.in_turn.is_empty() => {
-                    let commands = self.gather(None, false).await;
+                () = std::future::ready(()), if room && self.queue.has_turns() => {
+                    let commands = self.queue.gather(None, false).await;
                     if !commands.is_empty() {
                         in_flight.push(self.submit(commands).await);
                     }
                 }
-                first = self.queue.recv(), if room && self.in_turn.is_empty() => {
+                first = self.queue.first(), if room && !self.queue.has_turns() => {
                     let Some(first) = first else { break };
-                    let commands = self.gather(Some(first), in_flight.is_empty()).await;
+                    let commands = self.queue.gather(Some(first), in_flight.is_empty()).await;
                     if !commands.is_empty() {
                         in_flight.push(self.submit(commands).await);
                     }
@@ -208,86 +95,6 @@ impl ProposerTask {
             }
         }
         while in_flight.next().await.is_some() {}
-    }
-
-    /// The commands of the next entry.
-    async fn gather(&mut self, first: Option<Waiting>, may_wait: bool) -> Vec<Waiting> {
-        // Answers to one entry bring many commands at once: let those that are here already be
-        // queued, so that they share the next entry.
-        tokio::task::yield_now().await;
-        let commands_max = self.expected.count_max();
-        let mut gathered = Gathered { commands_max, ..Gathered::default() };
-        let all_fit = self.queue.len() < commands_max && commands_max == limits::ENTRY_COMMANDS_MAX;
-        if self.in_turn.is_empty() && all_fit {
-            if let Some(first) = first {
-                self.take(first, &mut gathered);
-            }
-            if may_wait {
-                self.await_returning(&mut gathered).await;
-            }
-            self.take_queued(&mut gathered);
-        } else {
-            self.take_in_turn(first, &mut gathered);
-        }
-        gathered.commands
-    }
-
-    /// Takes one command of each caller, again and again, up to the limits of an entry.
-    fn take_in_turn(&mut self, first: Option<Waiting>, gathered: &mut Gathered) {
-        let mut next = first.or_else(|| self.queue.try_recv().ok());
-        while let Some(waiting) = next {
-            self.in_turn.push(waiting.caller.held.account(), waiting);
-            next = self.queue.try_recv().ok();
-        }
-        while !gathered.is_full()
-            && let Some(waiting) = self.in_turn.pop()
-        {
-            self.take(waiting, gathered);
-        }
-    }
-
-    /// Takes a command off the queue, unless nobody waits for it any more.
-    fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
-        let length = waiting.command.bytes.len();
-        self.queued.remove(length);
-        let is_gone = waiting.caller.outcome.is_closed();
-        if waiting.claimed.swap(true, Ordering::AcqRel) || is_gone {
-            return;
-        }
-        if waiting.caller.held.is_over() {
-            return waiting.caller.fail(Error::Overloaded);
-        }
-        gathered.bytes += length;
-        gathered.reply_bytes += waiting.caller.held.expected();
-        gathered.commands.push(waiting);
-    }
-
-    /// Takes what is queued, up to the limits of an entry.
-    fn take_queued(&mut self, gathered: &mut Gathered) {
-        while !gathered.is_full() {
-            match self.queue.try_recv() {
-                Ok(waiting) => self.take(waiting, gathered),
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Takes commands as they come, as long as it pays to wait for those of clients that were just
-    /// answered.
-    async fn await_returning(&mut self, gathered: &mut Gathered) {
-        let Some((count, until)) = self.returning.worth_waiting_for() else { return };
-        while gathered.commands.len() < count && !gathered.is_full() {
-            match tokio::time::timeout_at(until.into(), self.queue.recv()).await {
-                Ok(Some(waiting)) if Instant::now() < until => self.take(waiting, gathered),
-                Ok(Some(waiting)) => {
-                    self.take(waiting, gathered);
-                    return self.returning.disappoint();
-                }
-                Ok(None) => return,
-                Err(_) => return self.returning.disappoint(),
-            }
-        }
-        self.returning.satisfy();
     }
 
     /// Hands one entry to openraft; the future completes when all its commands are answered.
@@ -311,24 +118,6 @@ impl ProposerTask {
             Answered { commands, took: start.elapsed(), longest_reply }
         }
     }
-}
-
-impl Gathered {
-    fn is_full(&self) -> bool {
-        self.commands.len() >= self.commands_max
-            || self.bytes >= limits::ENTRY_BYTES_MAX
-            || self.reply_bytes >= limits::CALL_REPLY_BYTES_EXPECTED
-    }
-}
-
-/// Commands of the next entry.
-#[derive(Default)]
-struct Gathered {
-    commands: Vec<Waiting>,
-    bytes: usize,
-    /// What the replies are taken to have.
-    reply_bytes: usize,
-    commands_max: usize,
 }
 
 /// Groups commands by machine, one batch each, and puts those who wait in the same order.
@@ -377,46 +166,71 @@ fn fail(error: &Error, callers: Vec<Caller>) -> usize {
     0
 }
 
-/// One that waits no longer has dropped its receiver, which is all there is to ignore.
-impl Caller {
-    fn tell(self, executed: Executed) {
-        let Self { outcome, mut held } = self;
-        held.becomes_reply(executed.outcome.length());
-        let _ = outcome.send(Ok((executed, held)));
-    }
-
-    fn fail(self, error: Error) {
-        let _ = self.outcome.send(Err(error));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::budget::Budget;
+    use crate::machine::Refusal;
+    use crate::raft::ask::queue::tests::{command, queue};
+    use crate::types::Outcome;
 
-    /// The bound on commands holds however they wait: those that wait for their turn have left the
-    /// channel, and count nevertheless.
+    const FAR: Duration = Duration::from_secs(60);
+
+    /// Commands of an entry are grouped by machine, each keeps its place among those of its
+    /// machine, and each caller is told of its own command.
     #[tokio::test]
-    async fn what_waits_is_bounded_in_count() {
-        let (queue, mut waiting) = mpsc::channel(2);
-        let queued = Arc::new(Queued::default());
-        let (commands_max, bytes_max) = (2, 100);
-        let proposer = Proposer { queue, queued: Arc::clone(&queued), commands_max, bytes_max };
-        let account = Budget::new(1 << 30).open();
-        let propose = |bytes: &'static [u8]| {
-            let command = Command { machine: MachineId(1), session: None, bytes: bytes.into() };
-            proposer.propose(command, account.hold(1).unwrap())
-        };
-        let mut in_turn = InTurn::default();
-        for _ in 0..2 {
-            propose(b"a").unwrap();
-            in_turn.push(1, waiting.recv().await.unwrap());
+    async fn each_is_told_of_its_own_command() {
+        let account = Budget::new(64 << 20).open();
+        let (proposer, mut queue) = queue(10, 100);
+        let mut pending = Vec::new();
+        for (machine, text) in [(2, "a"), (1, "b"), (2, "c"), (1, "d")] {
+            let held = account.begin(1).unwrap();
+            pending.push((text, proposer.propose(command(machine, text), held).unwrap()));
         }
-        assert_eq!(propose(b"a").err(), Some(Error::Overloaded));
-        in_turn.pop().unwrap();
-        queued.remove(1);
-        assert_eq!(propose(&[0; 100]).err(), Some(Error::Overloaded));
-        propose(b"a").unwrap();
+        let first = queue.first().await;
+        let (batches, callers) = into_batches(queue.gather(first, false).await);
+        let data: Vec<_> = batches.iter().map(|batch| (batch.machine(), batch.data())).collect();
+        let expected = [(1, "bd"), (2, "ac")].map(|(machine, data)| (MachineId(machine), data));
+        assert!(
+            data.iter()
+                .map(|(machine, data)| (*machine, &data[..]))
+                .eq(expected.iter().map(|(machine, data)| (*machine, data.as_bytes())))
+        );
+        let replies = ["b", "d", "a", "longest c"].map(|text| Outcome::Accepted(text.into()));
+        let answer = Ok((7, Response::Commands(replies.to_vec())));
+        assert_eq!(distribute(answer, callers), "longest c".len());
+        for (position, text) in [(2, "a"), (0, "b"), (3, "longest c"), (1, "d")] {
+            let at = pending.iter().position(|(own, _)| text.ends_with(own)).unwrap();
+            let (_, own) = pending.remove(at);
+            let outcome = Outcome::Accepted(text.into());
+            let executed = Executed { outcome, index: 7, position };
+            assert_eq!(own.wait_until(Instant::now() + FAR).await, Ok(executed));
+        }
+    }
+
+    /// An entry that came to nothing is told to all whose commands it held.
+    #[tokio::test]
+    async fn all_are_told_of_a_failure() {
+        let refusal = || Refusal::Halted("why".into());
+        let parked = Error::Stopped("parked: why".into());
+        let rows = [
+            (Err(Error::LeaderChanged), Error::LeaderChanged),
+            (Ok((7, Response::NodeParked("why".into()))), parked),
+            (Ok((7, Response::Refused(refusal()))), refusal().into()),
+        ];
+        for (answer, expected) in rows {
+            let account = Budget::new(64 << 20).open();
+            let (proposer, mut queue) = queue(10, 100);
+            let propose = || proposer.propose(command(1, "a"), account.begin(1).unwrap());
+            let pending = [propose().unwrap(), propose().unwrap()];
+            let first = queue.first().await;
+            let (_, callers) = into_batches(queue.gather(first, false).await);
+            assert_eq!(distribute(answer, callers), 0);
+            for own in pending {
+                assert_eq!(own.wait_until(Instant::now() + FAR).await, Err(expected.clone()));
+            }
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::raft::Raft;
 use crate::raft::admin::Request;
 use crate::raft::admin::machine_admin::AskedCheckpoints;
 use crate::raft::ask::error::Error;
-use crate::raft::ask::proposer::{Pending, Proposer};
+use crate::raft::ask::queue::{Pending, Proposer};
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::status;
 use crate::raft::ask::status::Status;
