@@ -66,6 +66,12 @@ enum Task {
         /// Folders of guest crates of your own.
         folders: Vec<PathBuf>,
     },
+    /// Makes components of core modules that another toolchain built, into `target/guests`.
+    Component {
+        /// Core modules for wasm32, with the functions of `wit/guest.wit`.
+        #[arg(required = true)]
+        modules: Vec<PathBuf>,
+    },
     /// Installs what is missing to build guests, after asking.
     Setup {
         /// Goes ahead without asking.
@@ -84,6 +90,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => run::bench(&arguments),
         Task::Soak { arguments } => run::soak(&arguments),
         Task::Guests { folders } => run::guests(&folders),
+        Task::Component { modules } => text_guests::wrap(&modules),
         Task::Setup { yes } => setup::run(yes),
         Task::Tidy => tidy::run(),
     };

@@ -254,6 +254,39 @@ fn a_frame_that_comes_back_through_a_call_is_proved() {
     }
 }
 
+/// What `clang -O0` emits: a local for each intermediate value and each constant. The one with the
+/// pointer is not forgotten over them, whether it is read now and then or only at the end.
+#[test]
+fn unoptimized_code_is_proved() {
+    let locals = 200;
+    let constants: String = (10..locals)
+        .map(|local| {
+            let read = format!("(drop (local.get {local}))");
+            format!("(local.set {local} (i32.const {local})) {read} {read}")
+        })
+        .collect();
+    let addresses: String = (10..locals)
+        .map(|local| {
+            let address = format!("(i32.add (local.get 2) (i32.const {local}))");
+            format!("(local.set {local} {address}) (drop (local.get {local}))")
+        })
+        .collect();
+    let frame = |body: &str| {
+        core_module(&format!(
+            "(global (mut i32) (i32.const 65536)) (func $f (local {}) (local.set 0 (global.get 0))
+             (local.set 1 (i32.const 64)) (local.set 2 (i32.sub (local.get 0) (local.get 1)))
+             (global.set 0 (local.get 2)) {body} (local.set 3 (i32.const 64))
+             (local.set 4 (i32.add (local.get 2) (local.get 3))) (global.set 0 (local.get 4)))",
+            "i32 ".repeat(locals)
+        ))
+    };
+    for body in [&constants, &addresses, &(constants.clone() + &addresses + &constants)] {
+        assert_eq!(frame(body), Ok(()));
+    }
+    let lost = frame("(local.set 2 (i32.const 64))").expect_err("it is not the pointer");
+    assert!(lost.ends_with("it does not put it back"), "{lost}");
+}
+
 /// A function without a name is known by its index, its imports counted; and the offset is where
 /// the way out is.
 #[test]

@@ -25,8 +25,13 @@ use super::step::{Label, Step};
 pub(super) type Returned = BTreeMap<u32, u32>;
 
 /// Locals whose value is known at once. LLVM keeps the pointer in one local, or, unoptimized, in
-/// one and a fresh copy, so older ones are forgotten.
+/// one and a fresh copy.
 const LOCALS_KNOWN_MAX: usize = 16;
+/// When one too many would be known, one of these is forgotten that were used longest ago: a
+/// constant before all, then the one that was read least. Unoptimized code has a local for each
+/// intermediate value, which is read once or twice and soon, and one with the pointer, which is
+/// read throughout.
+const LOCALS_OLD: usize = 8;
 /// Work for each step of a function, and each label of a switch: one for each that is run, and
 /// more where ways meet. Compilers' code takes two or three runs.
 const WORK_PER_STEP_MAX: usize = 200;
@@ -118,28 +123,44 @@ impl Value {
 struct State {
     pointer: Value,
     /// Locals whose value is known, the one used last at the end.
-    locals: Vec<(u32, Value)>,
+    locals: Vec<Known>,
+}
+
+/// A local whose value is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    local: u32,
+    value: Value,
+    /// How often it was read since it was set.
+    reads: u32,
 }
 
 impl State {
     fn get(&mut self, local: u32) -> Value {
-        let Some(place) = self.locals.iter().position(|(known, _)| *known == local) else {
+        let Some(place) = self.locals.iter().position(|known| known.local == local) else {
             return Value::Any;
         };
-        let entry = self.locals.remove(place);
-        self.locals.push(entry);
-        entry.1
+        let known = self.locals.remove(place);
+        let value = known.value;
+        self.locals.push(Known { reads: known.reads.saturating_add(1), ..known });
+        value
     }
 
     fn set(&mut self, local: u32, value: Value) {
-        self.locals.retain(|(known, _)| *known != local);
+        self.locals.retain(|known| known.local != local);
         if value == Value::Any {
             return;
         }
         if self.locals.len() == LOCALS_KNOWN_MAX {
-            self.locals.remove(0);
+            let old = self.locals[..LOCALS_OLD].iter().enumerate();
+            let worth = |known: &Known| {
+                let is_constant = matches!(known.value, Value::Constant(_));
+                (!is_constant, known.reads)
+            };
+            let least = old.min_by_key(|(_, known)| worth(known)).map(|(place, _)| place);
+            self.locals.remove(least.expect("some are old"));
         }
-        self.locals.push((local, value));
+        self.locals.push(Known { local, value, reads: 0 });
     }
 
     /// Keeps what both agree on, and says whether that is less than before.
@@ -149,7 +170,11 @@ impl State {
         }
         let before = (self.pointer, self.locals.len());
         self.pointer = self.pointer.join(other.pointer);
-        self.locals.retain(|entry| other.locals.contains(entry));
+        let holds = |known: &Known| {
+            let same = |other: &Known| (other.local, other.value) == (known.local, known.value);
+            other.locals.iter().any(same)
+        };
+        self.locals.retain(holds);
         before != (self.pointer, self.locals.len())
     }
 }

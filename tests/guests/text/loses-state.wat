@@ -1,0 +1,48 @@
+;; A guest that counts its commands and exports the count, and takes nothing of an import in.
+(module
+  (memory (export "memory") 1)
+  ;; Where the next allocation begins.
+  (data (i32.const 0) "\00\10\00\00")
+  ;; The manifest: name, schema version, importable schemas, no read-only requests, no time.
+  (data (i32.const 16) "\40\00\00\00\0b\00\00\00\01\00\00\00\50\00\00\00\01\00\00\00")
+  (data (i32.const 64) "loses-state")
+  (data (i32.const 80) "\01\00\00\00")
+
+  (func (export "cabi_realloc") (param i32 i32 i32) (param $bytes i32) (result i32)
+    (local $place i32)
+    (local.set $place
+      (i32.and (i32.add (i32.load (i32.const 0)) (i32.const 7)) (i32.const -8)))
+    (i32.store (i32.const 0) (i32.add (local.get $place) (local.get $bytes)))
+    (local.get $place))
+
+  ;; Replies are the requests; what they are laid out in is free again.
+  (func $echo (param i64 i64 i64) (param $data i32) (param $bytes i32)
+    (param $ends i32) (param $count i32) (result i32)
+    (i32.store (i32.const 0) (i32.const 4096))
+    (i32.store (i32.const 96) (local.get $data))
+    (i32.store (i32.const 100) (local.get $bytes))
+    (i32.store (i32.const 104) (local.get $ends))
+    (i32.store (i32.const 108) (local.get $count))
+    (i32.const 96))
+
+  ;; The count lies at 12.
+  (func (export "lockstep:guest/machine@0.1.0#apply")
+    (param $index i64) (param $time i64) (param $seed i64) (param $data i32)
+    (param $bytes i32) (param $ends i32) (param $count i32) (result i32)
+    (i32.store (i32.const 12) (i32.add (i32.load (i32.const 12)) (local.get $count)))
+    (call $echo (local.get $index) (local.get $time) (local.get $seed) (local.get $data)
+      (local.get $bytes) (local.get $ends) (local.get $count)))
+  (export "lockstep:guest/machine@0.1.0#query" (func $echo))
+  (func (export "lockstep:guest/machine@0.1.0#describe") (result i32) (i32.const 16))
+
+  ;; Where the export is read lies at 112: all that is left of it is the count, then nothing.
+  (func (export "lockstep:guest/machine@0.1.0#export-begin")
+    (i32.store (i32.const 112) (i32.const 12))
+    (i32.store (i32.const 116) (i32.const 4)))
+  (func (export "lockstep:guest/machine@0.1.0#export-next") (param i32) (result i32)
+    (i32.store (i32.const 120) (i32.load (i32.const 112)))
+    (i32.store (i32.const 124) (i32.load (i32.const 116)))
+    (i32.store (i32.const 116) (i32.const 0))
+    (i32.const 120))
+  (func (export "lockstep:guest/machine@0.1.0#import-chunk") (param i32 i32 i32 i32) (result i32)
+    (i32.const 128)))
