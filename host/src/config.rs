@@ -64,8 +64,13 @@ pub mod limits {
     /// Branches times the assignments of locals that they skip or repeat, which meet where they
     /// lead. A compiler may take 25 bytes for each.
     pub const FUNCTION_MERGES_MAX: u64 = 20_000_000;
-    /// What compiling all functions is estimated to take, in milliseconds of one processor.
-    pub const MODULE_COMPILE_MS_MAX: u64 = 10_000;
+    /// Work of compiling all functions of a module, by estimate, where a cluster sets none. A unit
+    /// is a millisecond of one processor at the worst, and less for most code.
+    pub const COMPILE_WORK_MAX_DEFAULT: u64 = 10_000;
+    /// Least limit for it: nothing that does anything is admitted.
+    pub const COMPILE_WORK_MAX_MIN: u64 = 1;
+    /// Most: a module that keeps a processor of each node busy for ten minutes at the worst.
+    pub const COMPILE_WORK_MAX_MAX: u64 = 600_000;
     /// Code of one function, in bytes. The loop of an interpreter has below 200 KiB.
     pub const FUNCTION_BODY_BYTES_MAX: usize = 512 << 10;
     /// Modules whose bytes are not all there. One more takes the place of the one that was touched

@@ -166,12 +166,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Says of a module what a node says of one that is uploaded: admits it, compiles it, and asks it
-/// to describe itself. Blocking.
+/// to describe itself. Compiling it may take so much work. Blocking.
 ///
 /// # Errors
 /// Why it can't be a guest, in the words of the node.
-pub fn check_module(bytes: &[u8]) -> Result<wasm::Module, wasm::Error> {
-    Engine::new()?.compile(bytes)
+pub fn check_module(bytes: &[u8], work_max: u64) -> Result<wasm::Module, wasm::Error> {
+    Engine::new()?.compile(bytes, work_max)
 }
 
 /// The engine profile of this build.

@@ -62,6 +62,26 @@ async fn a_machine_is_the_same_on_every_node() {
     }
 }
 
+/// A guest that is of no use is refused where it is looked at, by a command without a node and by
+/// a node, and both name the step of the self-test that it failed in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guests_that_fail_the_self_test_are_refused() {
+    let cluster = Plan::new(1).start().await;
+    let before = logged(&cluster).await;
+    let rows: [(&str, &[&str]); 4] = [
+        ("traps-always", &["every one of the 5 probe commands", "trapped: wasm trap"]),
+        ("cannot-export", &["cannot export its state, before the first command"]),
+        ("loses-state", &["once it has taken in its own export, after some commands"]),
+        ("call-at-start", &["does not start: its start function trapped"]),
+    ];
+    for (guest, said) in rows {
+        let file = program::guest(guest);
+        program::run(&["check", file.to_str().expect("a path")]).await.refused(said);
+        cluster.create_machine(guest, &file).await.refused(said);
+    }
+    assert_eq!(logged(&cluster).await, before, "nothing of them was logged");
+}
+
 /// An upload is refused, with the reason, when it is no component, none of our world, wants what
 /// is not offered (which is named), is cut short or too long; nothing is logged or created.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 
 mod agreement;
 mod clients;
+mod cluster_limits;
 mod commands;
 mod crashes;
 mod daemon;

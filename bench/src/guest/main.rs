@@ -57,7 +57,7 @@ fn run(args: &Args) -> Result<()> {
     let path = args.guest.display();
     let bytes = std::fs::read(&args.guest).with_context(|| format!("reading {path}"))?;
     let engine = Engine::new()?;
-    let module = engine.compile(&bytes)?;
+    let module = engine.compile(&bytes, u64::MAX)?;
     let guests = kv::Guests { engine, module };
     apply::run(&guests, args.rounds)?;
     for mib in &args.state_mib {

@@ -169,6 +169,16 @@ impl Client {
         Ok(admin!(self, Route::Leader, Kind::Once, long, cluster_set_time(message)))
     }
 
+    /// Sets what every node keeps to; returns what it is then.
+    pub async fn cluster_set_limits(
+        &self,
+        limits: v1::ClusterLimits,
+    ) -> Result<v1::ClusterLimits, Error> {
+        let message = v1::ClusterSetLimitsRequest { limits: Some(limits) };
+        let reply = admin!(self, Route::Leader, Kind::Once, long, cluster_set_limits(message));
+        Ok(reply.limits.unwrap_or_default())
+    }
+
     /// Stops writes and has every node take the snapshot that a build of engine profile `to` starts
     /// from; returns the log index of it. `without_absent`: also when a voter can't be reached.
     pub async fn cluster_seal(&self, to: &str, without_absent: bool) -> Result<u64, Error> {

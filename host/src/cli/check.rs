@@ -1,6 +1,7 @@
 //! `lockstep check`: says of a module what a node would, without a node.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use sha2::{Digest as _, Sha256};
 
@@ -13,13 +14,19 @@ use crate::node;
 pub(super) struct Arguments {
     /// The module, a WebAssembly component
     file: PathBuf,
+    /// Work that compiling it may take: the limit of your cluster, as `lockstep cluster limits`
+    /// shows it
+    #[arg(long, value_name = "UNITS", default_value_t = limits::COMPILE_WORK_MAX_DEFAULT)]
+    compile_work: u64,
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let bytes = machine::read_module(&arguments.file).await?;
     let digest = hex::encode(Sha256::digest(&bytes));
     let length = bytes.len();
-    let module = tokio::task::spawn_blocking(move || node::check_module(&bytes)).await??;
+    let (limit, began) = (arguments.compile_work, Instant::now());
+    let module = tokio::task::spawn_blocking(move || node::check_module(&bytes, limit)).await??;
+    let took_ms = began.elapsed().as_millis();
     let (manifest, shape) = (module.manifest(), module.shape());
     let list = |names: &[String]| match names {
         [] => "none".to_owned(),
@@ -37,10 +44,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<()> {
     for warning in module.warnings() {
         say!("warning    {warning}");
     }
-    let limit = limits::MODULE_COMPILE_MS_MAX;
-    let work = shape.compile_ms;
-    say!(
-        "compiling  {work} ms of work at the worst, of {limit}; most take a fifth to a half of it"
-    );
+    let (work, heaviest) = (shape.compile_work, &shape.heaviest);
+    say!("compiling  {work} units of work by estimate, of {limit}; all of this took {took_ms} ms");
+    say!("           {} of them for {}", heaviest.work, heaviest.place);
     Ok(())
 }

@@ -58,6 +58,18 @@ pub(super) enum Command {
         #[command(flatten)]
         endpoint: Endpoint,
     },
+    /// Change what every node keeps to, and show it
+    Limits {
+        /// Work that compiling a module may take, in the units that `lockstep check` prints; a unit
+        /// is a millisecond of one processor at the worst. It acts on later uploads
+        #[arg(long, value_name = "UNITS")]
+        compile_work: Option<u64>,
+        #[command(flatten)]
+        endpoint: Endpoint,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Move the running cluster to the engine of this build: stop writes, and have every node keep
     /// what the new engine starts from
     Seal(seal::Arguments),
@@ -92,6 +104,9 @@ pub(super) async fn run(command: Command) -> anyhow::Result<()> {
             say!("node {leader} leads");
         }
         Command::SetTime { endpoint } => set_time(endpoint).await?,
+        Command::Limits { compile_work, endpoint, json } => {
+            limits(compile_work, endpoint, json).await?;
+        }
         Command::Seal(arguments) => seal::run(arguments).await?,
         Command::Status { endpoint, json } => status(endpoint, json).await?,
     }
@@ -147,6 +162,22 @@ async fn set_time(endpoint: Endpoint) -> anyhow::Result<()> {
     match set.stands_still_ms {
         0 => say!("the time moved by {} ms", set.now_ms.saturating_sub(set.before_ms)),
         ahead => say!("the time was {ahead} ms ahead: it stands still until the clock is there"),
+    }
+    Ok(())
+}
+
+async fn limits(compile_work: Option<u64>, endpoint: Endpoint, json: bool) -> anyhow::Result<()> {
+    let client = endpoint.client()?;
+    let limits = match compile_work {
+        Some(compile_work_max) => {
+            client.cluster_set_limits(v1::ClusterLimits { compile_work_max }).await?
+        }
+        None => client.status().await?.cluster_limits.unwrap_or_default(),
+    };
+    if json {
+        say!("{:#}", view::cluster_limits_json(&limits));
+    } else {
+        say!("compile_work_max {}", limits.compile_work_max);
     }
     Ok(())
 }

@@ -49,11 +49,16 @@ pub(super) fn status_json(status: &v1::StatusReply) -> Value {
         "parked": Some(&status.parked).filter(|why| !why.is_empty()),
         "halted": Some(&status.halted).filter(|why| !why.is_empty()),
         "replicated_profile": Some(&status.replicated_profile).filter(|it| !it.is_empty()),
+        "cluster_limits": status.cluster_limits.as_ref().map(cluster_limits_json),
         "sealed": status.sealed.as_ref().map(sealed_json),
         "voter_change": status.voter_change.as_ref().map(voter_change_json),
         "checkpoints": status.checkpoints.iter().map(checkpoint_json).collect::<Vec<_>>(),
         "alarms": status.alarms,
     })
+}
+
+pub(super) fn cluster_limits_json(limits: &v1::ClusterLimits) -> Value {
+    json!({ "compile_work_max": limits.compile_work_max })
 }
 
 fn sealed_json(sealed: &v1::Sealed) -> Value {

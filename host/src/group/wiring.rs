@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::Group;
@@ -40,7 +40,7 @@ use crate::raft::store::snapshots::Snapshots;
 use crate::raft::store::state_machine::{Progress, StateMachine};
 use crate::storage::snapshot::SnapshotDir;
 use crate::storage::{DataDir, Identity, Log, LogState};
-use crate::types::{ClusterId, LogIndex, Member, ModuleDigest, NodeId};
+use crate::types::{ClusterId, LogIndex, Member, NodeId};
 
 /// What to do with a node that has lost what it acknowledged.
 const REPAIR: &str = "Repair: `lockstep cluster remove` this node, start it under a new id on an \
@@ -62,7 +62,6 @@ pub(super) struct Wiring {
     clock: Arc<Clock>,
     last_at_start: Option<LogIndex>,
     committed_at_start: Option<LogIndex>,
-    staged: mpsc::UnboundedReceiver<ModuleDigest>,
     progress: watch::Receiver<Progress>,
     unsynced: watch::Receiver<usize>,
 }
@@ -77,7 +76,6 @@ impl Wiring {
         let Opened { data_dir, log, snapshots, modules, compiled, space, engine } = opened;
         let identity = data_dir.identity();
         let cluster = Arc::new(identity.cluster.map(OnceLock::from).unwrap_or_default());
-        let (staged_sender, staged) = mpsc::unbounded_channel();
         let environment = Environment {
             cluster: Arc::clone(&cluster),
             profile: engine.profile().to_owned(),
@@ -86,7 +84,6 @@ impl Wiring {
             history: Arc::new(LogHistory(log.clone())),
             compiled: Arc::new(compiled),
             compiling: Arc::new(Semaphore::new(1)),
-            staged: staged_sender,
             directory: Arc::new(Directory::default()),
         };
         let data_dir = Arc::new(data_dir);
@@ -127,7 +124,6 @@ impl Wiring {
             incoming,
             last_at_start,
             committed_at_start,
-            staged,
             progress,
             unsynced,
         })
@@ -211,8 +207,7 @@ impl Wiring {
             self.progress,
             &config.file,
         );
-        let modules =
-            ModuleTask { courier, environment: self.environment.clone(), staged: self.staged };
+        let modules = ModuleTask { courier, environment: self.environment.clone() };
         let (space, library) = (Arc::clone(&self.space), Arc::clone(&self.environment.library));
         let (changes, change_requests) = MembershipTask::queue();
         let interval = Duration::from_secs(config.file.snapshot_check_interval_s);

@@ -7,9 +7,17 @@ use std::time::Instant;
 
 use super::library::{CodeCache, ModuleLibrary};
 use crate::types::ModuleDigest;
-use crate::wasm::{Engine, Module};
+use crate::wasm::{self, Engine, Module};
 
-type Slot = Arc<OnceLock<Result<Module, String>>>;
+type Slot = Arc<OnceLock<Result<Module, Refused>>>;
+
+/// Why a module is not run here.
+#[derive(Clone, Debug)]
+struct Refused {
+    reason: String,
+    /// Under a higher limit than this one it may be another story.
+    work_max: Option<u64>,
+}
 
 /// Compiled modules by digest; a staged module that could not be compiled is remembered with the
 /// reason.
@@ -25,18 +33,20 @@ impl CompiledModules {
         Self { slots: Mutex::default(), cache: Some(cache) }
     }
 
-    /// The compiled module, compiling it now if need be. Two callers share one compilation.
+    /// The compiled module, compiling it now if need be, unless that is more work than `work_max`.
+    /// Two callers share one compilation.
     pub fn get(
         &self,
         engine: &Engine,
         library: &dyn ModuleLibrary,
         digest: ModuleDigest,
+        work_max: u64,
     ) -> Result<Module, String> {
-        let compile = || {
-            let bytes = library.get(&digest).map_err(|error| error.to_string())?;
-            self.make(engine, digest, &bytes)
-        };
-        self.slot(digest).get_or_init(compile).clone()
+        self.find(digest, work_max, || {
+            let bytes = library.get(&digest);
+            let unread = |error: std::io::Error| Refused::for_good(error.to_string());
+            self.make(engine, digest, &bytes.map_err(unread)?, work_max)
+        })
     }
 
     /// Compiles bytes that are not in the library yet, which have this digest. Once they are,
@@ -46,12 +56,40 @@ impl CompiledModules {
         engine: &Engine,
         digest: ModuleDigest,
         bytes: &[u8],
+        work_max: u64,
     ) -> Result<Module, String> {
-        let made = self.slot(digest).get_or_init(|| self.make(engine, digest, bytes)).clone();
+        let made = self.find(digest, work_max, || self.make(engine, digest, bytes, work_max));
         if made.is_err() {
             self.forget(&digest);
         }
         made
+    }
+
+    /// What was made of a module, or is made now. One that was refused for its work alone is tried
+    /// again under a higher limit, and one that was compiled under a higher limit is refused under
+    /// a lower: the answer depends on the module and `work_max` alone.
+    fn find(
+        &self,
+        digest: ModuleDigest,
+        work_max: u64,
+        make: impl Fn() -> Result<Module, Refused>,
+    ) -> Result<Module, String> {
+        loop {
+            let slot = self.slot(digest);
+            match slot.get_or_init(&make) {
+                Ok(module) => {
+                    module.check_work(work_max).map_err(|error| error.to_string())?;
+                    return Ok(module.clone());
+                }
+                Err(Refused { work_max: Some(under), .. }) if *under < work_max => {
+                    let mut slots = self.slots.lock().expect("no holder panics");
+                    if slots.get(&digest).is_some_and(|now| Arc::ptr_eq(now, &slot)) {
+                        slots.remove(&digest);
+                    }
+                }
+                Err(refused) => return Err(refused.reason.clone()),
+            }
+        }
     }
 
     /// Drops a module that was admitted and is not needed after all.
@@ -79,14 +117,25 @@ impl CompiledModules {
         Arc::clone(slots.entry(digest).or_default())
     }
 
-    fn make(&self, engine: &Engine, digest: ModuleDigest, bytes: &[u8]) -> Result<Module, String> {
+    fn make(
+        &self,
+        engine: &Engine,
+        digest: ModuleDigest,
+        bytes: &[u8],
+        work_max: u64,
+    ) -> Result<Module, Refused> {
         let started = Instant::now();
         if let Some(module) = self.load(engine, digest, bytes) {
             let ms = started.elapsed().as_millis();
             tracing::info!(%digest, %ms, "compiled code was loaded from the cache");
             return Ok(module);
         }
-        let module = engine.compile(bytes).map_err(|error| error.to_string())?;
+        let module = engine.compile(bytes, work_max).map_err(|error| match error {
+            wasm::Error::TooMuchWork { limit, .. } => {
+                Refused { reason: error.to_string(), work_max: Some(limit) }
+            }
+            error => Refused::for_good(error.to_string()),
+        })?;
         for warning in module.warnings() {
             tracing::warn!(%digest, %warning, "the self-test of a module");
         }
@@ -125,6 +174,12 @@ impl CompiledModules {
     }
 }
 
+impl Refused {
+    fn for_good(reason: String) -> Self {
+        Self { reason, work_max: None }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io;
@@ -134,7 +189,7 @@ mod tests {
 
     use super::*;
     use crate::machine::MemoryLibrary;
-    use crate::wasm::tests::{ENGINE, component};
+    use crate::wasm::tests::{ENGINE, WORK_MAX, component};
 
     type Files = Arc<Mutex<BTreeMap<ModuleDigest, Vec<u8>>>>;
 
@@ -192,9 +247,9 @@ mod tests {
     fn a_second_start_compiles_nothing() {
         let (digest, _, library) = counter();
         let cache = MemoryCache::default();
-        let first = modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        let first = modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), 1);
-        let second = modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        let second = modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), 1, "it was not compiled again");
         assert_eq!(second.manifest(), first.manifest());
         assert_eq!(second.shape(), first.shape());
@@ -205,12 +260,12 @@ mod tests {
     fn odd_code_is_compiled_anew() {
         let (digest, _, library) = counter();
         let cache = MemoryCache::default();
-        modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         let good = cache.files.lock().unwrap()[&digest].clone();
         for place in [0, 100, good.len() / 2, good.len() - 1] {
             cache.files.lock().unwrap().get_mut(&digest).unwrap()[place] ^= 1;
             let before = cache.puts();
-            modules(&cache).get(&ENGINE, &library, digest).unwrap();
+            modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
             assert_eq!(cache.puts(), before + 1, "byte {place}");
             assert!(cache.files.lock().unwrap()[&digest] == good, "it is replaced");
         }
@@ -218,7 +273,7 @@ mod tests {
         let other_digest = ModuleDigest(Sha256::digest(&other).into());
         library.put(&other_digest, &other).unwrap();
         cache.files.lock().unwrap().insert(other_digest, good);
-        let module = modules(&cache).get(&ENGINE, &library, other_digest).unwrap();
+        let module = modules(&cache).get(&ENGINE, &library, other_digest, WORK_MAX).unwrap();
         assert_eq!(module.manifest().name, "hostile");
     }
 
@@ -227,7 +282,7 @@ mod tests {
     fn a_cache_that_fails_is_done_without() {
         let (digest, _, library) = counter();
         let cache = MemoryCache { fails: true, ..MemoryCache::default() };
-        modules(&cache).get(&ENGINE, &library, digest).unwrap();
+        modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), 1);
     }
 
@@ -238,18 +293,38 @@ mod tests {
         let (digest, bytes, library) = counter();
         let cache = MemoryCache::default();
         let modules = modules(&cache);
-        modules.admit(&ENGINE, digest, &bytes).unwrap();
+        modules.admit(&ENGINE, digest, &bytes, WORK_MAX).unwrap();
         cache.files.lock().unwrap().clear();
-        modules.get(&ENGINE, &library, digest).unwrap();
+        modules.get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), 1, "it was compiled once");
 
         let wrong = ModuleDigest([1; 32]);
-        let reason = modules.admit(&ENGINE, wrong, b"junk").err().unwrap();
-        assert_eq!(reason, ENGINE.compile(b"junk").err().unwrap().to_string());
-        modules.admit(&ENGINE, wrong, &bytes).unwrap();
+        let reason = modules.admit(&ENGINE, wrong, b"junk", WORK_MAX).err().unwrap();
+        assert_eq!(reason, ENGINE.compile(b"junk", WORK_MAX).err().unwrap().to_string());
+        modules.admit(&ENGINE, wrong, &bytes, WORK_MAX).unwrap();
         let before = cache.puts();
         modules.forget(&digest);
-        modules.get(&ENGINE, &library, digest).unwrap();
+        modules.get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), before + 1);
+    }
+
+    /// The answer depends on the module and the limit on its work, not on who asked before under
+    /// another limit.
+    #[test]
+    fn the_limit_on_work_alone_decides() {
+        let (digest, bytes, library) = counter();
+        let cache = MemoryCache::default();
+        let (few, modules) = (1, modules(&cache));
+        let get = |work_max| modules.get(&ENGINE, &library, digest, work_max);
+        let said =
+            "units of work by estimate, and the limit is 1 (compile_work_max of the cluster)";
+        for _ in 0..2 {
+            let reason = get(few).err().expect("it is too much");
+            assert!(reason.contains(said), "{reason}");
+            assert_eq!(get(WORK_MAX).unwrap().manifest().name, "counter");
+            let reason = modules.admit(&ENGINE, digest, &bytes, few).err().expect("too much");
+            assert!(reason.contains(said), "{reason}");
+        }
+        assert_eq!(cache.puts(), 1, "it was compiled once, and found in the cache then");
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use super::tables::cluster_limits::ClusterLimits;
 use super::tables::{ModuleRecord, Restoring};
 use crate::machine::guest::thread::GuestHandle;
 use crate::machine::tables::agreement::CheckpointRecord;
@@ -46,6 +47,8 @@ pub struct View {
     pub retired_nodes: BTreeSet<NodeId>,
     /// The newest checkpoints, and what nodes said of them.
     pub checkpoints: BTreeMap<LogIndex, CheckpointRecord>,
+    /// What every node keeps to.
+    pub cluster_limits: ClusterLimits,
     /// The engine profile that entries are applied with, once it is in the log.
     pub engine_profile: Option<String>,
     /// The engine change under way.

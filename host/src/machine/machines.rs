@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 use super::compiled::CompiledModules;
 use super::directory::{Directory, Published, View};
@@ -46,8 +46,6 @@ pub struct Environment {
     pub compiled: Arc<CompiledModules>,
     /// One module is compiled at a time, whoever wants it.
     pub compiling: Arc<Semaphore>,
-    /// Told of each module whose bytes are all there, so that it is compiled off this path.
-    pub staged: mpsc::UnboundedSender<ModuleDigest>,
     /// Where the machines can be seen from outside.
     pub directory: Arc<Directory>,
 }
@@ -201,6 +199,11 @@ impl Machines {
             Proposal::Seal { to } => Applied::new(self.seal(index, to, membership), Then::Capture),
             Proposal::SetLimits { machine, change } => {
                 self.set_limits(machine, &change).await?.into()
+            }
+            Proposal::SetClusterLimits(limits) => {
+                let set = self.tables.set_cluster_limits(limits);
+                self.publish();
+                set.into()
             }
         })
     }
@@ -381,7 +384,7 @@ impl Machines {
     ) -> Result<(Blueprint, Manifest), Failure> {
         let compiled = self
             .environment
-            .compile(module)
+            .compile(module, u64::MAX)
             .await
             .map_err(|error| Failure::Host(format!("compiling panicked: {error}")))?
             .map_err(|reason| {
@@ -442,6 +445,7 @@ impl Machines {
             modules: self.tables.modules.clone(),
             retired_nodes: self.tables.retired_nodes.clone(),
             checkpoints: self.tables.checkpoints.clone(),
+            cluster_limits: self.tables.cluster_limits,
             engine_profile: self.tables.engine_profile.clone(),
             sealed: self.tables.sealed.clone(),
             halted: self.halted.clone(),

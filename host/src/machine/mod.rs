@@ -29,6 +29,7 @@ pub use machines::{Environment, Machines, describe};
 pub use snapshot::content::{FrozenState, Source};
 pub use snapshot::digest::ContentDigest;
 pub use tables::agreement::{CHECKPOINTS_KEPT, CheckpointRecord, CheckpointReport, divergent};
+pub use tables::cluster_limits::ClusterLimits;
 pub use tables::seal::Sealed;
 pub use tables::{ModuleRecord, Refusal, Restoring};
 

@@ -17,14 +17,19 @@ use crate::types::{LogIndex, ModuleDigest};
 use crate::wasm::Module;
 
 impl Environment {
-    /// Compiles a staged module, or finds it compiled. The inner error says why it can't be run
-    /// here, the outer one that the compiler panicked.
-    pub async fn compile(&self, digest: ModuleDigest) -> Result<Result<Module, String>, JoinError> {
+    /// Compiles a staged module, or finds it compiled. It may take so much work by estimate:
+    /// [`u64::MAX`] where the cluster has decided to run it. The inner error says why it can't be
+    /// run here, the outer one that the compiler panicked.
+    pub async fn compile(
+        &self,
+        digest: ModuleDigest,
+        work_max: u64,
+    ) -> Result<Result<Module, String>, JoinError> {
         let turn = self.turn_to_compile(&digest).await;
         let Self { engine, library, compiled, .. } = self.clone();
         let compile = move || {
             let _turn = turn;
-            compiled.get(&engine, &*library, digest)
+            compiled.get(&engine, &*library, digest, work_max)
         };
         tokio::task::spawn_blocking(compile).await
     }
@@ -34,12 +39,13 @@ impl Environment {
         &self,
         digest: ModuleDigest,
         bytes: Bytes,
+        work_max: u64,
     ) -> Result<Result<(), String>, JoinError> {
         let turn = self.turn_to_compile(&digest).await;
         let Self { engine, compiled, .. } = self.clone();
         let admit = move || {
             let _turn = turn;
-            compiled.admit(&engine, digest, &bytes).map(drop)
+            compiled.admit(&engine, digest, &bytes, work_max).map(drop)
         };
         tokio::task::spawn_blocking(admit).await
     }
@@ -61,6 +67,9 @@ impl Machines {
         index: LogIndex,
         chunk: ModuleChunk,
     ) -> Result<Result<(), Refusal>, HostFailure> {
+        if chunk.offset == 0 && self.tables.begin_again(&chunk.digest) {
+            self.environment.compiled.forget(&chunk.digest);
+        }
         let staged = self.tables.stage(index, &chunk);
         self.forget_dropped();
         match staged {
@@ -136,8 +145,6 @@ impl Machines {
             .await
             .map_err(HostFailure::panicked)?
             .map_err(|error| HostFailure::Stop(format!("cannot keep module {digest}: {error}")))?;
-        // The receiver is gone only when the node is stopping.
-        let _ = self.environment.staged.send(digest);
         Ok(Ok(()))
     }
 }

@@ -26,8 +26,6 @@ struct Node {
 }
 
 fn environment() -> Environment {
-    // Nobody compiles off the apply path here: a module is compiled when a machine needs it.
-    let (staged, _) = mpsc::unbounded_channel();
     Environment {
         cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
         engine: wasm::tests::ENGINE.clone(),
@@ -36,7 +34,6 @@ fn environment() -> Environment {
         history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
         compiling: Arc::new(Semaphore::new(1)),
-        staged,
         directory: Arc::new(Directory::default()),
     }
 }

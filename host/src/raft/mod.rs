@@ -10,7 +10,7 @@ pub mod store;
 pub mod type_config;
 
 pub use crate::machine::entry::proposal::StatePart;
-pub use crate::machine::{InvalidLimit, LIMITS, Limits, LimitsChange};
+pub use crate::machine::{ClusterLimits, InvalidLimit, LIMITS, Limits, LimitsChange};
 pub use admin::Fetched;
 pub use ask::error::{Certainty, Error};
 pub use ask::replica::{Answered, Consistency, Executed, Replica};

@@ -135,17 +135,18 @@ impl Engine {
         &self.0.profile
     }
 
-    /// Admits and compiles a module, and asks it to describe itself. It takes from milliseconds
-    /// to seconds: call it where blocking is fine. Any thread will do.
+    /// Admits and compiles a module, which may take so much work by estimate, and asks it to
+    /// describe itself. It takes from milliseconds to seconds: call it where blocking is fine. Any
+    /// thread will do.
     ///
     /// # Errors
     /// Why the bytes can't be a guest.
-    pub fn compile(&self, bytes: &[u8]) -> Result<Module, Error> {
+    pub fn compile(&self, bytes: &[u8], work_max: u64) -> Result<Module, Error> {
         let compile = || {
             Component::from_binary(&self.0.engine, bytes)
                 .map_err(|error| Error::Compile(format!("{error:#}")))
         };
-        self.admit(bytes, compile)
+        self.admit(bytes, work_max, compile)
     }
 
     /// The same with code that [`Engine::seal`] gave for the module that has this digest. It is
@@ -159,7 +160,7 @@ impl Engine {
         digest: &ModuleDigest,
         sealed: &[u8],
     ) -> Result<Module, Error> {
-        self.admit(bytes, || cache::open(&self.0.engine, sealed, self.profile(), digest))
+        self.admit(bytes, u64::MAX, || cache::open(&self.0.engine, sealed, self.profile(), digest))
     }
 
     /// The code of a module, which has this digest, for a later [`Engine::load`].
@@ -173,9 +174,10 @@ impl Engine {
     fn admit(
         &self,
         bytes: &[u8],
+        work_max: u64,
         code: impl FnOnce() -> Result<Component, Error> + Send,
     ) -> Result<Module, Error> {
-        let shape = admission::inspect(bytes, &Limits::for_admission())?;
+        let shape = admission::inspect(bytes, &Limits::for_admission(), work_max)?;
         // Both the compiler and `describe` may recurse deeper than the caller's stack.
         std::thread::scope(|scope| {
             std::thread::Builder::new()
@@ -214,6 +216,14 @@ impl Module {
     /// What it is made of.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// Refuses a module that takes more work to compile than this, though it is compiled.
+    ///
+    /// # Errors
+    /// [`Error::TooMuchWork`].
+    pub fn check_work(&self, limit: u64) -> Result<(), Error> {
+        self.shape.check_work(limit)
     }
 
     /// What its author should know of it, one sentence each: what the self-test saw that is no
@@ -299,6 +309,8 @@ fn profile(engine: &wasmtime::Engine) -> String {
         limits::START_FUEL,
     ];
     charges.hash(&mut hasher);
+    // Voters of one profile come to one estimate, and so to one answer.
+    admission::WORK_WEIGHTS.hash(&mut hasher);
     format!("{:?}", Limits::default()).hash(&mut hasher);
     hex::encode(hasher.0.finalize())
 }

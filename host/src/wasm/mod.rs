@@ -11,6 +11,8 @@
 
 mod admission;
 mod bindings;
+#[cfg(test)]
+mod c_tests;
 mod cache;
 mod caller;
 #[cfg(test)]
@@ -27,7 +29,7 @@ pub(crate) mod tests;
 #[cfg(test)]
 mod text_tests;
 
-pub use admission::{Error, Place, Shape};
+pub use admission::{Error, Heaviest, Place, Shape};
 pub use caller::Emit;
 pub use engine::{Engine, Manifest, Module, stand_for_another_build};
 pub use guest::{Batch, Context, ExportError, ExportStopped, Failure, Fork, Guest, Replies};

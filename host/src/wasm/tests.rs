@@ -5,6 +5,9 @@ use std::sync::LazyLock;
 
 use super::*;
 
+/// What compiling a module may take here, as in a cluster that set nothing.
+pub(crate) const WORK_MAX: u64 = crate::config::limits::COMPILE_WORK_MAX_DEFAULT;
+
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new().unwrap());
 static COUNTER: LazyLock<Module> = LazyLock::new(|| compiled("counter"));
 pub(super) static HOSTILE: LazyLock<Module> = LazyLock::new(|| compiled("hostile"));
@@ -21,7 +24,7 @@ pub(crate) fn component(name: &str) -> Vec<u8> {
 }
 
 fn compiled(name: &str) -> Module {
-    ENGINE.compile(&component(name)).unwrap()
+    ENGINE.compile(&component(name), WORK_MAX).unwrap()
 }
 
 /// Runs a test where guests run: on a thread with a stack for them.
@@ -74,12 +77,12 @@ pub(super) fn apply(guest: &mut Guest, requests: &[&str]) -> Result<Vec<String>,
     replies.map(|replies| text(&replies))
 }
 
-fn query(guest: &Guest, module: &Module, requests: &[&str]) -> Vec<String> {
+pub(super) fn query(guest: &Guest, module: &Module, requests: &[&str]) -> Vec<String> {
     let mut fork = guest.fork(&ENGINE, module).unwrap();
     text(&fork.query(&CONTEXT, Requests::of(requests).batch(), u64::MAX).unwrap())
 }
 
-fn exported(guest: &Guest, module: &Module) -> (u32, Vec<Vec<u8>>) {
+pub(super) fn exported(guest: &Guest, module: &Module) -> (u32, Vec<Vec<u8>>) {
     let mut chunks = Vec::new();
     let schema = guest.fork(&ENGINE, module).unwrap().export(&mut |chunk| {
         chunks.push(chunk);
@@ -88,7 +91,7 @@ fn exported(guest: &Guest, module: &Module) -> (u32, Vec<Vec<u8>>) {
     (schema.unwrap(), chunks)
 }
 
-fn imported(module: &Module, schema: u32, chunks: &[Vec<u8>]) -> Guest {
+pub(super) fn imported(module: &Module, schema: u32, chunks: &[Vec<u8>]) -> Guest {
     let mut guest = Guest::instantiate(&ENGINE, module).unwrap();
     for (number, chunk) in chunks.iter().enumerate() {
         guest.import(schema, chunk, number + 1 == chunks.len()).unwrap();

@@ -13,7 +13,7 @@ use super::join::{self, Added, Joining};
 use super::turns::Turn;
 use crate::api::grpc::Leader;
 use crate::raft::ask::status::MachineStatus;
-use crate::raft::{self, Fetched, Limits, LimitsChange, StatePart, TimeSet};
+use crate::raft::{self, ClusterLimits, Fetched, Limits, LimitsChange, StatePart, TimeSet};
 use crate::types::{ClusterId, LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
 
 impl Door {
@@ -187,6 +187,17 @@ impl Door {
     ) -> Result<TimeSet, Error> {
         let result = self.0.replica.set_time(wall_ms, caller.deadline()).await;
         self.or_leader(result, caller, async |leader| leader.cluster_set_time(wall_ms).await).await
+    }
+
+    /// Sets what every node keeps to; what it is then.
+    pub(in crate::api) async fn cluster_set_limits(
+        &self,
+        caller: &Caller,
+        limits: ClusterLimits,
+    ) -> Result<ClusterLimits, Error> {
+        check::cluster_limits(limits)?;
+        let result = self.0.replica.set_cluster_limits(limits, caller.deadline()).await;
+        self.or_leader(result, caller, async |leader| leader.cluster_set_limits(limits).await).await
     }
 
     /// Stops writes, and has every node take the snapshot that a build of engine profile `to`

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::error::Error;
 use crate::config::limits;
-use crate::raft::LimitsChange;
+use crate::raft::{ClusterLimits, LimitsChange};
 use crate::types::{self, ModuleDigest};
 
 /// Characters of a name that a refusal repeats.
@@ -61,6 +61,11 @@ pub(super) fn profile(profile: &str) -> Result<(), Error> {
 /// Limits for a machine, those that are given; a refusal names the field.
 pub(super) fn limits(change: &LimitsChange) -> Result<(), Error> {
     change.check().map_err(|error| Error::invalid(error.to_string()))
+}
+
+/// Limits that a cluster can have.
+pub(super) fn cluster_limits(limits: ClusterLimits) -> Result<(), Error> {
+    limits.check().map_err(|error| Error::invalid(error.to_string()))
 }
 
 /// The digest of a module.

@@ -222,6 +222,7 @@ pub(in crate::api) mod tests {
             machines: Vec::new(),
             parked: None,
             checkpoints: Default::default(),
+            cluster_limits: Default::default(),
             halted: None,
             replicated_profile: None,
             sealed: None,

@@ -171,6 +171,17 @@ impl Admin for Services {
         Ok(Response::new(v1::ClusterSetTimeReply { before_ms, now_ms, stands_still_ms }))
     }
 
+    async fn cluster_set_limits(
+        &self,
+        request: Request<v1::ClusterSetLimitsRequest>,
+    ) -> Reply<v1::ClusterSetLimitsReply> {
+        let caller = operator(&request);
+        let limits = convert::cluster_limits(request.into_inner().limits);
+        let limits = self.door.cluster_set_limits(&caller, limits).await?;
+        let limits = convert::wire_cluster_limits(limits);
+        Ok(Response::new(v1::ClusterSetLimitsReply { limits: Some(limits) }))
+    }
+
     async fn cluster_seal(
         &self,
         request: Request<v1::ClusterSealRequest>,

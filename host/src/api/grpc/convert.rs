@@ -15,7 +15,7 @@ use crate::raft::ask::status::{
     CheckpointRecord, FuelUse, MachineStatus, NodeStatus, Restoring, Role, SealStatus, Status,
     VoterChange,
 };
-use crate::raft::{Fetched, Limits, LimitsChange};
+use crate::raft::{ClusterLimits, Fetched, Limits, LimitsChange};
 use crate::types::{
     ClusterId, Incarnation, LogIndex, MachineId, ModuleDigest, NodeId, StateDigest,
 };
@@ -125,6 +125,18 @@ pub(super) fn wire_limits_change(change: &LimitsChange) -> v1::Limits {
     v1::Limits::from_values(change.values())
 }
 
+/// What every node keeps to.
+pub(super) fn wire_cluster_limits(limits: ClusterLimits) -> v1::ClusterLimits {
+    let ClusterLimits { compile_work_max } = limits;
+    v1::ClusterLimits { compile_work_max }
+}
+
+/// The other way.
+pub(super) fn cluster_limits(limits: Option<v1::ClusterLimits>) -> ClusterLimits {
+    let v1::ClusterLimits { compile_work_max } = limits.unwrap_or_default();
+    ClusterLimits { compile_work_max }
+}
+
 /// The header of a snapshot that is fetched.
 pub(super) fn fetched(fetched: &Fetched) -> Header {
     Header {
@@ -165,6 +177,7 @@ pub(super) fn status(status: Status) -> v1::StatusReply {
         replicated_profile: status.replicated_profile.unwrap_or_default(),
         sealed: status.sealed.map(sealed),
         voter_change: status.change.map(voter_change),
+        cluster_limits: Some(wire_cluster_limits(status.cluster_limits)),
         snapshot_age_s: status.snapshot_age.map(|age| age.as_secs()),
     }
 }

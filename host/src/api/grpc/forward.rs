@@ -15,7 +15,7 @@ use super::convert;
 use crate::api::door::join::{Added, Newcomer};
 use crate::api::door::{Answered, Error, Executed};
 use crate::raft::ask::status::MachineStatus;
-use crate::raft::{LimitsChange, TimeSet};
+use crate::raft::{ClusterLimits, LimitsChange, TimeSet};
 use crate::types::{LogIndex, MachineId, ModuleDigest, NodeId, TimeMs};
 
 /// The connections to the node that was the leader when last asked.
@@ -173,6 +173,14 @@ impl Leader {
         let v1::ClusterSetTimeReply { before_ms, now_ms, stands_still_ms } =
             self.0.cluster_set_time(wall_ms).await?;
         Ok(TimeSet { before_ms, now_ms, stands_still_ms })
+    }
+
+    pub(in crate::api) async fn cluster_set_limits(
+        self,
+        limits: ClusterLimits,
+    ) -> Result<ClusterLimits, Error> {
+        let limits = convert::wire_cluster_limits(limits);
+        Ok(convert::cluster_limits(Some(self.0.cluster_set_limits(limits).await?)))
     }
 
     pub(in crate::api) async fn cluster_seal(

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::limits;
 use crate::machine::entry::batch::Batch;
 use crate::machine::tables::agreement::CheckpointReport;
+use crate::machine::tables::cluster_limits::ClusterLimits;
 use crate::types::{MachineId, ModuleDigest, NodeId, TimeMs};
 use crate::wasm::{Limits, LimitsChange};
 
@@ -38,6 +39,7 @@ mod kind {
     pub(in crate::machine) const SEAL: u8 = 16;
     pub(in crate::machine) const BEGIN_RESTORE: u8 = 17;
     pub(in crate::machine) const IMPORT_STATE: u8 = 18;
+    pub(in crate::machine) const SET_CLUSTER_LIMITS: u8 = 19;
 }
 
 /// One log entry of the replicated state machine. Membership and blank entries are openraft's.
@@ -82,6 +84,8 @@ pub enum Proposal {
         /// What changes.
         change: LimitsChange,
     },
+    /// Changes what every node keeps to, from the next entry on.
+    SetClusterLimits(ClusterLimits),
     /// A node says which state its snapshot of a checkpoint holds.
     CheckpointReport(CheckpointReport),
     /// The engine profile that replicas of this cluster apply with; the first one stands, until a
@@ -212,6 +216,7 @@ impl Proposal {
                 Ok(Self::BeginRestore { name, module, limits, schema })
             }
             kind::IMPORT_STATE => Ok(Self::ImportState(from_bincode(&body)?)),
+            kind::SET_CLUSTER_LIMITS => Ok(Self::SetClusterLimits(from_bincode(&body)?)),
             kind::SEAL => Ok(Self::Seal { to: from_bincode(&body)? }),
             0 => Err(Error::Malformed("kind 0")),
             _ => Err(Error::Unknown { version, kind }),
@@ -228,6 +233,7 @@ impl Proposal {
             | Self::CreateMachine { .. }
             | Self::RemoveMachine { .. }
             | Self::SetLimits { .. }
+            | Self::SetClusterLimits(_)
             | Self::BeginRestore { .. }
             | Self::ImportState(_)
             | Self::Seal { .. } => true,
@@ -248,6 +254,7 @@ impl Proposal {
             Self::RemoveMachine { .. } => kind::REMOVE_MACHINE,
             Self::Checkpoint => kind::CHECKPOINT,
             Self::SetLimits { .. } => kind::SET_LIMITS,
+            Self::SetClusterLimits(_) => kind::SET_CLUSTER_LIMITS,
             Self::CheckpointReport(_) => kind::CHECKPOINT_REPORT,
             Self::EngineProfile(_) => kind::ENGINE_PROFILE,
             Self::BeginRestore { .. } => kind::BEGIN_RESTORE,
@@ -285,6 +292,7 @@ impl Proposal {
             Self::RemoveMachine { machine } => put_bincode(out, machine),
             Self::Checkpoint => {}
             Self::SetLimits { machine, change } => put_bincode(out, &(machine, change)),
+            Self::SetClusterLimits(limits) => put_bincode(out, limits),
             Self::CheckpointReport(report) => put_bincode(out, report),
             Self::EngineProfile(profile) => put_bincode(out, profile),
             Self::BeginRestore { name, module, limits, schema } => {
@@ -414,6 +422,7 @@ mod tests {
                 last: true,
             }),
             Proposal::Seal { to: "2c3d".to_owned() },
+            Proposal::SetClusterLimits(ClusterLimits { compile_work_max: 70_000 }),
         ]
     }
 

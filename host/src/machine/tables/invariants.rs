@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use super::Tables;
 use super::agreement::CHECKPOINTS_KEPT;
+use super::cluster_limits::ClusterLimits;
 use crate::config::limits::{
     MACHINES_MAX, MODULE_BYTES_MAX, MODULES_PARTIAL_MAX, MODULES_SPARE_MAX,
 };
@@ -62,7 +63,7 @@ impl Tables {
         ]
     }
 
-    fn module_rules(&self, applied: LogIndex) -> [(bool, &'static str); 4] {
+    fn module_rules(&self, applied: LogIndex) -> [(bool, &'static str); 5] {
         let modules = || self.modules.values();
         let limit = u64::try_from(MODULE_BYTES_MAX).expect("a constant that fits");
         let needed: BTreeSet<_> = self.machines.values().map(|machine| machine.module).collect();
@@ -85,6 +86,13 @@ impl Tables {
             (
                 modules().all(|module| module.touched <= applied),
                 "each module was touched last by an entry that is applied",
+            ),
+            (
+                modules()
+                    .map(|module| module.compile_work_max)
+                    .chain([self.cluster_limits.compile_work_max])
+                    .all(|compile_work_max| ClusterLimits { compile_work_max }.check().is_ok()),
+                "the cluster and each module have limits that clusters may have",
             ),
             (
                 partial <= MODULES_PARTIAL_MAX && spare.count() <= spare_max,
@@ -144,7 +152,8 @@ mod tests {
     }
 
     fn module() -> ModuleRecord {
-        ModuleRecord { length: 5, staged: 5, reports: [].into(), touched: 3 }
+        let compile_work_max = ClusterLimits::default().compile_work_max;
+        ModuleRecord { length: 5, staged: 5, reports: [].into(), touched: 3, compile_work_max }
     }
 
     fn machine(name: &str) -> MachineRecord {

@@ -2,6 +2,7 @@
 //! nothing but that entry, so they are equal on all nodes at equal indices.
 
 pub(in crate::machine) mod agreement;
+pub(in crate::machine) mod cluster_limits;
 mod invariants;
 pub(in crate::machine) mod seal;
 
@@ -15,6 +16,7 @@ use crate::config::limits::{
 };
 use crate::machine::entry::proposal::{ModuleChunk, ModuleReport, StatePart};
 use crate::machine::tables::agreement::CheckpointRecord;
+use crate::machine::tables::cluster_limits::ClusterLimits;
 use crate::machine::tables::seal::Sealed;
 use crate::types::{
     LogIndex, MachineId, Membership, ModuleDigest, NodeId, TimeMs, check_machine_name,
@@ -40,6 +42,8 @@ pub struct Tables {
     pub engine_profile: Option<String>,
     /// The engine change under way.
     pub sealed: Option<Sealed>,
+    /// What every node keeps to.
+    pub cluster_limits: ClusterLimits,
 }
 
 /// A module on its way to, or in, the cluster.
@@ -53,10 +57,13 @@ pub struct ModuleRecord {
     pub reports: BTreeMap<NodeId, Option<String>>,
     /// Index of the entry that last brought a piece of it or removed a machine that ran it.
     pub touched: LogIndex,
+    /// How much work compiling it may take: the limit of the cluster as of its first piece.
+    pub compile_work_max: u64,
 }
 
 impl ModuleRecord {
-    pub(in crate::machine) fn is_partial(&self) -> bool {
+    /// Whether bytes of it are missing.
+    pub fn is_partial(&self) -> bool {
         self.staged < self.length
     }
 }
@@ -157,7 +164,13 @@ impl Tables {
             self.make_room_for_module();
         }
         let reports = BTreeMap::new();
-        let fresh = ModuleRecord { length: chunk.length, staged: 0, reports, touched: index };
+        let fresh = ModuleRecord {
+            length: chunk.length,
+            staged: 0,
+            reports,
+            touched: index,
+            compile_work_max: self.cluster_limits.compile_work_max,
+        };
         let record = self.modules.entry(chunk.digest).or_insert(fresh);
         if record.length != chunk.length {
             return bad("a piece does not fit the length of its module");
@@ -173,6 +186,19 @@ impl Tables {
         assert!(record.touched <= index, "entries are applied in order");
         record.touched = index;
         Ok(true)
+    }
+
+    /// Forgets a whole module that some node cannot run and no machine runs, since it is uploaded
+    /// again: under another limit, or on nodes that have what they lacked, it may be another story.
+    pub fn begin_again(&mut self, digest: &ModuleDigest) -> bool {
+        let Some(record) = self.modules.get(digest) else { return false };
+        let is_needed = self.machines.values().any(|machine| machine.module == *digest);
+        let has_failed = record.reports.values().any(Option::is_some);
+        let begins = !is_needed && !record.is_partial() && has_failed;
+        if begins {
+            self.modules.remove(digest);
+        }
+        begins
     }
 
     /// Makes room for one more module that no machine runs yet.

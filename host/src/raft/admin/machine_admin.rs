@@ -8,7 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::config::limits;
 use crate::machine::entry::proposal::ModuleChunk;
-use crate::machine::{Limits, LimitsChange, Proposal, Refusal, Response};
+use crate::machine::{
+    ClusterLimits, Limits, LimitsChange, ModuleRecord, Proposal, Refusal, Response,
+};
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Replica;
 use crate::raft::ask::status::{self, MachineStatus};
@@ -34,11 +36,15 @@ impl Replica {
         self.check_writable()?;
         let digest = ModuleDigest(Sha256::digest(&module).into());
         let view = self.shared.directory.view();
-        if view.modules.get(&digest).is_some_and(|record| record.staged == record.length) {
+        let is_good = |record: &ModuleRecord| {
+            !record.is_partial() && record.reports.values().all(Option::is_none)
+        };
+        if view.modules.get(&digest).is_some_and(is_good) {
             self.wait_ready(digest, deadline).await?;
             return Ok(digest);
         }
-        self.check_module(digest, module.clone()).await?;
+        let work_max = view.cluster_limits.compile_work_max;
+        self.check_module(digest, module.clone(), work_max).await?;
         let staged = self.stage_module(digest, &module, deadline).await;
         if staged.is_err() {
             self.shared.environment.compiled.forget(&digest);
@@ -70,13 +76,18 @@ impl Replica {
 
     /// Compiles a module here before anything of it reaches the log. What this comes to is kept
     /// for when it is staged.
-    async fn check_module(&self, digest: ModuleDigest, module: Bytes) -> Result<(), Error> {
+    async fn check_module(
+        &self,
+        digest: ModuleDigest,
+        module: Bytes,
+        work_max: u64,
+    ) -> Result<(), Error> {
         if module.len() > limits::MODULE_BYTES_MAX {
             let as_u64 = |length: usize| u64::try_from(length).expect("a length in memory fits");
             let (length, limit) = (as_u64(module.len()), as_u64(limits::MODULE_BYTES_MAX));
             return Err(Error::TooLarge { what: "the module", length, limit });
         }
-        let admitted = self.shared.environment.admit(digest, module).await;
+        let admitted = self.shared.environment.admit(digest, module, work_max).await;
         admitted
             .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
             .map_err(Error::ModuleRefused)
@@ -161,6 +172,17 @@ impl Replica {
         self.check_writable()?;
         self.write(&Proposal::SetLimits { machine, change }, deadline).await?;
         self.machine(name)
+    }
+
+    /// Sets what every node keeps to, from the next entry on.
+    pub async fn set_cluster_limits(
+        &self,
+        limits: ClusterLimits,
+        deadline: Instant,
+    ) -> Result<ClusterLimits, Error> {
+        self.check_writable()?;
+        self.write(&Proposal::SetClusterLimits(limits), deadline).await?;
+        Ok(limits)
     }
 
     /// Removes a machine and its state; with an `id`, only if it is the one that has it.

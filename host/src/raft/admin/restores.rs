@@ -29,7 +29,7 @@ impl Replica {
 
     /// Looks at the module here before anything reaches the log.
     async fn check_importable(&self, module: ModuleDigest, schema: u32) -> Result<(), Error> {
-        let compiled = self.shared.environment.compile(module).await;
+        let compiled = self.shared.environment.compile(module, u64::MAX).await;
         let compiled = compiled
             .map_err(|error| Error::ModuleRefused(format!("compiling it panicked: {error}")))?
             .map_err(Error::ModuleNotReady)?;

@@ -8,7 +8,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Instant as _, ServerState};
 
 pub use crate::machine::{CheckpointRecord, FuelUse, Restoring};
-use crate::machine::{GuestHandle, Limits, Published, Sealed, View, divergent};
+use crate::machine::{ClusterLimits, GuestHandle, Limits, Published, Sealed, View, divergent};
 use crate::raft::ask::replica::Shared;
 use crate::raft::duties::timing::patience;
 use crate::raft::type_config::{RaftLogId, TypeConfig};
@@ -162,6 +162,8 @@ pub struct Status {
     pub halted: Option<String>,
     /// The engine profile that entries are applied with, once it is in the log.
     pub replicated_profile: Option<String>,
+    /// What every node keeps to, as applied here.
+    pub cluster_limits: ClusterLimits,
     /// The engine change under way.
     pub sealed: Option<SealStatus>,
     /// The change of voters under way.
@@ -197,6 +199,7 @@ pub(in crate::raft) fn of(shared: &Shared) -> Status {
         checkpoints: view.checkpoints.clone(),
         halted: view.halted.clone(),
         replicated_profile: view.engine_profile.clone(),
+        cluster_limits: view.cluster_limits,
         sealed: sealed(shared, &view, &metrics),
         change: change(&metrics),
         alarms: alarms(shared, &metrics),

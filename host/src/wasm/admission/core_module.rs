@@ -6,7 +6,7 @@ use wasmparser::{
 };
 
 use super::function::Wrong;
-use super::{Error, Place};
+use super::{Error, Heaviest, Place};
 use crate::config::limits;
 use crate::wasm::limits::Limits;
 
@@ -53,7 +53,7 @@ pub(super) struct CoreModule {
     /// Number of the module in the component.
     number: u32,
     /// Where it begins, in bytes.
-    start: usize,
+    pub(super) start: usize,
     /// The global that its functions write, once one was met.
     pub(super) pointer: Option<u32>,
     globals: Vec<GlobalType>,
@@ -153,11 +153,17 @@ impl CoreModule {
         Error::Global { module: self.number, what }
     }
 
+    /// A function that takes more work than those before it. Its name is not looked up yet.
+    pub(super) fn heaviest(&self, function: u32, offset: usize, work: u64) -> Heaviest {
+        let place = Place { module: self.number, function, name: None, offset };
+        Heaviest { place, work }
+    }
+
     /// What is wrong with a function, with the place of it. `start` is where its body begins, and
     /// `bytes` are those of the whole component.
     pub(super) fn refusal(&self, wrong: Wrong, function: u32, start: usize, bytes: &[u8]) -> Error {
         let place = |offset| {
-            let name = bytes.get(self.start..).and_then(|module| function_name(module, function));
+            let name = function_name(bytes, self.start, function);
             Place { module: self.number, function, name, offset }
         };
         match wrong {
@@ -230,9 +236,9 @@ pub(super) fn check_count(what: &'static str, count: u64, limit: u64) -> Result<
     Ok(())
 }
 
-/// A function's name from the module's name section, fit to be printed.
-fn function_name(module: &[u8], function: u32) -> Option<String> {
-    let payloads = Parser::new(0).parse_all(module).map_while(Result::ok);
+/// A function's name from the name section of the module that begins there, fit to be printed.
+pub(super) fn function_name(bytes: &[u8], start: usize, function: u32) -> Option<String> {
+    let payloads = Parser::new(0).parse_all(bytes.get(start..)?).map_while(Result::ok);
     let ends = payloads.take_while(|payload| !matches!(payload, Payload::End(_)));
     let names = ends.filter_map(|payload| match payload {
         Payload::CustomSection(section) => match section.as_known() {

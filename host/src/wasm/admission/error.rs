@@ -52,6 +52,19 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// Compiling it is more work than the cluster allows.
+    #[error(
+        "compiling the component takes {work} units of work by estimate, and the limit is {limit} \
+         (compile_work_max of the cluster); {} of them are for {}", heaviest.work, heaviest.place
+    )]
+    TooMuchWork {
+        /// What it takes.
+        work: u64,
+        /// The limit.
+        limit: u64,
+        /// The function that takes most of it.
+        heaviest: Heaviest,
+    },
     /// It wants something that is not offered.
     #[error("the component imports `{0}`, which is not offered: the only import is `{LOG}`")]
     Import(String),
@@ -194,8 +207,17 @@ impl From<wasmparser::BinaryReaderError> for Error {
     }
 }
 
+/// The function that takes a compiler most work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heaviest {
+    /// Which function.
+    pub place: Place,
+    /// The work that it takes by estimate.
+    pub work: u64,
+}
+
 /// A place in the code.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Place {
     /// Number of the core module in the component.
     pub module: u32,

@@ -72,39 +72,53 @@ pub(super) struct Functions {
     unproved: Vec<Unproved>,
     /// What compiling all functions so far is estimated to take, in nanoseconds.
     cost_ns: u64,
+    /// More than this, in units of work, is refused. The rest is counted then, and no more.
+    work_max: u64,
 }
 
 impl Functions {
-    /// Checks one body. `pointer` is the one global that the module writes, once one was met.
+    pub(super) fn new(work_max: u64) -> Self {
+        Self { work_max, ..Self::default() }
+    }
+
+    /// Checks one body, and returns the work of compiling it. `pointer` is the one global that the
+    /// module writes, once one was met.
     pub(super) fn check(
         &mut self,
         function: FuncToValidate<ValidatorResources>,
         body: &FunctionBody<'_>,
         pointer: &mut Option<u32>,
-    ) -> Result<(), Wrong> {
+    ) -> Result<u64, Wrong> {
         check_size(body)?;
         let again = again(&function);
         let parameters = parameters(&function);
         let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
         let (written, work) = self.translate(&mut validator, body, *pointer)?;
-        self.add_cost(&work)?;
+        let cost_ns = work.cost_ns()?;
+        self.cost_ns = self.cost_ns.saturating_add(cost_ns);
         let (index, results) = (validator.index(), results(&validator));
         self.allocations = validator.into_allocations();
+        if self.is_too_much() {
+            return Ok(units(cost_ns));
+        }
         if let Some(parameter) = stack_pointer::returns(&self.steps, parameters, results) {
             self.returned.insert(index, parameter);
         }
-        let Some(global) = written else { return Ok(()) };
+        let Some(global) = written else { return Ok(units(cost_ns)) };
         *pointer = Some(global);
         if stack_pointer::prove(&self.steps, results, &Returned::new()).is_err() {
             self.unproved.push(Unproved { function: again, body: body.range() });
         }
-        Ok(())
+        Ok(units(cost_ns))
     }
 
     /// Looks again at the functions of a module that were not proved yet, now that it is known what
     /// the others return. `bytes` are those of the whole component.
     pub(super) fn end_module(&mut self, pointer: Option<u32>, bytes: &[u8]) -> Result<(), Refused> {
         let returned = std::mem::take(&mut self.returned);
+        if self.is_too_much() {
+            self.unproved.clear();
+        }
         for Unproved { function, body } in std::mem::take(&mut self.unproved) {
             let (index, start) = (function.index, body.start);
             let refused = |wrong| Refused { wrong, function: index, start };
@@ -167,21 +181,21 @@ impl Functions {
         Ok((Some(pointer), work))
     }
 
-    /// What compiling all functions so far is estimated to take, in milliseconds.
-    pub(super) fn compile_ms(&self) -> u64 {
-        self.cost_ns / 1_000_000
+    /// The work of compiling all functions so far.
+    pub(super) fn work(&self) -> u64 {
+        units(self.cost_ns)
     }
 
-    /// Bounds what compiling the functions so far would cost, of which this is the last.
-    fn add_cost(&mut self, work: &Work) -> Result<(), Wrong> {
-        self.cost_ns = self.cost_ns.saturating_add(work.cost_ns()?);
-        let (count, limit) = (self.compile_ms(), limits::MODULE_COMPILE_MS_MAX);
-        if count > limit {
-            let what = "milliseconds of estimated compilation, with all functions before it";
-            return Err(Wrong::TooLarge { what, count, limit });
-        }
-        Ok(())
+    /// Whether that is more than is allowed. What follows is counted and validated then, and
+    /// nothing is proved of it, so that a refusal costs little and names the whole work.
+    pub(super) fn is_too_much(&self) -> bool {
+        self.work() > self.work_max
     }
+}
+
+/// An estimate in units of work, a millisecond each.
+fn units(cost_ns: u64) -> u64 {
+    cost_ns / 1_000_000
 }
 
 fn check_size(body: &FunctionBody<'_>) -> Result<(), Wrong> {

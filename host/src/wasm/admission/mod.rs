@@ -27,7 +27,9 @@ mod work_tests;
 
 use wasmparser::{Encoding, Parser, Payload, ValidPayload, Validator, WasmFeatures};
 
-pub use error::{Error, Place};
+pub use error::{Error, Heaviest, Place};
+
+pub(super) use self::work::WEIGHTS as WORK_WEIGHTS;
 
 use self::component::Component;
 use self::core_module::{CoreModule, Counts};
@@ -60,12 +62,25 @@ pub struct Shape {
     pub functions: u64,
     /// Size of its memory at the start, in bytes.
     pub memory_bytes: u64,
-    /// What compiling it is estimated to take, in milliseconds of one processor.
-    pub compile_ms: u64,
+    /// The work of compiling it, by estimate.
+    pub compile_work: u64,
+    /// The function that takes most of that.
+    pub heaviest: Heaviest,
 }
 
-/// Checks a module, and says what it is made of.
-pub(super) fn inspect(bytes: &[u8], limits: &Limits) -> Result<Shape, Error> {
+impl Shape {
+    /// Refuses what takes more work to compile than this.
+    pub(super) fn check_work(&self, limit: u64) -> Result<(), Error> {
+        if self.compile_work <= limit {
+            return Ok(());
+        }
+        let (work, heaviest) = (self.compile_work, self.heaviest.clone());
+        Err(Error::TooMuchWork { work, limit, heaviest })
+    }
+}
+
+/// Checks a module, and says what it is made of. It may take so much work to compile.
+pub(super) fn inspect(bytes: &[u8], limits: &Limits, work_max: u64) -> Result<Shape, Error> {
     if bytes.len() > MODULE_BYTES_MAX {
         return Err(Error::TooLong { length: bytes.len(), limit: MODULE_BYTES_MAX });
     }
@@ -74,7 +89,7 @@ pub(super) fn inspect(bytes: &[u8], limits: &Limits) -> Result<Shape, Error> {
     }
     let mut parser = Parser::new(0);
     parser.set_features(FEATURES);
-    let mut inspection = Inspection::new(bytes, limits);
+    let mut inspection = Inspection::new(bytes, limits, work_max);
     for payload in parser.parse_all(bytes) {
         let malformed = |error: wasmparser::BinaryReaderError| {
             Error::NotComponent(format!("{} at offset {:#x}", error.message(), error.offset()))
@@ -94,6 +109,9 @@ struct Inspection<'a> {
     /// The core module that is being read, if any.
     core_module: Option<CoreModule>,
     functions: Functions,
+    work_max: u64,
+    /// The heaviest function so far, and where its core module begins.
+    heaviest: (Heaviest, usize),
     /// Whether a core module had a stack pointer already.
     has_pointer: bool,
     exports_machine: bool,
@@ -102,14 +120,16 @@ struct Inspection<'a> {
 }
 
 impl<'a> Inspection<'a> {
-    fn new(bytes: &'a [u8], limits: &'a Limits) -> Self {
+    fn new(bytes: &'a [u8], limits: &'a Limits, work_max: u64) -> Self {
         Self {
             bytes,
             limits,
             validator: Validator::new_with_features(FEATURES),
             components: Vec::new(),
             core_module: None,
-            functions: Functions::default(),
+            functions: Functions::new(work_max),
+            work_max,
+            heaviest: (Heaviest::default(), 0),
             has_pointer: false,
             exports_machine: false,
             counts: Counts::default(),
@@ -172,8 +192,13 @@ impl<'a> Inspection<'a> {
         let index = function.index;
         let had_pointer = core_module.pointer.is_some();
         let checked = self.functions.check(function, body, &mut core_module.pointer);
-        if let Err(wrong) = checked {
-            return Err(core_module.refusal(wrong, index, body.range().start, self.bytes));
+        let start = body.range().start;
+        let work = match checked {
+            Ok(work) => work,
+            Err(wrong) => return Err(core_module.refusal(wrong, index, start, self.bytes)),
+        };
+        if work >= self.heaviest.0.work {
+            self.heaviest = (core_module.heaviest(index, start, work), core_module.start);
         }
         if !had_pointer && core_module.pointer.is_some() {
             core_module.check_pointer(std::mem::replace(&mut self.has_pointer, true))?;
@@ -190,6 +215,12 @@ impl<'a> Inspection<'a> {
     }
 
     fn finish(mut self) -> Result<Shape, Error> {
+        let (mut heaviest, module_start) = self.heaviest;
+        heaviest.place.name =
+            core_module::function_name(self.bytes, module_start, heaviest.place.function);
+        self.shape.heaviest = heaviest;
+        self.shape.compile_work = self.functions.work();
+        self.shape.check_work(self.work_max)?;
         if !self.exports_machine {
             return Err(Error::MissingExport);
         }
@@ -197,7 +228,6 @@ impl<'a> Inspection<'a> {
             return Err(Error::Memories(self.counts.memories));
         }
         self.shape.memory_bytes = self.counts.memory_bytes;
-        self.shape.compile_ms = self.functions.compile_ms();
         Ok(self.shape)
     }
 }

@@ -4,20 +4,23 @@ use super::super::bindings::{LOG, MACHINE};
 use super::super::tests::{ENGINE, component};
 use super::*;
 
+/// Work that compiling a module may take here.
+const WORK_MAX: u64 = 4_000;
+
 /// Why a component in text is refused.
 fn refusal(text: &str) -> String {
     refused(&wat::parse_str(text).unwrap())
 }
 
 fn refused(bytes: &[u8]) -> String {
-    inspect(bytes, &Limits::largest()).expect_err("it is refused").to_string()
+    inspect(bytes, &Limits::largest(), WORK_MAX).expect_err("it is refused").to_string()
 }
 
 /// What is said of a component of these parts, which are allowed if all that it lacks is what
 /// makes it a guest.
 fn parts(text: &str) -> Result<(), String> {
     let bytes = wat::parse_str(format!("(component {text})")).unwrap();
-    match inspect(&bytes, &Limits::largest()) {
+    match inspect(&bytes, &Limits::largest(), WORK_MAX) {
         Ok(_) | Err(Error::MissingExport) => Ok(()),
         Err(error) => Err(error.to_string()),
     }
@@ -47,12 +50,12 @@ fn renamed(guest: &str, from: &str, to: &str) -> Vec<u8> {
 #[test]
 fn guests_are_admitted() {
     for guest in ["guest-kv", "counter", "hostile"] {
-        let shape = inspect(&component(guest), &Limits::largest()).expect(guest);
+        let shape = inspect(&component(guest), &Limits::largest(), WORK_MAX).expect(guest);
         assert_eq!(shape.imports, [LOG], "{guest}");
         assert!((10..10_000).contains(&shape.functions), "{guest}: {shape:?}");
         assert!((1..4).contains(&shape.core_modules), "{guest}: {shape:?}");
         assert!((64 << 10..16 << 20).contains(&shape.memory_bytes), "{guest}: {shape:?}");
-        let margin = limits::MODULE_COMPILE_MS_MAX / shape.compile_ms;
+        let margin = WORK_MAX / shape.compile_work;
         assert!((5..1000).contains(&margin), "{guest}: {shape:?}");
     }
 }
@@ -103,7 +106,8 @@ fn the_contract_is_held() {
     assert_eq!(refusal("(component)"), missing);
     assert_eq!(refused(&renamed("counter", MACHINE, "lockstep:guest/machine@0.2.0")), missing);
     for (from, to) in [("export-begin", "export-bogus"), ("uses-time", "uses-tame")] {
-        let refused = ENGINE.compile(&renamed("counter", from, to)).err().unwrap().to_string();
+        let refused =
+            ENGINE.compile(&renamed("counter", from, to), WORK_MAX).err().unwrap().to_string();
         assert!(refused.starts_with("the component does not fit the contract: "), "{refused}");
     }
 }

@@ -4,8 +4,8 @@
 //! each branch of each value that lives there, carries along each branch what was assigned since
 //! the place that it leads to, and looks through all of that for each value again. So those are
 //! counted, as upper bounds that a single pass can know. The weights were found by measuring
-//! functions that are made to be costly (docs/performance.md); they are estimates for a release
-//! build, and no clock is read here.
+//! functions that are made to be costly, with a release build (docs/performance.md): most code
+//! takes a third of its estimate. No clock is read here.
 
 use wasmparser::Operator;
 
@@ -13,21 +13,33 @@ use super::function::Wrong;
 use crate::config::limits;
 
 /// Estimate for any function, in nanoseconds; so are the ones that follow.
-const FUNCTION_NS: u64 = 95_000;
+const FUNCTION_NS: u64 = 38_000;
 /// For an operator, with few values about.
-const OPERATOR_NS: u64 = 1_500;
+const OPERATOR_NS: u64 = 600;
 /// For an operator, for each value that may have to be kept meanwhile.
-const OPERATOR_VALUE_NS: u64 = 10;
+const OPERATOR_VALUE_NS: u64 = 4;
 /// From here on, more values cost an operator no more.
 const OPERATOR_VALUES_MAX: u64 = 1_000;
 /// For a call, beyond any operator: all registers are saved, and fuel is brought up to date.
-const CALL_NS: u64 = 20_000;
+const CALL_NS: u64 = 8_000;
 /// For a place where a branch or a block begins.
-const BRANCH_NS: u64 = 120_000;
+const BRANCH_NS: u64 = 48_000;
 /// For each pair of such places: few values, too, are looked for at all of them.
-const BRANCH_PAIR_NS: u64 = 30;
+const BRANCH_PAIR_NS: u64 = 12;
 /// Values at branches, times values carried along them, that cost a nanosecond.
-const SEARCHES_PER_NS: u64 = 30;
+const SEARCHES_PER_NS: u64 = 75;
+
+/// All of these, by which two builds come to one estimate or not.
+pub(in crate::wasm) const WEIGHTS: [u64; 8] = [
+    FUNCTION_NS,
+    OPERATOR_NS,
+    OPERATOR_VALUE_NS,
+    OPERATOR_VALUES_MAX,
+    CALL_NS,
+    BRANCH_NS,
+    BRANCH_PAIR_NS,
+    SEARCHES_PER_NS,
+];
 
 /// What one function asks of a compiler, counted operator by operator.
 pub(super) struct Work {

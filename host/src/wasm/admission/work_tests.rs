@@ -1,7 +1,9 @@
 //! What would make a compilation long is refused before anything is compiled, by what it is.
 
 use super::tests::core_module;
+use super::{Error, inspect};
 use crate::config::limits;
+use crate::wasm::limits::Limits;
 
 /// A function with so many locals.
 fn function(locals: usize, body: &str) -> String {
@@ -100,7 +102,7 @@ fn carried_operands_are_bounded() {
     let alone = body("(if (i32.const 0) (then))");
     core_module(&alone).unwrap();
     let reason = core_module(&carrying).expect_err("each branch carries a thousand");
-    assert!(reason.contains("milliseconds of estimated compilation"), "{reason}");
+    assert!(reason.starts_with("compiling the component takes "), "{reason}");
 }
 
 /// What branches carry is looked through for each value at each branch.
@@ -108,10 +110,9 @@ fn carried_operands_are_bounded() {
 fn carried_values_are_bounded() {
     core_module(&repeated(1000, 1000, 500)).unwrap();
     let reason = core_module(&repeated(1000, 1000, 600)).unwrap_err();
-    let said = "milliseconds of estimated compilation, with all functions before it, and the \
-                limit is 10000";
-    assert!(reason.starts_with("function 0 `costly` of"), "{reason}");
-    assert!(reason.ends_with(said), "{reason}");
+    let said = "units of work by estimate, and the limit is 4000 (compile_work_max of the cluster)";
+    assert!(reason.contains(said), "{reason}");
+    assert!(reason.contains(" of them are for function 0 `costly` of"), "{reason}");
     core_module(&repeated(1000, 100, 600)).expect("what is not assigned is not carried");
 }
 
@@ -131,7 +132,26 @@ fn functions_are_added_up() {
         let many = |count: usize| text.replace("$costly", "").repeat(count);
         core_module(&many(fit)).unwrap_or_else(|reason| panic!("row {number}: {reason}"));
         let reason = core_module(&many(fit + more)).expect_err("that is too much");
-        let last = "milliseconds of estimated compilation, with all functions before it";
-        assert!(reason.contains(last), "row {number}: {reason}");
+        assert!(reason.starts_with("compiling the component takes "), "row {number}: {reason}");
     }
+}
+
+/// A refusal names the whole work, that of the functions behind the limit included, and the
+/// heaviest function; nothing but the limit decides.
+#[test]
+fn the_whole_work_is_named() {
+    let costly =
+        |count: usize| function(1, &"nop ".repeat(500_000)).replace("$costly", "").repeat(count);
+    let heavy = function(1, &"(call 0 (i32.const 0))".repeat(120_000));
+    let text = format!("(component (core module {} {heavy} {}))", costly(20), costly(20));
+    let bytes = wat::parse_str(text).unwrap();
+    let refused = |limit| inspect(&bytes, &Limits::largest(), limit).unwrap_err();
+    let Error::TooMuchWork { work, limit: 10_000, heaviest } = refused(10_000) else {
+        panic!("it is too much")
+    };
+    assert_eq!((heaviest.place.function, heaviest.place.name.as_deref()), (20, Some("costly")));
+    assert!(heaviest.work * 3 < work, "{heaviest:?} of {work}");
+    let same = Error::TooMuchWork { work, limit: work - 1, heaviest };
+    assert_eq!(refused(work - 1).to_string(), same.to_string());
+    assert!(matches!(refused(work), Error::MissingExport), "it fits");
 }

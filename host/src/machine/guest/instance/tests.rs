@@ -3,7 +3,7 @@
 use super::*;
 use crate::machine::MemoryHistory;
 use crate::types::{Command, MachineId};
-use crate::wasm::tests::{ENGINE, component};
+use crate::wasm::tests::{ENGINE, WORK_MAX, component};
 
 const POISON: [&str; 6] = [
     "unreachable",
@@ -19,7 +19,7 @@ fn blueprint() -> Blueprint {
 }
 
 fn blueprint_with(history: Arc<MemoryHistory>) -> Blueprint {
-    let module = ENGINE.compile(&component("hostile")).unwrap();
+    let module = ENGINE.compile(&component("hostile"), WORK_MAX).unwrap();
     let limits = Limits { fuel_per_command: 5_000_000, ..Limits::default() };
     Blueprint { engine: ENGINE.clone(), module, limits, history }
 }
@@ -183,7 +183,7 @@ fn forks_change_nothing() {
 
 /// A blueprint of the reference guest.
 fn kv() -> Blueprint {
-    Blueprint { module: ENGINE.compile(&component("guest-kv")).unwrap(), ..blueprint() }
+    Blueprint { module: ENGINE.compile(&component("guest-kv"), WORK_MAX).unwrap(), ..blueprint() }
 }
 
 /// Some hundred thousand bytes in the reference guest, as the chunks of an export.
@@ -261,7 +261,7 @@ fn a_refused_import_says_why() {
 fn memory_grows_under_everything() {
     on_guest_thread(|| {
         let mut random = fastrand::Rng::with_seed(11);
-        let module = ENGINE.compile(&component("guest-kv")).unwrap();
+        let module = ENGINE.compile(&component("guest-kv"), WORK_MAX).unwrap();
         let limits = Limits::default();
         let start = |history: &Arc<MemoryHistory>| {
             let blueprint = blueprint_with(Arc::clone(history));

@@ -28,7 +28,6 @@ async fn open_with(
 ) -> StateMachine {
     let data_dir = DataDir::open(folder, NodeId(1)).unwrap();
     let snapshots = SnapshotDir::open(&data_dir.snapshots()).unwrap();
-    let (staged, _) = tokio::sync::mpsc::unbounded_channel();
     let environment = Environment {
         cluster: Arc::new(OnceLock::from(ClusterId([7; 16]))),
         engine: wasm::tests::ENGINE.clone(),
@@ -37,7 +36,6 @@ async fn open_with(
         history: Arc::new(MemoryHistory::default()),
         compiled: Arc::new(CompiledModules::default()),
         compiling: Arc::new(tokio::sync::Semaphore::new(1)),
-        staged,
         directory,
     };
     let snapshots = Arc::new(Snapshots::new(snapshots, None, None));
