@@ -25,7 +25,8 @@ fn batch(machine: u64, commands: usize) -> Batch {
 /// Tables with one module, whole, touched at 9, and one machine on it.
 fn tables() -> Tables {
     let digest = ModuleDigest([1; 32]);
-    let module = ModuleRecord { length: 1, staged: 1, reports: [].into(), touched: 9 };
+    let module =
+        ModuleRecord { length: 1, staged: 1, reports: [].into(), touched: 9, compile_work_max: 1 };
     let record = MachineRecord {
         name: "m".into(),
         module: digest,
@@ -120,7 +121,8 @@ async fn a_snapshot_that_does_not_fit_is_refused() {
     let mut node = Node::new();
     node.create("counter", "counter").await;
     let digest = ModuleDigest([9; 32]);
-    let module = ModuleRecord { length: 5, staged: 2, reports: [].into(), touched: 1 };
+    let module =
+        ModuleRecord { length: 5, staged: 2, reports: [].into(), touched: 1, compile_work_max: 1 };
     node.machines.tables.modules.insert(digest, module);
     node.machines.staging.insert(digest, vec!["ab".into()]);
     let mut pieces = node.pieces().await;
