@@ -23,6 +23,9 @@ use crate::types::{Incarnation, LogId, LogIndex, Member, NodeId, StateDigest, Ti
 /// A peer that takes longer to accept a connection is not reachable.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// So many times a node is asked whether it leads, while the connection breaks.
+const LEADS_ASKED_MAX: usize = 3;
+
 /// What a connection is for. Each has its own, since on a shared one the small and urgent waits
 /// behind the big.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,15 +116,15 @@ impl Network {
         let (Some(hello), Ok(mut control)) = (hello, self.link(node, member, Lane::Control)) else {
             return Leads::Unknown;
         };
-        // The first call on a connection that has broken says nothing of the node: it fails, and
-        // the next one dials.
-        for _ in 0..2 {
+        // A call on a connection that breaks meanwhile says nothing of the node: it fails, in one of
+        // three ways by what it was doing, and the next one dials.
+        for _ in 0..LEADS_ASKED_MAX {
             let request = peer::StandingRequest { hello: Some(hello.clone()) };
             match tokio::time::timeout_at(deadline, control.standing(request)).await {
                 Ok(Ok(reply)) if reply.get_ref().leads => return Leads::Yes,
                 Ok(Ok(_)) => return Leads::No,
                 Ok(Err(status)) if status.code() == Code::Unavailable => return Leads::Gone,
-                Ok(Err(status)) if status.code() == Code::Unknown => {}
+                Ok(Err(status)) if is_broken(&status) => {}
                 Ok(Err(_)) | Err(_) => return Leads::Unknown,
             }
         }
@@ -258,6 +261,12 @@ impl From<peer::StandingReply> for Said {
 }
 
 /// Prepares a connection without opening it. Must run inside the async runtime.
+/// True for what a call ends with whose connection breaks: it is told that it was cancelled, that
+/// the peer broke the protocol, or nothing.
+fn is_broken(status: &Status) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::Internal | Code::Unknown)
+}
+
 fn dial(address: &str) -> Link {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| format!("{address:?} is no address of a peer: {error}"))?;
