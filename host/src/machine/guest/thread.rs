@@ -253,7 +253,7 @@ impl Thread {
         let cut_short = fuel_max < self.instance.limits().fuel_per_query;
         match self.instance.query(asked.context, asked.batch(), fuel_max) {
             Ok(result) => {
-                self.window.settle(asked, result, cut_short);
+                self.window.settle(asked, result, cut_short, Instant::now());
                 Ok(())
             }
             Err(failure) => {

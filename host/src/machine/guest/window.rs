@@ -19,8 +19,9 @@ use crate::machine::guest::expected::Expected;
 use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context};
 
-/// More fuel than a guest can use in a nanosecond: 1 to 2.5 were measured. Bounding a query by its
-/// deadline at this rate ends none before it.
+/// More fuel than most guests can use in a nanosecond: 1 to 2.5 were measured. Bounding a query by
+/// its deadline at this rate ends it soon after that. One that copies or fills much memory uses
+/// more in a nanosecond, and so runs out before its deadline: it is asked again at twice the rate.
 const FUEL_PER_NS: u64 = 4;
 /// Of fewer queries those of callers that are gone are dropped when their turn comes.
 const SWEPT_MIN: usize = 1024;
@@ -63,6 +64,8 @@ struct Waiting {
     query: Query,
     /// It was asked with others, and one of them failed.
     alone: bool,
+    /// What its deadline gives it for each nanosecond that is left.
+    fuel_per_ns: u64,
 }
 
 /// The queries that wait for one guest.
@@ -87,11 +90,12 @@ pub(in crate::machine) struct Asked {
     queries: Vec<Query>,
     data: Vec<u8>,
     ends: Vec<u32>,
+    fuel_per_ns: u64,
     fuel_max: u64,
 }
 
 impl Asked {
-    fn new(context: Context, queries: Vec<Query>, now: Instant) -> Self {
+    fn new(context: Context, queries: Vec<Query>, fuel_per_ns: u64, now: Instant) -> Self {
         let (mut data, mut ends) = (Vec::new(), Vec::with_capacity(queries.len()));
         for query in &queries {
             data.extend_from_slice(&query.bytes);
@@ -100,8 +104,8 @@ impl Asked {
         let last = queries.iter().map(|query| query.deadline).max();
         let left = last.map_or(Duration::ZERO, |last| last.saturating_duration_since(now));
         let fuel_max = u64::try_from(left.as_nanos()).unwrap_or(u64::MAX);
-        let fuel_max = fuel_max.saturating_mul(FUEL_PER_NS);
-        Self { context, queries, data, ends, fuel_max }
+        let fuel_max = fuel_max.saturating_mul(fuel_per_ns);
+        Self { context, queries, data, ends, fuel_per_ns, fuel_max }
     }
 
     /// As a guest is called with them.
@@ -109,7 +113,7 @@ impl Asked {
         wasm::Batch { data: &self.data, ends: &self.ends }
     }
 
-    /// Fuel that none of them can have used before the last of their deadlines.
+    /// Fuel that most of them cannot have used before the last of their deadlines.
     pub(in crate::machine) fn fuel_max(&self) -> u64 {
         self.fuel_max
     }
@@ -128,7 +132,7 @@ impl Window {
         if context.index >= self.context.index {
             self.context = context;
         }
-        self.queue(queries, false);
+        self.queue(queries, false, FUEL_PER_NS);
         if self.waiting.len() >= self.swept_at {
             // They hold places and bytes that others could have.
             self.waiting.retain(|waiting| !waiting.query.asker.is_gone());
@@ -136,9 +140,9 @@ impl Window {
         }
     }
 
-    fn queue(&mut self, queries: Vec<Query>, alone: bool) {
+    fn queue(&mut self, queries: impl IntoIterator<Item = Query>, alone: bool, fuel_per_ns: u64) {
         for query in queries {
-            self.waiting.push(query.asker.account(), Waiting { query, alone });
+            self.waiting.push(query.asker.account(), Waiting { query, alone, fuel_per_ns });
         }
     }
 
@@ -156,7 +160,8 @@ impl Window {
     /// What to ask now: nothing when nobody waits any more.
     pub(in crate::machine) fn next(&mut self, now: Instant) -> Option<Asked> {
         let (mut queries, mut bytes, mut reply_bytes): (Vec<Query>, _, _) = (Vec::new(), 0, 0);
-        while let Some(Waiting { query, alone }) = self.waiting.peek() {
+        let mut rate = FUEL_PER_NS;
+        while let Some(Waiting { query, alone, .. }) = self.waiting.peek() {
             if query.asker.is_gone() || !query.asker.has_room() || query.deadline <= now {
                 self.pass_over();
                 continue;
@@ -170,13 +175,14 @@ impl Window {
             if is_full && !queries.is_empty() {
                 break;
             }
-            let Some(Waiting { query, alone }) = self.waiting.pop() else { break };
+            let Some(Waiting { query, alone, fuel_per_ns }) = self.waiting.pop() else { break };
             queries.push(query);
             if alone {
+                rate = fuel_per_ns;
                 break;
             }
         }
-        (!queries.is_empty()).then(|| Asked::new(self.context, queries, now))
+        (!queries.is_empty()).then(|| Asked::new(self.context, queries, rate, now))
     }
 
     /// Ends the next query without asking it.
@@ -191,23 +197,31 @@ impl Window {
         }
     }
 
-    /// Takes what came of a call. `cut_short` says that it had less fuel than its machine gives.
+    /// Takes what came of a call. `cut_short` says that it had less fuel than its machine gives:
+    /// what ran out of that before its deadline is asked again, with more.
     pub(in crate::machine) fn settle(
         &mut self,
         asked: Asked,
         result: Result<Vec<Outcome>, Outcome>,
         cut_short: bool,
+        now: Instant,
     ) {
-        let applied = asked.context.index;
+        let (applied, fuel_per_ns) = (asked.context.index, asked.fuel_per_ns);
         let outcomes = match result {
             Ok(outcomes) => outcomes,
-            Err(_) if asked.queries.len() > 1 => return self.queue(asked.queries, true),
+            Err(_) if asked.queries.len() > 1 => {
+                return self.queue(asked.queries, true, FUEL_PER_NS);
+            }
             Err(outcome) => vec![outcome],
         };
         assert_eq!(outcomes.len(), asked.queries.len(), "one outcome a query");
         self.expected.learn(outcomes.iter().map(Outcome::length).max().unwrap_or(0));
         for (query, outcome) in asked.queries.into_iter().zip(outcomes) {
             let is_late = cut_short && matches!(outcome, Outcome::OutOfFuel { .. });
+            if is_late && query.deadline > now {
+                self.queue([query], true, fuel_per_ns.saturating_mul(2));
+                continue;
+            }
             query.asker.tell(Ok((!is_late).then_some(outcome)), applied);
         }
     }
@@ -271,7 +285,7 @@ mod tests {
         let asked = window.next(Instant::now()).unwrap();
         assert_eq!(asked.ends, [1]);
         let long = vec![0; limits::REPLY_BYTES_MAX].into();
-        window.settle(asked, Ok(vec![Outcome::Accepted(long)]), false);
+        window.settle(asked, Ok(vec![Outcome::Accepted(long)]), false, Instant::now());
         assert!(here.told.lock().unwrap().is_some());
         window.push(context(), (0..1000).map(|_| query(&here, 1)).collect());
         let count = window.next(Instant::now()).unwrap().ends.len();
@@ -325,6 +339,34 @@ mod tests {
         assert_eq!(asked, 100);
     }
 
+    /// What uses more fuel in a nanosecond than is thought runs out before its deadline. It is
+    /// asked again at twice the rate, until it is answered or the deadline has passed; fuel that
+    /// its machine does not give is an answer.
+    #[test]
+    fn bulk_instructions_are_no_reason_to_be_late() {
+        let out = || Outcome::OutOfFuel { limit: "fuel_per_query", fuel: 1 };
+        let now = Instant::now();
+        let (mut window, caller) = (Window::default(), Caller::default());
+        let deadline = now + Duration::from_millis(100);
+        window.push(context(), vec![Query { deadline, ..query(&caller, 1) }]);
+        for rate in [4, 8, 16] {
+            let asked = window.next(now).unwrap();
+            assert_eq!(asked.fuel_max(), rate * 100_000_000);
+            window.settle(asked, Err(out()), true, now);
+            assert!(caller.told.lock().unwrap().is_none(), "it waits");
+        }
+        let asked = window.next(now).unwrap();
+        window.settle(asked, Err(out()), true, deadline);
+        let told = caller.told.lock().unwrap().take();
+        assert!(matches!(told, Some(Ok(None))), "its time is over: {told:?}");
+        window.push(context(), vec![query(&caller, 1)]);
+        let asked = window.next(now).unwrap();
+        window.settle(asked, Err(out()), false, now);
+        let told = caller.told.lock().unwrap().take();
+        assert!(matches!(told, Some(Ok(Some(Outcome::OutOfFuel { .. })))), "{told:?}");
+        assert!(window.is_empty());
+    }
+
     /// After a failure of many each is asked alone, behind those that came meanwhile.
     #[test]
     fn a_failure_is_found_alone() {
@@ -333,7 +375,12 @@ mod tests {
         window.push(context(), vec![query(&caller, 1), query(&caller, 2)]);
         let asked = window.next(Instant::now()).unwrap();
         window.push(context(), vec![query(&caller, 3)]);
-        window.settle(asked, Err(Outcome::OutOfFuel { limit: "fuel_per_query", fuel: 1 }), false);
+        window.settle(
+            asked,
+            Err(Outcome::OutOfFuel { limit: "fuel_per_query", fuel: 1 }),
+            false,
+            Instant::now(),
+        );
         let lengths = std::iter::from_fn(|| window.next(Instant::now()).map(|asked| asked.ends));
         assert_eq!(lengths.collect::<Vec<_>>(), [[3], [1], [2]]);
     }
