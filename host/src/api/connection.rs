@@ -26,6 +26,8 @@ use crate::budget::{Account, Budget};
 
 /// A connection from which nothing came for so long is ended.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// A client that has sent so many bytes at once is looked after: is it still there?
+const AT_ONCE_BYTES: usize = 16 << 10;
 /// Wait before `accept` is tried again after it failed, as it does without a free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long a connection may wait for the place of one that gives way.
@@ -107,6 +109,8 @@ pub(super) struct Connection {
     closed: Pin<Box<WaitForCancellationFutureOwned>>,
     heard: Instant,
     silence: Pin<Box<Sleep>>,
+    /// Bytes read since there was nothing to read.
+    at_once: usize,
     _place: OwnedSemaphorePermit,
 }
 
@@ -119,6 +123,7 @@ impl Connection {
             account,
             heard,
             silence: Box::pin(tokio::time::sleep_until(heard + SILENCE_MAX)),
+            at_once: 0,
             _place: place,
         }
     }
@@ -159,13 +164,15 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.is_hung_up() {
+        if this.at_once >= AT_ONCE_BYTES && this.is_hung_up() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         let before = buffer.filled().len();
         match Pin::new(&mut this.tcp).poll_read(context, buffer) {
             Poll::Ready(read) => {
-                if buffer.filled().len() > before {
+                let came = buffer.filled().len() - before;
+                if came > 0 {
+                    this.at_once += came;
                     this.heard = Instant::now();
                 }
                 if this.account.is_closed() {
@@ -173,7 +180,10 @@ impl AsyncRead for Connection {
                 }
                 Poll::Ready(read)
             }
-            Poll::Pending => this.poll_end(context).map(Err),
+            Poll::Pending => {
+                this.at_once = 0;
+                this.poll_end(context).map(Err)
+            }
         }
     }
 }
@@ -214,7 +224,7 @@ mod tests {
 
     use super::*;
 
-    /// What a client sent before it vanished is not read; what one sends that stays is.
+    /// Much that a client sent before it vanished is not read; what one sends that stays is.
     #[tokio::test]
     async fn who_is_gone_is_not_read() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -222,7 +232,7 @@ mod tests {
         let listener = Listener::new(listener, Budget::new(1 << 30), 2, "clients");
         for stays in [true, false] {
             let mut client = TcpStream::connect(address).await.unwrap();
-            client.write_all(&[7; 100]).await.unwrap();
+            client.write_all(&[7; 2 * AT_ONCE_BYTES]).await.unwrap();
             let client = Some(client).filter(|_| stays);
             let mut connection = listener.next().await;
             connection.tcp.readable().await.unwrap();
@@ -232,10 +242,12 @@ mod tests {
                 }
             };
             tokio::time::timeout(PLACE_WAIT, known).await.expect("the system says so soon");
-            let mut bytes = [0; 100];
+            let mut bytes = [0; 2 * AT_ONCE_BYTES];
             let read = connection.read_exact(&mut bytes).await;
             match client {
-                Some(_client) => assert_eq!((read.unwrap(), bytes), (100, [7; 100])),
+                Some(_client) => {
+                    assert_eq!((read.unwrap(), bytes), (bytes.len(), [7; 2 * AT_ONCE_BYTES]))
+                }
                 None => assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionAborted),
             }
         }

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Uri};
+use http::{HeaderMap, Request, Response, Uri};
 use http_body::Frame;
-use http_body_util::BodyExt as _;
 use tokio::time::timeout;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -20,6 +19,7 @@ use tonic::{Code, Status};
 use super::around::{Answer, Around};
 use super::edge;
 use super::error::{self, Found};
+use super::metered::Meter;
 use crate::api::door::Error;
 
 /// This layer's deadline is a twentieth earlier than tonic's, at most by this. The replica's own is
@@ -34,9 +34,9 @@ const READS: [&str; 5] = [
     "/lockstep.v1.Admin/FetchSnapshot",
 ];
 
-/// Gives details to errors without.
-#[derive(Clone, Copy)]
-pub(super) struct Answering;
+/// Counts calls, and gives details to errors without.
+#[derive(Clone)]
+pub(super) struct Answering(pub(super) Meter);
 
 impl Around for Answering {
     fn around<F>(
@@ -50,7 +50,8 @@ impl Around for Answering {
         let method = Method::of(request.uri());
         let limit = edge::asked_timeout(request.headers());
         let limit = limit.map(|limit| limit - (limit / 20).min(ANSWER_TIME_MAX));
-        let answer = inner(request);
+        let last = method.clone();
+        let answer = self.0.call(request, inner, move |frame| last.complete(frame));
         async move {
             let response = match limit {
                 None => answer.await?,
@@ -99,24 +100,16 @@ impl Method {
     fn answer(self, response: Response<Body>) -> Response<Body> {
         // An error in the headers comes before any reply. Every service puts details into its own,
         // so one without was found before the service was asked.
-        match Status::from_header_map(response.headers()) {
-            Some(status) if lacks_details(&status) => {
-                Status::from(self.explain(&status, Found::Before)).into_http()
-            }
-            Some(_) => response,
-            None => {
-                response.map(|body| Body::new(body.map_frame(move |frame| self.complete(frame))))
-            }
+        match error_without_details(response.headers()) {
+            Some(status) => Status::from(self.explain(&status, Found::Before)).into_http(),
+            None => response,
         }
     }
 
     /// The last frame of a response with details, if it is an error without.
     fn complete(&self, frame: Frame<Bytes>) -> Frame<Bytes> {
         let Some(trailers) = frame.trailers_ref() else { return frame };
-        let Some(status) = Status::from_header_map(trailers) else { return frame };
-        if !lacks_details(&status) {
-            return frame;
-        }
+        let Some(status) = error_without_details(trailers) else { return frame };
         let status = Status::from(self.explain(&status, Found::Later));
         let mut trailers = trailers.clone();
         match status.add_header(&mut trailers) {
@@ -127,8 +120,11 @@ impl Method {
     }
 }
 
-fn lacks_details(status: &Status) -> bool {
-    status.code() != Code::Ok && status.details().is_empty()
+/// The error in headers or trailers, where nobody has given it details. Calls that end well are
+/// told by one look, since a status is costly to read.
+fn error_without_details(headers: &HeaderMap) -> Option<Status> {
+    headers.get(Status::GRPC_STATUS).filter(|code| *code != "0")?;
+    Status::from_header_map(headers).filter(|status| status.details().is_empty())
 }
 
 #[cfg(test)]
@@ -171,7 +167,7 @@ mod tests {
     fn trailers_are_completed() {
         let method = Method::of(&Uri::from_static("/lockstep.v1.Client/ExecuteStream"));
         let complete = |status: Status| {
-            let mut trailers = http::HeaderMap::new();
+            let mut trailers = HeaderMap::new();
             status.add_header(&mut trailers).unwrap();
             let frame = method.complete(Frame::trailers(trailers));
             Status::from_header_map(frame.trailers_ref().unwrap()).unwrap()

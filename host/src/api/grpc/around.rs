@@ -25,20 +25,6 @@ pub(super) trait Around: Clone {
         F: Future<Output = Answer> + Send + 'static;
 }
 
-/// The first stands around the second. Both share a future, so that a call has one box for both.
-impl<A: Around, B: Around> Around for (A, B) {
-    fn around<F>(
-        &self,
-        request: Request<Body>,
-        inner: impl FnOnce(Request<Body>) -> F,
-    ) -> impl Future<Output = Answer> + Send + 'static
-    where
-        F: Future<Output = Answer> + Send + 'static,
-    {
-        self.0.around(request, |request| self.1.around(request, inner))
-    }
-}
-
 /// Puts something around a service.
 #[derive(Clone, Copy)]
 pub(super) struct Layered<A>(pub(super) A);

@@ -72,6 +72,21 @@ impl Around for Meter {
     where
         F: Future<Output = Answer> + Send + 'static,
     {
+        self.call(request, inner, |frame| frame)
+    }
+}
+
+impl Meter {
+    /// Makes a call by `inner`, which counts. Each frame of its response goes through `pass`.
+    pub(super) fn call<F>(
+        &self,
+        request: Request<Body>,
+        inner: impl FnOnce(Request<Body>) -> F,
+        pass: impl FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + 'static,
+    ) -> impl Future<Output = Answer> + Send + 'static
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let account = request.extensions().get::<Account>();
         let account = account.expect("every connection has an account").clone();
         let carries = (self.rules)(request.uri().path());
@@ -84,10 +99,16 @@ impl Around for Meter {
         });
         async move {
             match begun {
-                Ok((answer, call)) => Ok(answer.await?.map(|body| sent(body, account, call))),
+                Ok((answer, call)) => Ok(answer.await?.map(|body| sent(body, account, call, pass))),
                 Err(error) => Ok(Status::from(Error::from(error)).into_http()),
             }
         }
+    }
+
+    fn begin(&self, account: &Account, carries: Carries) -> Result<Call, raft::Error> {
+        let (_held, _place) = hold(account, carries).map_err(|_| raft::Error::Overloaded)?;
+        let under_way = self.drain.enter()?;
+        Ok(Call { _held, _place, _under_way: carries.ends.then_some(under_way) })
     }
 }
 
@@ -99,24 +120,21 @@ struct Call {
     _under_way: Option<TaskTrackerToken>,
 }
 
-impl Meter {
-    fn begin(&self, account: &Account, carries: Carries) -> Result<Call, raft::Error> {
-        let (_held, _place) = hold(account, carries).map_err(|_| raft::Error::Overloaded)?;
-        let under_way = self.drain.enter()?;
-        Ok(Call { _held, _place, _under_way: carries.ends.then_some(under_way) })
-    }
-}
-
 fn hold(account: &Account, carries: Carries) -> Result<(Held, Option<OwnedSemaphorePermit>), Full> {
     let place = carries.later.map(|_| account.open_stream()).transpose()?;
     Ok((account.hold(CALL_BYTES + carries.unread)?, place))
 }
 
 /// The body of a response, whose frames count until they are written to the socket.
-fn sent(body: Body, account: Account, call: Call) -> Body {
+fn sent(
+    body: Body,
+    account: Account,
+    call: Call,
+    mut pass: impl FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + 'static,
+) -> Body {
     Body::new(body.map_frame(move |frame| {
         let _until_its_end = &call;
-        frame.map_data(|bytes| {
+        pass(frame).map_data(|bytes| {
             if bytes.len() < FRAME_BYTES_MIN {
                 return bytes;
             }

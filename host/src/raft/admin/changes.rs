@@ -11,14 +11,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver as _;
+use openraft::{ChangeMembers, ServerState};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::raft::ask::error::Error;
 use crate::raft::ask::replica::Replica;
-use crate::raft::type_config::TypeConfig;
+use crate::raft::type_config::{RaftStoredMembership, TypeConfig};
 use crate::types::{LogIndex, Member, Membership, NodeId};
 
 /// What is said to who comes while something else changes the membership.
@@ -84,9 +84,13 @@ impl MembershipTask {
     /// Runs until openraft is gone.
     pub async fn run(mut self) {
         let mut under_way = JoinSet::new();
-        let mut metrics = self.changes.replica.shared.raft.metrics();
+        // Those of the server alone: others change with every entry.
+        let mut metrics = self.changes.replica.shared.raft.server_metrics();
         loop {
-            let is_left = is_left_joint(&metrics.borrow_watched());
+            let is_left = {
+                let now = metrics.borrow_watched();
+                is_left(now.state, &now.membership_config, &now.committed_membership_config)
+            };
             tokio::select! {
                 Some(request) = self.requests.recv(), if under_way.len() < CHANGES_MAX => {
                     under_way.spawn(self.changes.clone().answer(request));
@@ -101,10 +105,17 @@ impl MembershipTask {
 
 /// Whether this node leads and has committed a joint configuration that nobody has left yet.
 fn is_left_joint(metrics: &Metrics) -> bool {
-    let effective = &metrics.membership_config;
-    metrics.state == openraft::ServerState::Leader
+    is_left(metrics.state, &metrics.membership_config, &metrics.committed_membership_config)
+}
+
+fn is_left(
+    state: ServerState,
+    effective: &RaftStoredMembership,
+    committed: &RaftStoredMembership,
+) -> bool {
+    state == ServerState::Leader
         && effective.membership().get_joint_config().len() > 1
-        && metrics.committed_membership_config.log_id() == effective.log_id()
+        && committed.log_id() == effective.log_id()
 }
 
 impl Changes {
@@ -370,7 +381,7 @@ mod tests {
         let id = |index| log_id_to_raft(LogId { term: 1, node: NodeId(1), index });
         let stored = Arc::new(RaftStoredMembership::new(Some(id(index)), membership));
         Metrics {
-            state: openraft::ServerState::Leader,
+            state: ServerState::Leader,
             membership_config: Arc::clone(&stored),
             committed_membership_config: stored,
             last_log_index: Some(1000),
@@ -385,7 +396,7 @@ mod tests {
         let joint = metrics(&[&[1, 2], &[1]], 5);
         assert!(is_left_joint(&joint));
         assert!(!is_left_joint(&metrics(&[&[1, 2]], 5)), "it is no joint one");
-        let follower = Metrics { state: openraft::ServerState::Follower, ..joint.clone() };
+        let follower = Metrics { state: ServerState::Follower, ..joint.clone() };
         assert!(!is_left_joint(&follower));
         let committed = metrics(&[&[1, 2]], 4).committed_membership_config;
         let open = Metrics { committed_membership_config: committed, ..joint };

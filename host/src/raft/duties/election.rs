@@ -3,8 +3,9 @@
 //! The system ends the connections of a process that dies, so the stream of entries ends on the
 //! followers. A follower whose leader's stream has ended, or whom another node asks for a pre-vote,
 //! asks its leader whether that still leads. Where nobody listens at the leader's address any more,
-//! or somebody who does not lead, this task frees the follower's vote from the lease of that leader
-//! and stands for election. Every other follower does the same.
+//! this task frees the follower's vote from the lease of that leader and stands for election. Every
+//! other follower does the same. A leader that says that it leads no more may have handed over: who
+//! is to follow it is left a moment for that first.
 //!
 //! A follower that is wrong disturbs nobody: it asks for a pre-vote, which the others refuse
 //! while they hear their leader. A leader that vanishes without a word is left to the timers.
@@ -21,6 +22,8 @@ use crate::raft::store::convert::vote_from_raft;
 use crate::raft::type_config::RaftVote;
 use crate::types::NodeId;
 
+/// Whoever a leader hands over to leads within this time, or not soon.
+const HANDOVER_GRACE: Duration = Duration::from_millis(300);
 /// A leader that is there says so within this time.
 const LEADER_ANSWERS_WITHIN: Duration = Duration::from_millis(300);
 /// How much later each voter stands than the one before it, so that they do not compete. An
@@ -46,7 +49,14 @@ impl ElectionTask {
         while doubted.changed().await.is_ok() {
             let peer = *doubted.borrow_and_update();
             let Some(vote) = peer.and_then(|peer| self.vote_for(peer)) else { continue };
-            if self.is_gone(leader_of(&vote)).await && self.replace(vote).await.is_none() {
+            match self.ask(leader_of(&vote)).await {
+                Leads::Yes | Leads::Unknown => continue,
+                Leads::No => tokio::time::sleep(HANDOVER_GRACE).await,
+                Leads::Gone => {}
+            }
+            // Another may have been voted for meanwhile.
+            let is_followed = self.vote_for(leader_of(&vote)) == Some(vote);
+            if is_followed && self.replace(vote).await.is_none() {
                 return;
             }
         }
@@ -59,14 +69,10 @@ impl ElectionTask {
         (vote.is_committed() && leader_of(&vote) == leader).then_some(vote)
     }
 
-    async fn is_gone(&self, leader: NodeId) -> bool {
+    async fn ask(&self, leader: NodeId) -> Leads {
         let membership = self.replica.membership();
-        let Some(member) = membership.members.get(&leader) else { return false };
-        let network = &self.replica.shared.network;
-        match network.leads(leader, member, LEADER_ANSWERS_WITHIN).await {
-            Leads::No | Leads::Gone => true,
-            Leads::Yes | Leads::Unknown => false,
-        }
+        let Some(member) = membership.members.get(&leader) else { return Leads::Unknown };
+        self.replica.shared.network.leads(leader, member, LEADER_ANSWERS_WITHIN).await
     }
 
     /// Stands for election in place of the leader of `vote`, until this or another node leads, or

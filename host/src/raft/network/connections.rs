@@ -116,8 +116,8 @@ impl Network {
         let (Some(hello), Ok(mut control)) = (hello, self.link(node, member, Lane::Control)) else {
             return Leads::Unknown;
         };
-        // A call on a connection that breaks meanwhile says nothing of the node: it fails, in one of
-        // three ways by what it was doing, and the next one dials.
+        // A call on a connection that breaks meanwhile says nothing of the node: it fails, in one
+        // of three ways by what it was doing, and the next one dials.
         for _ in 0..LEADS_ASKED_MAX {
             let request = peer::StandingRequest { hello: Some(hello.clone()) };
             match tokio::time::timeout_at(deadline, control.standing(request)).await {
