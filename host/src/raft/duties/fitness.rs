@@ -21,15 +21,22 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_secs(1);
 /// A leader whose disk has not finished a write for so long gives up leadership.
 const DISK_PATIENCE: Duration = Duration::from_millis(1200);
-/// A leader gives up leadership whose guest has not come back for so long from an entry that
-/// others had applied when this was first told.
+/// A leader gives up leadership whose guest has not come back for so long from an entry that a
+/// majority had applied when this was first told.
 const GUEST_PATIENCE: Duration = Duration::from_millis(1600);
+/// What is told by then is told for the first time.
+const FIRST_TOLD: Duration = Duration::from_millis(1200);
+/// Where the majority came past the entry later, it was slow as well: the leader may take so many
+/// times as long.
+const SLOWER_MAX: u32 = 3;
 
 /// Follows the directory and the stalls for as long as the node runs.
 pub struct FitnessTask {
     replica: Replica,
-    /// Voters that had applied more when a stall was first told.
+    /// A majority that was seen to have come past the entry that this node waits for.
     ahead: BTreeSet<NodeId>,
+    /// How long a guest may take, given when that was seen.
+    patience: Duration,
     /// Not before this is handing over tried again.
     not_before: Instant,
 }
@@ -37,7 +44,8 @@ pub struct FitnessTask {
 impl FitnessTask {
     /// A task for this node.
     pub fn new(replica: Replica) -> Self {
-        Self { replica, ahead: BTreeSet::new(), not_before: Instant::now() }
+        let (ahead, patience) = (BTreeSet::new(), GUEST_PATIENCE);
+        Self { replica, ahead, patience, not_before: Instant::now() }
     }
 
     /// Runs until openraft or the apply path is gone.
@@ -81,21 +89,22 @@ impl FitnessTask {
             Cause::Disk => None,
             Cause::Entry(applied) => Some(applied),
         };
+        if applied.is_some() && self.ahead.is_empty() {
+            let fit = self.replica.fit_voters(applied).await;
+            if self.replica.membership().is_majority(&fit) {
+                self.ahead = fit;
+                self.patience = guest_patience(stall.lasts);
+            }
+        }
         let is_late = match stall.cause {
             Cause::Disk => stall.lasts >= DISK_PATIENCE,
-            Cause::Entry(_) => stall.lasts >= GUEST_PATIENCE,
+            Cause::Entry(_) => !self.ahead.is_empty() && stall.lasts >= self.patience,
         };
-        if !is_late && (applied.is_none() || !self.ahead.is_empty()) {
-            return;
-        }
-        let fit = self.replica.fit_voters(applied).await;
         if !is_late {
-            self.ahead = fit;
             return;
         }
-        let mut majority = fit;
+        let mut majority = self.replica.fit_voters(applied).await;
         if applied.is_some() {
-            // Whoever has come past the entry only now is no faster than this node.
             majority.retain(|node| self.ahead.contains(node));
         }
         if self.replica.membership().is_majority(&majority) {
@@ -114,6 +123,28 @@ impl FitnessTask {
                 tracing::warn!(%error, "{who} cannot hand leadership over");
                 self.not_before = Instant::now() + RETRY;
             }
+        }
+    }
+}
+
+/// How long a guest may take in all, of which a majority was seen to have come past the entry when
+/// this node had waited for so long.
+fn guest_patience(seen_after: Duration) -> Duration {
+    if seen_after <= FIRST_TOLD { GUEST_PATIENCE } else { seen_after * SLOWER_MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who was past the entry from the first was quick, and is not waited for long; where all were
+    /// slow, the leader may be the slowest.
+    #[test]
+    fn a_slow_majority_excuses_a_slow_leader() {
+        let rows = [(1_000, 1_600), (1_200, 1_600), (1_300, 3_900), (10_000, 30_000)];
+        for (seen_ms, patience_ms) in rows {
+            let patience = guest_patience(Duration::from_millis(seen_ms));
+            assert_eq!(patience, Duration::from_millis(patience_ms), "seen after {seen_ms} ms");
         }
     }
 }
