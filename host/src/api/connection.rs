@@ -2,8 +2,8 @@
 //! here.
 //!
 //! A connection ends when nothing was read from it for a while (in HTTP/2, one that lives answers
-//! pings), when its account was closed for what it holds, and when the other side has gone,
-//! whatever it sent before.
+//! pings), when its account was closed for what it holds, and when the other side has gone: what
+//! that sent before is read up to [`AT_ONCE_BYTES`].
 //!
 //! **Invariant:** there are never more than there is room for; who never asked for anything gives
 //! way to who comes. **Invariant:** a failing `accept` ends nothing: it is tried again.
@@ -26,7 +26,8 @@ use crate::budget::{Account, Budget};
 
 /// A connection from which nothing came for so long is ended.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
-/// A client that has sent so many bytes at once is looked after: is it still there?
+/// Before more than this is read of what came at once, in bytes, the other side must be there. Less
+/// costs little, and a look at each read is felt.
 const AT_ONCE_BYTES: usize = 16 << 10;
 /// Wait before `accept` is tried again after it failed, as it does without a free descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
