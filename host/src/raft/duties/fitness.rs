@@ -13,7 +13,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use super::stall::{Cause, Stall};
 use crate::raft::admin::Successor;
 use crate::raft::ask::replica::Replica;
-use crate::types::NodeId;
+use crate::types::{LogIndex, NodeId};
 
 /// How long one attempt to hand leadership over may take.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,20 +85,12 @@ impl FitnessTask {
 
     /// Gives up leadership once a stall has lasted for too long, if a majority is better off.
     async fn give_up(&mut self, stall: Stall) {
-        let applied = match stall.cause {
-            Cause::Disk => None,
-            Cause::Entry(applied) => Some(applied),
-        };
-        if applied.is_some() && self.ahead.is_empty() {
-            let fit = self.replica.fit_voters(applied).await;
-            if self.replica.membership().is_majority(&fit) {
-                self.ahead = fit;
-                self.patience = guest_patience(stall.lasts);
+        let (applied, is_late) = match stall.cause {
+            Cause::Disk => (None, stall.lasts >= DISK_PATIENCE),
+            Cause::Entry(applied) => {
+                self.look_ahead(applied, stall.lasts).await;
+                (Some(applied), !self.ahead.is_empty() && stall.lasts >= self.patience)
             }
-        }
-        let is_late = match stall.cause {
-            Cause::Disk => stall.lasts >= DISK_PATIENCE,
-            Cause::Entry(_) => !self.ahead.is_empty() && stall.lasts >= self.patience,
         };
         if !is_late {
             return;
@@ -112,6 +104,19 @@ impl FitnessTask {
             self.hand_over(who, Successor::OneOf(&majority)).await;
         } else {
             self.not_before = Instant::now() + RETRY;
+        }
+    }
+
+    /// Notes the first majority that has come past the entry after `applied`, and what follows from
+    /// how long that took.
+    async fn look_ahead(&mut self, applied: LogIndex, lasts: Duration) {
+        if !self.ahead.is_empty() {
+            return;
+        }
+        let fit = self.replica.fit_voters(Some(applied)).await;
+        if self.replica.membership().is_majority(&fit) {
+            self.ahead = fit;
+            self.patience = guest_patience(lasts);
         }
     }
 
