@@ -25,6 +25,7 @@ use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
 use crate::raft::network::{Local, Network};
 use crate::raft::store::snapshots::SharedSnapshots;
+use crate::raft::type_config::{RaftLogId, RaftVote};
 use crate::types::{Command, LogIndex, MachineId, Member, Outcome, SessionSlot};
 
 /// A handle on this node's replica.
@@ -76,6 +77,13 @@ pub(in crate::raft) fn check_writable(space: &Space, directory: &Directory) -> R
         Some(sealed) => Err(Error::Sealed(sealed.to_string())),
         None => Ok(()),
     }
+}
+
+/// Whether the leader of this vote has applied an entry of its own. The first is the blank one of
+/// its election, and all that was committed before stands in front of it (Raft dissertation,
+/// section 6.4).
+fn has_applied_own(last_applied: Option<&RaftLogId>, vote: &RaftVote) -> bool {
+    last_applied.is_some_and(|id| id.committed_leader_id() == vote.leader_id())
 }
 
 /// A committed command: what it came to, and where it stands in the log.
@@ -146,10 +154,23 @@ impl Replica {
     }
 
     /// Whether a write may start: the one place that decides it before the log does. An entry that
-    /// is on its way when this changes is refused by the machines, on every node alike.
+    /// is on its way when this changes is refused by the machines, on every node alike. So is one
+    /// that a new leader lets through: it may not have applied the entry yet that let writes go on.
     pub(in crate::raft) fn check_writable(&self) -> Result<(), Error> {
         self.check_leader()?;
-        check_writable(&self.shared.space, &self.shared.directory)
+        let check = || check_writable(&self.shared.space, &self.shared.directory);
+        match check() {
+            Err(Error::Halted(_) | Error::Sealed(_)) if self.is_caught_up() => check(),
+            Err(Error::Halted(_) | Error::Sealed(_)) => Ok(()),
+            decided => decided,
+        }
+    }
+
+    /// Whether this node, if it leads, has applied all that was committed before it led.
+    fn is_caught_up(&self) -> bool {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        has_applied_own(metrics.last_applied.as_ref(), &metrics.vote)
     }
 
     /// Asks a machine without changing it.
@@ -241,5 +262,25 @@ impl Replica {
             },
             None => check_parked().and(Err(Error::NoLeader)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::raft::ask::replica::has_applied_own;
+    use crate::raft::store::convert::{log_id_to_raft, vote_to_raft};
+    use crate::types::{LogId, NodeId, Vote};
+
+    /// A new leader whose last applied entry is of an earlier term, or of another leader, knows
+    /// less than what was committed.
+    #[test]
+    fn a_leader_is_caught_up_once_it_applied_its_own() {
+        let vote = vote_to_raft(Vote { term: 4, node: NodeId(1), committed: true });
+        let rows = [(3, 2, false), (3, 1, false), (4, 2, false), (4, 1, true)];
+        for (term, node, caught_up) in rows {
+            let applied = log_id_to_raft(LogId { term, node: NodeId(node), index: 9 });
+            assert_eq!(has_applied_own(Some(&applied), &vote), caught_up, "{term} of {node}");
+        }
+        assert!(!has_applied_own(None, &vote), "nothing is applied");
     }
 }
