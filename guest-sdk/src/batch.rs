@@ -4,7 +4,7 @@
 //! bytes mean.
 //!
 //! Invariants: `ends` never falls and its last is the length of `data`, on both sides; there are
-//! as many replies as requests.
+//! no more replies than requests.
 
 use std::borrow::Cow;
 use std::fmt;

@@ -8,6 +8,10 @@ use crate::export::Export;
 use crate::import::Import;
 use crate::{Batch, Context, Decode, Level, Replies, StateMachine, log};
 
+/// Bytes of replies after which a call ends, and leaves the rest of its requests to another: so the
+/// contract has it for `apply`. It bounds what replies take of the guest's memory.
+pub const REPLIES_BYTES: usize = 1 << 20;
+
 /// The state of a component and what is under way around it.
 pub struct Live<M: StateMachine> {
     machine: M,
@@ -101,6 +105,9 @@ fn answer(batch: &wit::Batch, mut one: impl FnMut(&[u8], &mut Replies)) -> wit::
     let mut replies = Replies::with_capacity(requests.count());
     for request in requests.requests() {
         one(request, &mut replies);
+        if replies.data.len() >= REPLIES_BYTES {
+            break;
+        }
     }
     wit::Replies { data: replies.data, ends: replies.ends, rejected: replies.rejected }
 }
@@ -150,4 +157,45 @@ macro_rules! export {
             const _: fn() -> wit::Manifest = <Exported as wit::Guest>::describe;
         };
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::{Rejection, Reply};
+
+    /// Counts its commands, and answers each at length.
+    #[derive(Default, Serialize, Deserialize)]
+    struct Talker {
+        count: usize,
+    }
+
+    impl StateMachine for Talker {
+        const NAME: &'static str = "talker";
+        type Command<'a> = &'a [u8];
+
+        fn apply(&mut self, _: &Context, _: &[u8], reply: &mut Reply<'_>) -> Result<(), Rejection> {
+            self.count += 1;
+            reply.push(&vec![0; REPLIES_BYTES / 4]);
+            Ok(())
+        }
+
+        fn query(&self, _: &Context, _: &[u8], reply: &mut Reply<'_>) -> Result<(), Rejection> {
+            reply.push(&vec![0; REPLIES_BYTES + 1]);
+            Ok(())
+        }
+    }
+
+    /// What is left of a call once its replies are long enough is neither applied nor answered.
+    #[test]
+    fn a_call_ends_with_its_bytes_of_replies() {
+        let mut live = Live::<Talker>::default();
+        let context = wit::Context { index: 1, time_ms: 1, seed: 1 };
+        let batch = wit::Batch { data: b"abcdefg".to_vec(), ends: (1..=7).collect() };
+        let replies = live.apply(context, &batch);
+        assert_eq!((replies.ends.len(), live.machine.count), (4, 4));
+        assert_eq!(live.query(context, &batch).ends.len(), 1, "one is always answered");
+    }
 }

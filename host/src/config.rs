@@ -23,9 +23,15 @@ pub mod limits {
     pub const REPLY_BYTES_MAX: usize = 1 << 20;
     /// Commands in one log entry, at most.
     pub const ENTRY_COMMANDS_MAX: usize = 256;
-    /// All replies to one batch together, in bytes: as many of the longest as an entry can ask
-    /// for, so that no command fails for what its neighbours are answered. Memory of the host.
-    pub const REPLIES_BYTES_MAX: usize = ENTRY_COMMANDS_MAX * REPLY_BYTES_MAX;
+    /// Bytes of replies with which a guest ends a call, and leaves the rest of its requests to the
+    /// next (`apply` of the contract). With less it answers all.
+    pub const CALL_REPLIES_BYTES: usize = 1 << 20;
+    /// All replies of one call of a guest together, in bytes. Memory of the host.
+    pub const REPLIES_BYTES_MAX: usize = 16 << 20;
+    /// Bytes of replies after which no further command of an entry is executed: how long they are
+    /// is known only then, and until they are sent the leader holds them. The last one may go
+    /// beyond.
+    pub const ENTRY_REPLIES_BYTES_MAX: usize = 16 << 20;
     /// Bytes of commands in one log entry, at most (one command always fits).
     pub const ENTRY_BYTES_MAX: usize = 2 << 20;
     /// Bytes of replies that one call of a guest is made for, as far as replies lately tell. What

@@ -213,15 +213,26 @@ pub enum Outcome {
     },
     /// No machine has this id (any more).
     NoSuchMachine,
+    /// It was not executed: the replies to the commands before it in its entry have as many bytes
+    /// as those of one entry may have.
+    NotReached,
 }
 
 impl Outcome {
+    /// The command was executed, and the guest gave no answer.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Self::Trapped(_) | Self::OutOfFuel { .. } | Self::TooLarge { .. })
+    }
+
     /// Bytes that it holds.
     pub fn length(&self) -> usize {
         match self {
             Self::Accepted(reply) | Self::Rejected(reply) => reply.len(),
             Self::Trapped(reason) => reason.len(),
-            Self::OutOfFuel { .. } | Self::TooLarge { .. } | Self::NoSuchMachine => 0,
+            Self::OutOfFuel { .. }
+            | Self::TooLarge { .. }
+            | Self::NoSuchMachine
+            | Self::NotReached => 0,
         }
     }
 }

@@ -9,7 +9,7 @@ use lockstep_guest_sdk::runtime::Live;
 use lockstep_host::machine::Proposal;
 use lockstep_host::wasm::Limits;
 
-use crate::kv::{CONTEXT, Guests, Requests, mixed};
+use crate::kv::{CONTEXT, Guests, ROOM, Requests, mixed};
 use crate::timing::row;
 
 /// Keys of the state; values have as many bytes as a small counter.
@@ -46,7 +46,7 @@ pub(crate) fn run(guests: &Guests, rounds: usize) -> Result<()> {
                 })?,
                 time(|| {
                     for requests in &batches {
-                        guest.apply(CONTEXT, requests.logged())?;
+                        guest.apply(CONTEXT, &requests.logged(), ROOM)?;
                     }
                     Ok(())
                 })?,
@@ -56,7 +56,7 @@ pub(crate) fn run(guests: &Guests, rounds: usize) -> Result<()> {
                             continue;
                         };
                         for batch in batches {
-                            machine.apply(CONTEXT, batch)?;
+                            machine.apply(CONTEXT, &batch, ROOM)?;
                         }
                     }
                     Ok(())

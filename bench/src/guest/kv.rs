@@ -7,6 +7,8 @@ use lockstep_host::machine::{Batch, Blueprint, Instance, MemoryHistory};
 use lockstep_host::types::{Command, MachineId};
 use lockstep_host::wasm::{self, Context, Engine, Limits, Module};
 
+/// Bytes of replies of a batch, as of an entry.
+pub(crate) const ROOM: usize = lockstep_host::config::limits::ENTRY_REPLIES_BYTES_MAX;
 /// Where and when every call stands: nothing of the guest depends on it here.
 pub(crate) const CONTEXT: Context = Context { index: 7, time_ms: 1_700_000_000_000, seed: 3 };
 /// Bytes of a value where the size of the state is what matters.
@@ -94,7 +96,7 @@ impl Guests {
                 requests.push(&[b"SET", &key(number), value]);
                 number += 1;
             }
-            instance.apply(CONTEXT, requests.logged())?;
+            instance.apply(CONTEXT, &requests.logged(), ROOM)?;
         }
         instance.freeze()?;
         Ok(instance)

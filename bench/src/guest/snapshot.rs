@@ -10,7 +10,7 @@ use lockstep_host::storage::snapshot::SnapshotDir;
 use lockstep_host::types::{LogId, NodeId};
 use lockstep_host::wasm::{Limits, THREAD_STACK_BYTES};
 
-use crate::kv::{CONTEXT, Guests, VALUE_BYTES, mixed};
+use crate::kv::{CONTEXT, Guests, ROOM, VALUE_BYTES, mixed};
 use crate::timing::{millis, row, timed};
 
 /// Commands in a batch.
@@ -31,7 +31,7 @@ pub(crate) fn run(guests: &Guests, mib: usize, dir: &Path) -> Result<()> {
         let (mut commands, start) = (0_u64, Instant::now());
         while go_on(start.elapsed()) {
             let batch = mixed(&mut random, keys, BATCH, &value).logged();
-            machine.apply(CONTEXT, batch)?;
+            machine.apply(CONTEXT, &batch, ROOM)?;
             commands += u64::try_from(BATCH)?;
         }
         Ok::<_, anyhow::Error>(start.elapsed().as_secs_f64() / f64::from(u32::try_from(commands)?))

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lockstep_host::machine::Instance;
 use lockstep_host::wasm::{Fork, Guest, Limits};
 
-use crate::kv::{CONTEXT, Guests, Requests, VALUE_BYTES, key, mixed, reads};
+use crate::kv::{CONTEXT, Guests, ROOM, Requests, VALUE_BYTES, key, mixed, reads};
 use crate::timing::{longest, median, micros, millis, row, timed};
 
 /// Queries that are asked together.
@@ -161,7 +161,7 @@ fn poison(guests: &Guests, keys: u64) -> Result<()> {
         requests
     };
     let too_large = reads(&mut random, keys, 1);
-    let first = timed(|| machine.apply(CONTEXT, too_large.logged()));
+    let first = timed(|| machine.apply(CONTEXT, &too_large.logged(), ROOM));
     first.0?;
     let row_of = each(&mut machine, |_| reads(&mut fastrand::Rng::with_seed(5), keys, 1))?;
     let among = |random: &mut fastrand::Rng| {
@@ -183,7 +183,7 @@ fn each(machine: &mut Instance, mut requests: impl FnMut(u32) -> Requests) -> Re
     let mut total = Duration::ZERO;
     for number in 0..POISONS {
         let batch = requests(number).logged();
-        let (applied, time) = timed(|| machine.apply(CONTEXT, batch));
+        let (applied, time) = timed(|| machine.apply(CONTEXT, &batch, ROOM));
         applied?;
         total += time;
     }

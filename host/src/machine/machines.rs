@@ -16,11 +16,12 @@ use super::directory::{Directory, Published, View};
 use super::library::ModuleLibrary;
 use super::tables::{MachineRecord, Refusal, Restoring, Tables};
 use super::{Applied, HostFailure, Response, Then};
+use crate::config::limits;
 use crate::machine::entry::batch::Batch;
 use crate::machine::entry::proposal::Proposal;
 use crate::machine::guest::history::History;
 use crate::machine::guest::instance::Blueprint;
-use crate::machine::guest::outcome::outcome_of;
+use crate::machine::guest::outcome::{bytes_of, outcome_of};
 use crate::machine::guest::restoring::check_schema;
 use crate::machine::guest::thread::GuestHandle;
 use crate::machine::tables::agreement::CheckpointRecord;
@@ -294,7 +295,12 @@ impl Machines {
     ) -> Result<Vec<Outcome>, HostFailure> {
         let count = batches.iter().map(Batch::count).sum();
         let mut outcomes = Vec::with_capacity(count);
+        let mut room = limits::ENTRY_REPLIES_BYTES_MAX;
         for batch in batches {
+            if room == 0 {
+                outcomes.extend(std::iter::repeat_n(Outcome::NotReached, batch.count()));
+                continue;
+            }
             let machine = batch.machine();
             let running = self.running.get(&machine);
             let Some(running) = running.filter(|_| !self.tables.is_restoring(&machine)) else {
@@ -303,10 +309,11 @@ impl Machines {
             };
             let context = Context { index, time_ms, seed: self.seed(machine, index) };
             let count = batch.count();
-            let of_batch = running.guest.apply(context, batch).await?;
+            let of_batch = running.guest.apply(context, batch, room).await?;
             assert_eq!(of_batch.len(), count, "one outcome a command, at {index}");
+            room = room.saturating_sub(bytes_of(&of_batch));
             for outcome in of_batch {
-                if !matches!(outcome, Outcome::Accepted(_) | Outcome::Rejected(_)) {
+                if outcome.is_failure() {
                     running.guest.log_failure(index, outcomes.len(), &describe(&outcome));
                 }
                 outcomes.push(outcome);
@@ -467,6 +474,7 @@ pub fn describe(outcome: &Outcome) -> String {
             format!("the guest's reply has {length} bytes, the limit is {limit}")
         }
         Outcome::NoSuchMachine => "there is no such machine (any more)".to_owned(),
+        Outcome::NotReached => "it was not executed: its entry has long replies".to_owned(),
     }
 }
 

@@ -82,13 +82,10 @@ impl Node {
 
     /// Applies one entry with one batch for `machine`.
     async fn execute(&mut self, machine: MachineId, commands: &[&str]) -> Vec<Outcome> {
-        let command = |bytes: &&str| Command {
-            machine,
-            session: None,
-            bytes: bytes.as_bytes().to_vec().into(),
-        };
-        let commands: Vec<Command> = commands.iter().map(command).collect();
-        let batches = vec![Batch::new(machine, &commands)];
+        self.execute_all(vec![batch(machine, commands)]).await
+    }
+
+    async fn execute_all(&mut self, batches: Vec<Batch>) -> Vec<Outcome> {
         match self.apply(Proposal::Commands { time_ms: 5, batches }).await {
             Response::Commands(outcomes) => outcomes,
             other => panic!("{other:?}"),
@@ -141,6 +138,12 @@ fn create_proposal(name: &str, module: ModuleDigest) -> Proposal {
     Proposal::CreateMachine { name: name.to_owned(), module, limits: Limits::default() }
 }
 
+fn batch(machine: MachineId, commands: &[&str]) -> Batch {
+    let bytes = |command: &&str| command.as_bytes().to_vec().into();
+    let command = |command| Command { machine, session: None, bytes: bytes(command) };
+    Batch::new(machine, &commands.iter().map(command).collect::<Vec<_>>())
+}
+
 fn accepted(reply: &'static str) -> Outcome {
     Outcome::Accepted(reply.as_bytes().into())
 }
@@ -185,6 +188,23 @@ async fn a_failing_command_costs_itself_alone() {
     }
     assert_eq!(node.execute(hostile, &["remember 1"]).await, [accepted("remember 1=2 ")]);
     assert_eq!(node.execute(counter, &["3"]).await, [accepted("3")]);
+}
+
+/// The replies to an entry are bounded over all its machines: what comes after them is not
+/// executed, and the next entry has room again.
+#[tokio::test]
+async fn an_entry_ends_with_its_room_for_replies() {
+    let mut node = Node::new();
+    let hostile = node.create("hostile", "hostile").await;
+    let counter = node.create("counter", "counter").await;
+    let big = [&["big"; 14][..], &["after"]].concat();
+    let fits = vec![batch(hostile, &big), batch(counter, &["1"])];
+    assert_eq!(node.execute_all(fits).await[14..], [accepted("after"), accepted("1")]);
+    let big = [&["big"; 30][..], &["after"]].concat();
+    let outcomes = node.execute_all(vec![batch(hostile, &big), batch(counter, &["1"])]).await;
+    assert!(matches!(outcomes[0], Outcome::Accepted(_)), "{:?}", outcomes[0]);
+    assert_eq!(outcomes[30..], [Outcome::NotReached, Outcome::NotReached]);
+    assert_eq!(node.execute(counter, &["1"]).await, [accepted("2")]);
 }
 
 /// A guest whose export fails is told of, and the snapshot is whole by its image.

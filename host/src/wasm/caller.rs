@@ -12,7 +12,8 @@ use super::guest_log::{GuestLog, Place, printable};
 use super::limits::{Limits, NoStart, Room};
 use super::memory::{self, Memory};
 use crate::config::limits::{
-    ADMISSION_FUEL, EXPORT_CHUNK_BYTES, EXPORT_CHUNK_BYTES_MIN, EXPORT_SMALL_CHUNKS_MAX, START_FUEL,
+    ADMISSION_FUEL, CALL_REPLIES_BYTES, EXPORT_CHUNK_BYTES, EXPORT_CHUNK_BYTES_MIN,
+    EXPORT_SMALL_CHUNKS_MAX, START_FUEL,
 };
 
 /// What wasmtime's error begins with when more crosses to the host than was allowed; its type is
@@ -270,15 +271,18 @@ fn cut(text: &str) -> &str {
     &text[..text.floor_char_boundary(WORDS_BYTES_MAX)]
 }
 
-/// Checks that replies are laid out as the contract has it, and within the limits.
+/// Checks that replies are laid out as the contract has it, within the limits, and to all requests
+/// unless they are long.
 fn check_replies(
     replies: &bindings::Replies,
     count: usize,
     limits: &Limits,
 ) -> Result<(), Failure> {
     let malformed = |text: String| Err(Failure::Malformed(text));
-    if replies.ends.len() != count {
-        return malformed(format!("{} replies to {count} requests", replies.ends.len()));
+    let answered = replies.ends.len();
+    let may_stop = answered > 0 && replies.data.len() >= CALL_REPLIES_BYTES;
+    if answered > count || (answered < count && !may_stop) {
+        return malformed(format!("{answered} replies to {count} requests"));
     }
     let mut start = 0;
     for (position, &end) in replies.ends.iter().enumerate() {
@@ -299,7 +303,7 @@ fn check_replies(
     if length > limit {
         return Err(Failure::TooLarge { length, limit });
     }
-    check_rejected(&replies.rejected, count)
+    check_rejected(&replies.rejected, answered)
 }
 
 fn check_rejected(rejected: &[u32], count: usize) -> Result<(), Failure> {

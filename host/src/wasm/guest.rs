@@ -31,7 +31,8 @@ pub struct Batch<'a> {
     pub ends: &'a [u32],
 }
 
-/// Replies laid out as a batch, one per request; checked to be so, and within the limits.
+/// Replies laid out as a batch, to the first request and those after it, in order: a guest may
+/// leave the rest for another call. Checked to be so, and within the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replies {
     /// The bytes of all replies.

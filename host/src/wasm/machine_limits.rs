@@ -164,10 +164,10 @@ impl Limits {
         Self::from_values(std::array::from_fn(|at| changes[at].unwrap_or(values[at])))
     }
 
-    /// Bytes of all replies to one batch: as many of the longest as an entry can ask for, so that
-    /// no command fails for what its neighbours are answered.
+    /// Bytes of all replies of one call. What fails by it is tried command by command, so that no
+    /// command fails for what its neighbours are answered.
     pub(super) fn replies_bytes_max(&self) -> u64 {
-        self.reply_bytes_max * ENTRY_COMMANDS_MAX as u64
+        (self.reply_bytes_max * ENTRY_COMMANDS_MAX as u64).min(REPLIES_BYTES_MAX as u64)
     }
 
     /// Bytes that may cross from guest to host in one call: the replies, and both lists of

@@ -211,6 +211,8 @@ pub(super) fn guest_reply(outcome: Outcome, machine: &str) -> Result<(bytes::Byt
             reason::REPLY_TOO_LARGE,
             format!("the guest's reply has {length} bytes, the limit is {limit}"),
         ),
+        // Nothing ran. Who asks again finds that replies are known to be long: fewer go together.
+        Outcome::NotReached => Err(raft::Error::Overloaded.into()),
         // Removed while the command was under way: nothing ran, and nothing will.
         Outcome::NoSuchMachine => Err(raft::Error::NoSuchMachine(machine.to_owned()).into()),
     }
@@ -259,6 +261,8 @@ mod tests {
             assert_eq!(error.outcome, Certain::AppliedError, "{reason}");
             assert_eq!(error.class, Class::Precondition, "{reason}");
         }
+        let crowded = guest_reply(Outcome::NotReached, "m").unwrap_err();
+        assert_eq!((crowded.class, crowded.outcome), (Class::Exhausted, Certain::NotApplied));
         let gone = guest_reply(Outcome::NoSuchMachine, "m").unwrap_err();
         assert_eq!((gone.class, gone.outcome), (Class::NotFound, Certain::NotApplied));
     }

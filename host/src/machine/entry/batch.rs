@@ -1,6 +1,8 @@
 //! The commands of one apply call: their bytes back to back, and where each of them ends. This is
 //! the layout the guest sees, so an entry from the log reaches it without being taken apart.
 
+use std::ops::Range;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::config::limits;
@@ -69,15 +71,16 @@ impl Batch {
         &self.ends
     }
 
-    /// A batch of one command of this one.
-    pub(in crate::machine) fn only(&self, position: usize) -> Self {
-        assert!(position < self.count(), "command {position} of {}", self.count());
-        let at = |position: usize| usize::try_from(self.ends[position]).expect("32 bits fit");
-        let start = if position == 0 { 0 } else { at(position - 1) };
-        let data = self.data.slice(start..at(position));
-        let end = u32::try_from(data.len()).expect("a part of what fits");
-        let sessions = self.sessions.get(position).copied().into_iter().collect();
-        Self { machine: self.machine, ends: vec![end], sessions, data }
+    /// A batch of some commands of this one, by their positions. The data is not copied.
+    pub(in crate::machine) fn part(&self, part: Range<usize>) -> Self {
+        let count = self.count();
+        assert!(part.start < part.end && part.end <= count, "commands {part:?} of {count}");
+        let before = if part.start == 0 { 0 } else { self.ends[part.start - 1] };
+        let ends: Vec<u32> = self.ends[part.clone()].iter().map(|end| end - before).collect();
+        let at = |offset: u32| usize::try_from(offset).expect("32 bits fit");
+        let data = self.data.slice(at(before)..at(self.ends[part.end - 1]));
+        let sessions = self.sessions.get(part).unwrap_or_default().to_vec();
+        Self { machine: self.machine, ends, sessions, data }
     }
 
     /// Length of the encoded batch.

@@ -1,6 +1,7 @@
 //! A machine's guest over time: a command that fails leaves no trace, a query cannot leave one.
 //!
-//! The live guest is called once for each batch. Beside it stand an image of its memory at an
+//! The live guest is called once for each batch, and again for what it leaves: it answers no more
+//! at a time than some bytes of replies. Beside it stand an image of its memory at an
 //! earlier boundary of calls and a journal of the calls since. When a call fails, the image and
 //! the journal bring the guest back to before it, and the batch's commands are applied one by one,
 //! so that a failure costs the command that it is of and nothing else. What is long ago the journal
@@ -17,14 +18,13 @@
 //! once. **Invariant:** a rollback that uses other fuel, or a fork that answers otherwise than its
 //! original, stops the node.
 
+use std::ops::Range;
 use std::sync::Arc;
-
-use bytes::Bytes;
 
 use crate::machine::HostFailure;
 use crate::machine::entry::batch::Batch;
 use crate::machine::guest::history::History;
-use crate::machine::guest::outcome::{FuelUse, outcome_of};
+use crate::machine::guest::outcome::{FuelUse, bytes_of, outcome_of, outcomes_of};
 use crate::types::Outcome;
 use crate::wasm::{
     self, Context, Engine, Failure, Fork, Guest, GuestLog, Image, Limits, Module, Replies,
@@ -40,8 +40,6 @@ const IMAGE_FUEL_MIN: u64 = 50_000_000;
 const PINNED_FACTOR: u64 = 8;
 /// Batches that are tried on a fork after a failure.
 const CAUTIOUS_BATCHES: u32 = 64;
-/// Replies of a call that has no more bytes share them.
-const SHARED_BYTES_MAX: usize = 2 << 10;
 const IMAGE_STANDS: &str = "an image stands beside the guest between calls";
 
 mod frozen;
@@ -50,7 +48,7 @@ mod journal;
 mod tests;
 
 pub use frozen::Frozen;
-use journal::{Journal, Part};
+use journal::Journal;
 
 /// What a guest is made from.
 #[derive(Clone)]
@@ -161,53 +159,94 @@ impl Instance {
         Ok(Ok(()))
     }
 
-    /// Applies a batch. The outcome of a command never depends on its neighbours: commands share
-    /// the fuel of one as long as that is enough for all, and have it each where it isn't.
-    pub fn apply(&mut self, context: Context, batch: Batch) -> Result<Vec<Outcome>, HostFailure> {
+    /// Applies a batch: an outcome for each command. Once the outcomes hold `room` bytes, the rest
+    /// of the commands is not executed. But for that, the outcome of a command never depends on its
+    /// neighbours: commands share the fuel of one as long as that is enough for all, and have it
+    /// each where it isn't.
+    pub fn apply(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+        room: usize,
+    ) -> Result<Vec<Outcome>, HostFailure> {
         assert!(!self.importing, "a state that is half in is not changed, at {}", context.index);
-        let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, &batch)?) };
-        let outcomes = match tried {
-            None => match self.call(context, &batch, Part::All) {
-                Ok(replies) => outcomes_of(replies),
-                Err(failure) => {
-                    let outcome = outcome_of(failure)?;
-                    self.note_failed(&batch, self.live.fuel_left());
-                    self.roll_back()?;
-                    self.apply_apart(context, &batch, outcome)?
-                }
-            },
-            Some(Ok(tried)) => {
-                self.cautious -= 1;
-                outcomes_of(self.repeat(context, &batch, Part::All, &tried)?)
+        assert!(room > 0, "a batch without room is not begun, at {}", context.index);
+        let mut outcomes = self.apply_some(context, batch, 0, room)?;
+        while outcomes.len() < batch.count() {
+            let left = room.saturating_sub(bytes_of(&outcomes));
+            if left == 0 {
+                break;
             }
-            Some(Err(outcome)) => self.apply_apart(context, &batch, outcome)?,
-        };
-        assert_eq!(outcomes.len(), batch.count(), "one outcome a command, at {}", context.index);
+            let reached = outcomes.len();
+            let rest = batch.part(reached..batch.count());
+            outcomes.append(&mut self.apply_some(context, &rest, reached, left)?);
+            assert!(outcomes.len() > reached, "a call answers a command, at {}", context.index);
+        }
+        outcomes.resize(batch.count(), Outcome::NotReached);
         self.image_if_due()?;
         Ok(outcomes)
     }
 
-    /// Applies each command of a batch by itself, after all of them together failed by `outcome`.
+    /// Applies the first commands of what is left of a batch, from position `at` on: as many as the
+    /// guest answers at once.
+    fn apply_some(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+        at: usize,
+        room: usize,
+    ) -> Result<Vec<Outcome>, HostFailure> {
+        let part = at..at + batch.count();
+        let tried = if self.cautious == 0 { None } else { Some(self.attempt(context, batch)?) };
+        let outcomes = match tried {
+            None => match self.call(context, batch, part) {
+                Ok(replies) => outcomes_of(replies),
+                Err(failure) => {
+                    let outcome = outcome_of(failure)?;
+                    self.note_failed(batch, self.live.fuel_left());
+                    self.roll_back()?;
+                    self.apply_apart(context, batch, (at, room), outcome)?
+                }
+            },
+            Some(Ok(tried)) => {
+                self.cautious -= 1;
+                outcomes_of(self.repeat(context, batch, part, &tried)?)
+            }
+            Some(Err(outcome)) => self.apply_apart(context, batch, (at, room), outcome)?,
+        };
+        assert!(outcomes.len() <= batch.count(), "one outcome a command, at {}", context.index);
+        Ok(outcomes)
+    }
+
+    /// Applies each command by itself, after all of them together failed by `outcome`, as long as
+    /// there is room for outcomes.
     fn apply_apart(
         &mut self,
         context: Context,
         batch: &Batch,
+        (at, room): (usize, usize),
         outcome: Outcome,
     ) -> Result<Vec<Outcome>, HostFailure> {
         self.cautious = CAUTIOUS_BATCHES;
         if batch.count() == 1 {
             return Ok(vec![outcome]);
         }
-        let mut outcomes = Vec::with_capacity(batch.count());
+        let (mut outcomes, mut held) = (Vec::with_capacity(batch.count()), 0);
         for position in 0..batch.count() {
-            let single = batch.only(position);
-            match self.attempt(context, &single)? {
-                Ok(tried) => {
-                    let part = Part::One(position);
-                    outcomes.extend(outcomes_of(self.repeat(context, &single, part, &tried)?));
-                }
-                Err(outcome) => outcomes.push(outcome),
+            if held >= room {
+                break;
             }
+            let single = batch.part(position..position + 1);
+            let outcome = match self.attempt(context, &single)? {
+                Ok(tried) => {
+                    let part = at + position..at + position + 1;
+                    let replies = self.repeat(context, &single, part, &tried)?;
+                    outcomes_of(replies).pop().expect("a call answers a command")
+                }
+                Err(outcome) => outcome,
+            };
+            held += outcome.length();
+            outcomes.push(outcome);
         }
         Ok(outcomes)
     }
@@ -243,7 +282,7 @@ impl Instance {
         &mut self,
         context: Context,
         batch: &Batch,
-        part: Part,
+        part: Range<usize>,
         tried: &Tried,
     ) -> Result<Replies, HostFailure> {
         self.live.set_quiet(true);
@@ -262,12 +301,17 @@ impl Instance {
     }
 
     /// Calls the live guest, and notes the call if it succeeds.
-    fn call(&mut self, context: Context, batch: &Batch, part: Part) -> Result<Replies, Failure> {
+    fn call(
+        &mut self,
+        context: Context,
+        batch: &Batch,
+        part: Range<usize>,
+    ) -> Result<Replies, Failure> {
         let replies = self.live.apply(&context, laid_out(batch))?;
         let fuel = used(self.blueprint.limits.fuel_per_command, self.live.fuel_left());
         self.fuel_used = self.fuel_used.saturating_add(fuel);
-        let commands = u64::try_from(batch.count()).expect("an entry bounds the commands");
-        self.fuel_use.note(fuel.div_ceil(commands.max(1)));
+        let answered = u64::try_from(replies.ends.len()).expect("an entry bounds the commands");
+        self.fuel_use.note(fuel.div_ceil(answered.max(1)));
         self.journal.push(context, batch.clone(), part, fuel);
         Ok(replies)
     }
@@ -311,9 +355,9 @@ impl Instance {
         Ok(())
     }
 
-    /// Answers queries on a fork, whose changes are thrown away, with this much fuel for all of
-    /// them, or their limit if that is less. A failure is that of the first query that fails, and
-    /// of all if there is only one.
+    /// Answers queries, the first one at least, on a fork. What they change is thrown away. They
+    /// have this much fuel together, or their limit if that is less. A failure is that of the first
+    /// query that fails, and of all if there is only one.
     pub fn query(
         &mut self,
         context: Context,
@@ -442,30 +486,4 @@ fn used(limit: u64, left: u64) -> u64 {
 /// A failure where the guest has no say: making, copying or forking an instance that ran before.
 fn host(failure: impl std::fmt::Display) -> HostFailure {
     HostFailure::Stop(failure.to_string())
-}
-
-/// The replies, one by one. A short one that somebody keeps does not keep the others.
-fn outcomes_of(replies: Replies) -> Vec<Outcome> {
-    let data = Bytes::from(replies.data);
-    let mut rejected = replies.rejected.into_iter().peekable();
-    let mut start = 0;
-    let outcome = |(position, end): (u32, u32)| {
-        let end = usize::try_from(end).expect("32 bits fit");
-        let is_most = data.len() <= SHARED_BYTES_MAX || 2 * (end - start) >= data.len();
-        let reply = if is_most {
-            data.slice(start..end)
-        } else {
-            Bytes::copy_from_slice(&data[start..end])
-        };
-        start = end;
-        match rejected.next_if_eq(&position) {
-            Some(_) => Outcome::Rejected(reply),
-            None => Outcome::Accepted(reply),
-        }
-    };
-    let outcomes = (0_u32..).zip(replies.ends).map(outcome).collect();
-    // `wasm` has checked what the guest gave.
-    assert_eq!(start, data.len(), "the replies of a call are all that it gave");
-    assert_eq!(rejected.next(), None, "whoever was rejected has a reply");
-    outcomes
 }

@@ -24,7 +24,7 @@ use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
 type Done<T> = oneshot::Sender<Result<T, HostFailure>>;
 
 enum Request {
-    Apply(Context, Batch, Done<Vec<Outcome>>),
+    Apply(Context, Batch, usize, Done<Vec<Outcome>>),
     Query(Context, Vec<Query>),
     Freeze(Done<Frozen>),
     SetLimits(Limits, Done<()>),
@@ -111,13 +111,14 @@ impl GuestHandle {
         Ok(Self { requests, gauges, log })
     }
 
-    /// Applies the batch of one entry: an outcome for each command.
+    /// Applies the batch of one entry, as [`Instance::apply`] does: an outcome for each command.
     pub(in crate::machine) async fn apply(
         &self,
         context: Context,
         batch: Batch,
+        room: usize,
     ) -> Result<Vec<Outcome>, HostFailure> {
-        self.call(|done| Request::Apply(context, batch, done)).await
+        self.call(|done| Request::Apply(context, batch, room, done)).await
     }
 
     /// Asks the guest, without changing it. Who asks is told; or dropped, when the guest is gone.
@@ -224,8 +225,8 @@ impl Thread {
     /// and has been told to whoever waited.
     fn serve(&mut self, request: Request) -> Result<(), ()> {
         match request {
-            Request::Apply(context, batch, done) => {
-                let applied = self.instance.apply(context, batch);
+            Request::Apply(context, batch, room, done) => {
+                let applied = self.instance.apply(context, &batch, room);
                 self.window.applied(context);
                 // Before the answer: who has it may look.
                 self.show();

@@ -214,9 +214,13 @@ impl Window {
             }
             Err(outcome) => vec![outcome],
         };
-        assert_eq!(outcomes.len(), asked.queries.len(), "one outcome a query");
+        let (answered, count) = (outcomes.len(), asked.queries.len());
+        assert!(0 < answered && answered <= count, "{answered} outcomes of {count} queries");
         self.expected.learn(outcomes.iter().map(Outcome::length).max().unwrap_or(0));
-        for (query, outcome) in asked.queries.into_iter().zip(outcomes) {
+        let mut queries = asked.queries;
+        let rest = queries.split_off(answered);
+        self.queue(rest, false, FUEL_PER_NS);
+        for (query, outcome) in queries.into_iter().zip(outcomes) {
             let is_late = cut_short && matches!(outcome, Outcome::OutOfFuel { .. });
             if is_late && query.deadline > now {
                 self.queue([query], true, fuel_per_ns.saturating_mul(2));
@@ -365,6 +369,20 @@ mod tests {
         let told = caller.told.lock().unwrap().take();
         assert!(matches!(told, Some(Ok(Some(Outcome::OutOfFuel { .. })))), "{told:?}");
         assert!(window.is_empty());
+    }
+
+    /// What a guest leaves of a call waits for the next, and not alone.
+    #[test]
+    fn what_a_guest_leaves_is_asked_again() {
+        let callers: Vec<Caller> = (0..3).map(|_| Caller::default()).collect();
+        let mut window = Window::default();
+        window.push(context(), callers.iter().map(|caller| query(caller, 1)).collect());
+        let asked = window.next(Instant::now()).unwrap();
+        let first = vec![Outcome::Accepted(Bytes::from_static(b"1"))];
+        window.settle(asked, Ok(first), false, Instant::now());
+        let told = callers.iter().filter(|caller| caller.told.lock().unwrap().is_some());
+        assert_eq!(told.count(), 1);
+        assert_eq!(window.next(Instant::now()).unwrap().ends, [1, 2]);
     }
 
     /// After a failure of many each is asked alone, behind those that came meanwhile.

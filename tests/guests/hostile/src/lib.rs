@@ -138,6 +138,7 @@ fn answer(request: &[u8]) -> Vec<u8> {
         b"flood at export" => at_export(AtExport::Flood, request),
         b"drip at export" => at_export(AtExport::Drip, request),
         b"grow" => grow(),
+        _ if request.starts_with(b"big") => [remember(request), vec![b'x'; 600 << 10]].concat(),
         _ if request.starts_with(b"say") => {
             log(Level::Info, &String::from_utf8_lossy(request));
             request.to_vec()

@@ -1,5 +1,6 @@
 //! The calls of a guest since its image.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::machine::HostFailure;
@@ -15,15 +16,6 @@ const BATCH_BYTES: usize = 128;
 /// Calls that are remembered at all: each takes some tens of bytes.
 const CALLS_MAX: usize = 1 << 20;
 
-/// What of an entry's batch a call was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
-    /// All of it.
-    All,
-    /// The command at this position.
-    One(usize),
-}
-
 /// The calls since the image, and the fuel that they took.
 pub(super) struct Journal {
     history: Arc<dyn History>,
@@ -38,7 +30,8 @@ pub(super) struct Journal {
 struct Call {
     context: Context,
     machine: MachineId,
-    part: Part,
+    /// Which commands of the entry's batch the guest was called with.
+    part: Range<usize>,
     /// None where it has to be fetched.
     batch: Option<Batch>,
 }
@@ -69,15 +62,10 @@ impl Journal {
     }
 
     /// Notes a call that succeeded with `batch`, which is a part of the one in the log.
-    pub(super) fn push(&mut self, context: Context, batch: Batch, part: Part, fuel: u64) {
+    pub(super) fn push(&mut self, context: Context, batch: Batch, part: Range<usize>, fuel: u64) {
         let last = self.calls.last().map(|call| call.context.index);
         assert!(last <= Some(context.index), "a call of {} follows {last:?}", context.index);
-        let is_part = matches!(part, Part::One(_));
-        assert!(
-            !is_part || batch.count() == 1,
-            "one command of a batch, and not {}",
-            batch.count()
-        );
+        assert_eq!(part.len(), batch.count(), "the batch of a call is {part:?} of its entry's");
         let machine = batch.machine();
         let first = self.calls.first().map_or(machine, |call| call.machine);
         assert_eq!(machine, first, "a guest is of one machine");
@@ -105,7 +93,7 @@ impl Journal {
         for Call { context, machine, part, batch } in &self.calls {
             match batch {
                 Some(batch) => call(context, batch)?,
-                None => call(context, &self.fetch(context, *machine, *part)?)?,
+                None => call(context, &self.fetch(context, *machine, part)?)?,
             }
         }
         Ok(())
@@ -115,20 +103,18 @@ impl Journal {
         &self,
         context: &Context,
         machine: MachineId,
-        part: Part,
+        part: &Range<usize>,
     ) -> Result<Batch, HostFailure> {
         let batch = self.history.batch(context.index, machine).map_err(|error| {
             let index = context.index;
             HostFailure::Stop(format!("log index {index} cannot be applied again: {error}"))
         })?;
-        match part {
-            Part::All => Ok(batch),
-            Part::One(position) if position < batch.count() => Ok(batch.only(position)),
-            Part::One(_) => Err(HostFailure::Stop(format!(
-                "log index {} holds another batch than was applied",
-                context.index
-            ))),
+        if part.end > batch.count() {
+            let index = context.index;
+            let reason = format!("log index {index} holds another batch than was applied");
+            return Err(HostFailure::Stop(reason));
         }
+        Ok(batch.part(part.clone()))
     }
 }
 

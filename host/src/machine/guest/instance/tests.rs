@@ -1,10 +1,14 @@
 //! Failures without a trace, on a guest whose answers tell where its state lies in memory.
 
+use bytes::Bytes;
+
 use super::*;
+use crate::config::limits;
 use crate::machine::MemoryHistory;
 use crate::types::{Command, MachineId};
 use crate::wasm::tests::{ENGINE, WORK_MAX, component};
 
+const ROOM: usize = limits::ENTRY_REPLIES_BYTES_MAX;
 const POISON: [&str; 6] = [
     "unreachable",
     "remember and trap",
@@ -83,7 +87,7 @@ fn failures_leave_no_trace() {
                 let commands = commands(&mut random);
                 let context = context(index);
                 history.put(index, batch(&commands));
-                let outcomes = tried.apply(context, batch(&commands)).unwrap();
+                let outcomes = tried.apply(context, &batch(&commands), ROOM).unwrap();
                 let good: Vec<Vec<String>> = if commands.iter().any(|command| is_poison(command)) {
                     commands.iter().filter(|c| !is_poison(c)).map(|c| vec![c.clone()]).collect()
                 } else {
@@ -91,7 +95,7 @@ fn failures_leave_no_trace() {
                 };
                 let mut expected = Vec::new();
                 for commands in good {
-                    expected.extend(spared.apply(context, batch(&commands)).unwrap());
+                    expected.extend(spared.apply(context, &batch(&commands), ROOM).unwrap());
                 }
                 let (failed, succeeded): (Vec<_>, Vec<_>) = outcomes
                     .into_iter()
@@ -124,9 +128,10 @@ fn failures_leave_no_trace() {
 fn a_lost_history_stops_the_node() {
     on_guest_thread(|| {
         let mut guest = Instance::start(blueprint()).unwrap();
-        guest.apply(context(1), batch(&["remember it".to_owned()])).unwrap();
+        guest.apply(context(1), &batch(&["remember it".to_owned()]), ROOM).unwrap();
         guest.journal.shed(0);
-        let failure = guest.apply(context(2), batch(&["unreachable".to_owned()])).unwrap_err();
+        let failure =
+            guest.apply(context(2), &batch(&["unreachable".to_owned()]), ROOM).unwrap_err();
         assert!(failure.to_string().contains("log index 1 cannot be applied again"), "{failure}");
     });
 }
@@ -139,7 +144,7 @@ fn a_restored_guest_goes_on_as_the_one_that_lived() {
         let mut random = fastrand::Rng::with_seed(11);
         let mut lived = Instance::start(blueprint()).unwrap();
         for index in 0..40 {
-            lived.apply(context(index), batch(&commands(&mut random))).unwrap();
+            lived.apply(context(index), &batch(&commands(&mut random)), ROOM).unwrap();
         }
         let frozen = lived.freeze().unwrap();
         let copy = frozen.image().copy().unwrap();
@@ -148,8 +153,8 @@ fn a_restored_guest_goes_on_as_the_one_that_lived() {
         for index in 40..120 {
             let commands = commands(&mut random);
             let context = context(index);
-            let outcomes = lived.apply(context, batch(&commands)).unwrap();
-            assert_eq!(restored.apply(context, batch(&commands)).unwrap(), outcomes);
+            let outcomes = lived.apply(context, &batch(&commands), ROOM).unwrap();
+            assert_eq!(restored.apply(context, &batch(&commands), ROOM).unwrap(), outcomes);
         }
         assert_equal(&mut lived, &mut restored, "after a restore");
     });
@@ -162,13 +167,13 @@ fn forks_change_nothing() {
         let mut asked = Instance::start(blueprint()).unwrap();
         let mut left_alone = Instance::start(blueprint()).unwrap();
         for guest in [&mut asked, &mut left_alone] {
-            guest.apply(context(0), batch(&["flood at export".to_owned()])).unwrap();
+            guest.apply(context(0), &batch(&["flood at export".to_owned()]), ROOM).unwrap();
         }
         let mut random = fastrand::Rng::with_seed(5);
         for index in 0..60 {
             let commands = commands(&mut random);
-            asked.apply(context(index), batch(&commands)).unwrap();
-            left_alone.apply(context(index), batch(&commands)).unwrap();
+            asked.apply(context(index), &batch(&commands), ROOM).unwrap();
+            left_alone.apply(context(index), &batch(&commands), ROOM).unwrap();
             for query in ["remember me", "eat memory", POISON[random.usize(..POISON.len())]] {
                 let length = [u32::try_from(query.len()).unwrap()];
                 let queries = wasm::Batch { data: query.as_bytes(), ends: &length };
@@ -194,7 +199,7 @@ fn exported() -> Vec<Vec<u8>> {
         format!("*3\r\n$3\r\nSET\r\n$1\r\n{key}\r\n$80000\r\n{value}\r\n")
     };
     for key in 0..9 {
-        let outcomes = guest.apply(context(key), batch(&[set(key)])).unwrap();
+        let outcomes = guest.apply(context(key), &batch(&[set(key)]), ROOM).unwrap();
         assert_eq!(outcomes, [Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))]);
     }
     let mut chunks = Vec::new();
@@ -233,7 +238,7 @@ fn an_import_goes_on_after_a_restart() {
         assert_equal(&mut at_one_go, &mut broken_off, "after an import");
         let get = "*2\r\n$6\r\nEXISTS\r\n$1\r\n8\r\n".to_owned();
         let found = [Outcome::Accepted(Bytes::from_static(b":1\r\n"))];
-        assert_eq!(at_one_go.apply(context(20), batch(&[get])).unwrap(), found);
+        assert_eq!(at_one_go.apply(context(20), &batch(&[get]), ROOM).unwrap(), found);
     });
 }
 
@@ -281,13 +286,13 @@ fn memory_grows_under_everything() {
             if fails {
                 let few = Limits { fuel_per_command: 2_000, ..limits };
                 busy.set_limits(few).unwrap();
-                let outcomes = busy.apply(context(index), set).unwrap();
+                let outcomes = busy.apply(context(index), &set, ROOM).unwrap();
                 assert!(matches!(outcomes[..], [Outcome::OutOfFuel { .. }]), "{outcomes:?}");
                 busy.set_limits(limits).unwrap();
             } else {
                 let ok = vec![Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))];
-                assert_eq!(busy.apply(context(index), set.clone()).unwrap(), ok);
-                assert_eq!(quiet.apply(context(index), set).unwrap(), ok);
+                assert_eq!(busy.apply(context(index), &set, ROOM).unwrap(), ok);
+                assert_eq!(quiet.apply(context(index), &set, ROOM).unwrap(), ok);
                 values.push(length);
             }
             for _ in 0..random.usize(..4) {
@@ -331,7 +336,66 @@ fn resp(words: &[&str]) -> String {
     format!("*{}\r\n{}", words.len(), words.iter().map(bulk).collect::<String>())
 }
 
-/// The journal of a guest is of one machine, in order, and a part of a batch is one command.
+/// Once the replies to a batch have so many bytes, the rest of it is not executed. It is the same
+/// whether the guest stops by itself or has to be stopped, and a replay of the calls leads to the
+/// same state as they did, from memory and from the log.
+#[test]
+fn replies_to_an_entry_are_bounded() {
+    on_guest_thread(|| {
+        let get = resp(&["GET", "key"]);
+        let stops = vec![get.clone(); 100];
+        let is_stopped = (0..100).map(|number| format!("big {number}")).collect();
+        for (module, commands) in [("guest-kv", stops), ("hostile", is_stopped)] {
+            let history = Arc::new(MemoryHistory::default());
+            let module = ENGINE.compile(&component(module), WORK_MAX).unwrap();
+            let limits = Limits::default();
+            let blueprint = Blueprint { module, limits, ..blueprint_with(Arc::clone(&history)) };
+            let start = || Instance::start(blueprint.clone()).unwrap();
+            let (mut one, mut other) = (start(), start());
+            let set = batch(&[resp(&["SET", "key", &"v".repeat(600 << 10)])]);
+            let asked = batch(&commands);
+            for guest in [&mut one, &mut other] {
+                guest.apply(context(1), &set, ROOM).unwrap();
+                history.put(1, set.clone());
+                history.put(2, asked.clone());
+            }
+            one.cautious = CAUTIOUS_BATCHES;
+            let outcomes = one.apply(context(2), &asked, ROOM).unwrap();
+            assert!(outcomes == other.apply(context(2), &asked, ROOM).unwrap(), "not the same");
+            let reached = outcomes.iter().position(|one| *one == Outcome::NotReached).unwrap();
+            assert!(outcomes[reached..].iter().all(|one| *one == Outcome::NotReached));
+            assert!(outcomes[..reached].iter().all(|one| matches!(one, Outcome::Accepted(_))));
+            let (all, without_last) = (&outcomes[..reached], &outcomes[..reached - 1]);
+            assert!(bytes_of(without_last) < ROOM && ROOM <= bytes_of(all), "{reached} of 100");
+            one.roll_back().unwrap();
+            other.journal.shed(0);
+            other.roll_back().unwrap();
+            assert_equal(&mut one, &mut other, "after replays");
+        }
+    });
+}
+
+/// What was not executed left nothing in the state.
+#[test]
+fn what_is_not_reached_changes_nothing() {
+    on_guest_thread(|| {
+        let mut guest = Instance::start(blueprint()).unwrap();
+        let commands: Vec<String> = (0..40).map(|number| format!("big {number}")).collect();
+        let outcomes = guest.apply(context(1), &batch(&commands), ROOM).unwrap();
+        let reached = outcomes.iter().filter(|one| **one != Outcome::NotReached).count();
+        assert!(0 < reached && reached < 40, "{reached}");
+        let told = guest.apply(context(2), &batch(&["remember".to_owned()]), ROOM).unwrap();
+        let [Outcome::Accepted(told)] = &told[..] else { panic!("{told:?}") };
+        let told = String::from_utf8_lossy(told);
+        for (position, command) in commands.iter().enumerate() {
+            let knows = told.contains(&format!("{command}=1 "));
+            assert_eq!(knows, position < reached, "{command} in {told}");
+        }
+    });
+}
+
+/// The journal of a guest is of one machine, in order, and the batch of a call is as long as the
+/// part of the entry's batch that it is said to be.
 #[test]
 fn a_journal_is_of_one_machine() {
     let journal = || Journal::new(Arc::new(MemoryHistory::default()));
@@ -339,17 +403,17 @@ fn a_journal_is_of_one_machine() {
     let pushed = |index, next, part| {
         std::panic::catch_unwind(move || {
             let mut journal = journal();
-            journal.push(context(5), batch(&commands(1)), Part::All, 1);
+            journal.push(context(5), batch(&commands(1)), 0..1, 1);
             journal.push(context(index), next, part, 1);
         })
         .is_ok()
     };
-    assert!(pushed(5, batch(&commands(2)), Part::All));
-    assert!(pushed(6, batch(&commands(1)), Part::One(3)));
-    assert!(!pushed(4, batch(&commands(1)), Part::All), "an earlier entry");
-    assert!(!pushed(6, batch(&commands(2)), Part::One(0)), "two commands for one");
+    assert!(pushed(5, batch(&commands(2)), 0..2));
+    assert!(pushed(6, batch(&commands(1)), 3..4));
+    assert!(!pushed(4, batch(&commands(1)), 0..1), "an earlier entry");
+    assert!(!pushed(6, batch(&commands(2)), 0..1), "two commands for one");
     let command = Command { machine: MachineId(2), session: None, bytes: Bytes::new() };
-    assert!(!pushed(6, Batch::new(MachineId(2), &[command]), Part::All), "another machine");
+    assert!(!pushed(6, Batch::new(MachineId(2), &[command]), 0..1), "another machine");
 }
 
 /// A call leaves no more fuel than it had: a guest that was given some back would run for ever.
