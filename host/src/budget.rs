@@ -321,6 +321,11 @@ impl Held {
         self.account.0.reply_bytes.load(Ordering::Relaxed)
     }
 
+    /// Whose it is.
+    pub fn owner(&self) -> &Account {
+        &self.account
+    }
+
     /// Number of its account.
     pub fn account(&self) -> u64 {
         self.account.0.id

@@ -115,15 +115,13 @@ impl Group {
     }
 }
 
-/// Completes with the reason once openraft has stopped by itself.
+/// Completes with the reason once openraft has stopped by itself. Its metrics change with every
+/// entry; those of the server do not, and they end with it.
 async fn fatal(raft: &Raft) -> String {
-    let mut metrics = raft.metrics();
-    loop {
-        if let Err(fatal) = &metrics.borrow_watched().running_state {
-            return fatal.to_string();
-        }
-        if metrics.changed().await.is_err() {
-            return "the replica ended".to_owned();
-        }
+    let mut server = raft.server_metrics();
+    while server.changed().await.is_ok() {}
+    match &raft.metrics().borrow_watched().running_state {
+        Err(fatal) => fatal.to_string(),
+        Ok(()) => "the replica ended".to_owned(),
     }
 }

@@ -18,7 +18,7 @@ use crate::raft::ask::proposer::ProposerTask;
 use crate::raft::ask::reader::Reader;
 use crate::raft::ask::replica::{Replica, Shared};
 use crate::raft::clock::{Clock, System};
-use crate::raft::duties::checkpoints::CheckpointTask;
+use crate::raft::duties::checkpoints::{CheckpointTask, checkpoint_size};
 use crate::raft::duties::courier::Courier;
 use crate::raft::duties::election::ElectionTask;
 use crate::raft::duties::fitness::FitnessTask;
@@ -103,7 +103,7 @@ impl Wiring {
             Arc::clone(&snapshots),
             data_dir,
             committed_at_start,
-            progress_sender,
+            (progress_sender, checkpoint_size(&config.file)),
         )
         .await?
         .skipping(config.file.skip_entries.iter().copied());

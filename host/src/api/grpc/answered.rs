@@ -6,25 +6,30 @@
 //! earlier.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, Uri};
 use http_body::Frame;
-use tokio::time::timeout;
+use pin_project_lite::pin_project;
+use tokio::time::{Sleep, sleep};
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use super::around::{Answer, Around};
+use super::around::{Answer, Answering, Around};
 use super::edge;
 use super::error::{self, Found};
-use super::metered::Meter;
+use super::metered::{Meter, Metered, sent};
 use crate::api::door::Error;
 
 /// This layer's deadline is a twentieth earlier than tonic's, at most by this. The replica's own is
 /// earlier still.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(10);
+/// The methods that most calls are of; none needs a timer here.
+const KEEPS_DEADLINES: [&str; 2] = ["/lockstep.v1.Client/Execute", "/lockstep.v1.Client/Query"];
 /// The methods of this contract that change nothing, as those of other contracts do not either.
 const READS: [&str; 5] = [
     "/lockstep.v1.Client/Query",
@@ -36,48 +41,76 @@ const READS: [&str; 5] = [
 
 /// Counts calls, and gives details to errors without.
 #[derive(Clone)]
-pub(super) struct Answering(pub(super) Meter);
+pub(super) struct Completed(pub(super) Meter);
 
-impl Around for Answering {
-    fn around<F>(
+impl Around for Completed {
+    type Call<F: Answering> = Answered<F>;
+
+    fn around<F: Answering>(
         &self,
         request: Request<Body>,
         inner: impl FnOnce(Request<Body>) -> F,
-    ) -> impl Future<Output = Answer> + Send + 'static
-    where
-        F: Future<Output = Answer> + Send + 'static,
-    {
+    ) -> Answered<F> {
         let method = Method::of(request.uri());
         let limit = edge::asked_timeout(request.headers());
         let limit = limit.map(|limit| limit - (limit / 20).min(ANSWER_TIME_MAX));
-        let last = method.clone();
-        let answer = self.0.call(request, inner, move |frame| last.complete(frame));
-        async move {
-            let response = match limit {
-                None => answer.await?,
-                Some(limit) => match timeout(limit, answer).await {
-                    Ok(response) => response?,
-                    Err(_) => return Ok(Status::from(method.late()).into_http()),
-                },
-            };
-            Ok(method.answer(response))
+        let metered = self.0.call(request, inner, limit.unwrap_or(Duration::MAX));
+        let late = limit.filter(|_| !method.keeps_deadlines()).map(|limit| Box::pin(sleep(limit)));
+        Answered { metered, late, method: Some(method) }
+    }
+}
+
+pin_project! {
+    /// A call until it is answered, or late.
+    pub(super) struct Answered<F> {
+        #[pin]
+        metered: Metered<F>,
+        // In a box, since most calls have none.
+        late: Option<Pin<Box<Sleep>>>,
+        method: Option<Method>,
+    }
+}
+
+impl<F: Answering> Future for Answered<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let this = self.project();
+        let answered = this.metered.poll(context);
+        let is_late = answered.is_pending()
+            && this.late.as_mut().is_some_and(|late| late.as_mut().poll(context).is_ready());
+        if answered.is_pending() && !is_late {
+            return Poll::Pending;
         }
+        let method = this.method.take().expect("a future that is ready is polled no more");
+        Poll::Ready(Ok(match answered {
+            Poll::Pending => Status::from(method.late()).into_http(),
+            Poll::Ready((response, call)) => {
+                let response = method.answer(response);
+                sent(response, call, move |frame| method.complete(frame))
+            }
+        }))
     }
 }
 
 /// What an error of a call can say about it.
 #[derive(Clone, Debug)]
-struct Method {
-    reads: bool,
-    path: PathAndQuery,
-}
+struct Method(PathAndQuery);
 
 impl Method {
     fn of(uri: &Uri) -> Self {
-        let path = uri.path();
-        let reads = READS.contains(&path) || !path.starts_with("/lockstep.v1.");
         let root = || PathAndQuery::from_static("/");
-        Self { reads, path: uri.path_and_query().cloned().unwrap_or_else(root) }
+        Self(uri.path_and_query().cloned().unwrap_or_else(root))
+    }
+
+    /// Its service answers in time by itself, once the request has come in.
+    fn keeps_deadlines(&self) -> bool {
+        KEEPS_DEADLINES.contains(&self.0.path())
+    }
+
+    fn reads(&self) -> bool {
+        let path = self.0.path();
+        READS.contains(&path) || !path.starts_with("/lockstep.v1.")
     }
 
     fn late(&self) -> Error {
@@ -87,9 +120,9 @@ impl Method {
 
     /// An error, found by gRPC, as clients see it.
     fn explain(&self, status: &Status, found: Found) -> Error {
-        let found = if self.reads { Found::Before } else { found };
+        let found = if self.reads() { Found::Before } else { found };
         if status.code() == Code::Unimplemented && status.message().is_empty() {
-            let (path, version) = (self.path.path(), env!("CARGO_PKG_VERSION"));
+            let (path, version) = (self.0.path(), env!("CARGO_PKG_VERSION"));
             let text = format!("there is no method {path} in lockstep {version}");
             return error::found(&Status::unimplemented(text), found);
         }
@@ -97,7 +130,7 @@ impl Method {
     }
 
     /// The response with details, if it is an error without.
-    fn answer(self, response: Response<Body>) -> Response<Body> {
+    fn answer(&self, response: Response<Body>) -> Response<Body> {
         // An error in the headers comes before any reply. Every service puts details into its own,
         // so one without was found before the service was asked.
         match error_without_details(response.headers()) {

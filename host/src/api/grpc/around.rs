@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
@@ -12,17 +11,24 @@ use tower::{Layer, Service};
 /// How a service answers, for whoever stands around one.
 pub(super) type Answer = Result<Response<Body>, Infallible>;
 
+/// The future of a service's answer.
+pub(super) trait Answering: Future<Output = Answer> + Send + 'static {}
+
+impl<F: Future<Output = Answer> + Send + 'static> Answering for F {}
+
 /// What is done around a call.
 pub(super) trait Around: Clone {
+    /// A call with that around it. It has a name so that it needs no box: there is one for each
+    /// call.
+    type Call<F: Answering>: Answering;
+
     /// Makes a call by `inner`, or answers in its place. What is done before the returned future
     /// is polled is done in the order of the calls.
-    fn around<F>(
+    fn around<F: Answering>(
         &self,
         request: Request<Body>,
         inner: impl FnOnce(Request<Body>) -> F,
-    ) -> impl Future<Output = Answer> + Send + 'static
-    where
-        F: Future<Output = Answer> + Send + 'static;
+    ) -> Self::Call<F>;
 }
 
 /// Puts something around a service.
@@ -52,13 +58,13 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Answer> + Send>>;
+    type Future = A::Call<S::Future>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.around.around(request, |request| self.inner.call(request)))
+        self.around.around(request, |request| self.inner.call(request))
     }
 }

@@ -12,22 +12,23 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
-use http::Request;
+use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
+use pin_project_lite::pin_project;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
 
-use super::around::{Answer, Around};
+use super::around::{Answer, Answering, Around};
 use crate::api::door::{Drain, Error};
 use crate::budget::{Account, Full, Held};
 use crate::raft;
 
 /// A message must be whole so long after its first byte; one that a unary call waits for, so long
-/// after the call began.
+/// after the call began, and before its caller waits no longer.
 const RECEIVE_MAX: Duration = Duration::from_secs(10);
 /// What a call takes beside its messages, in bytes, rounded up: its headers, tasks and buffers.
 const CALL_BYTES: usize = 8 << 10;
@@ -64,58 +65,101 @@ pub(super) struct Meter {
 }
 
 impl Around for Meter {
-    fn around<F>(
+    type Call<F: Answering> = Counted<F>;
+
+    fn around<F: Answering>(
         &self,
         request: Request<Body>,
         inner: impl FnOnce(Request<Body>) -> F,
-    ) -> impl Future<Output = Answer> + Send + 'static
-    where
-        F: Future<Output = Answer> + Send + 'static,
-    {
-        self.call(request, inner, |frame| frame)
+    ) -> Counted<F> {
+        Counted { metered: self.call(request, inner, RECEIVE_MAX) }
     }
 }
 
 impl Meter {
-    /// Makes a call by `inner`, which counts. Each frame of its response goes through `pass`.
+    /// Makes a call by `inner`, which counts. The message of a unary call must be whole `within` a
+    /// time.
     pub(super) fn call<F>(
         &self,
         request: Request<Body>,
         inner: impl FnOnce(Request<Body>) -> F,
-        pass: impl FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + 'static,
-    ) -> impl Future<Output = Answer> + Send + 'static
-    where
-        F: Future<Output = Answer> + Send + 'static,
-    {
+        within: Duration,
+    ) -> Metered<F> {
         let account = request.extensions().get::<Account>();
-        let account = account.expect("every connection has an account").clone();
+        let account = account.expect("every connection has an account");
         let carries = (self.rules)(request.uri().path());
-        let is_strict = self.is_strict;
-        let begun = self.begin(&account, carries).map(|call| {
-            let received = account.clone();
-            let received = |body| Received { is_strict, ..Received::new(body, received, carries) };
-            let request = request.map(|body| Body::new(received(body)));
-            (inner(request), call)
-        });
-        async move {
-            match begun {
-                Ok((answer, call)) => Ok(answer.await?.map(|body| sent(body, account, call, pass))),
-                Err(error) => Ok(Status::from(Error::from(error)).into_http()),
+        match self.begin(account, carries) {
+            Ok(call) => {
+                let (account, within) = (account.clone(), within.min(RECEIVE_MAX));
+                let is_strict = self.is_strict;
+                let received = |body| Received::new(body, account, carries, within, is_strict);
+                let request = request.map(|body| Body::new(received(body)));
+                Metered::Begun { answer: inner(request), call: Some(call) }
             }
+            Err(error) => Metered::Refused { error: Some(error) },
         }
     }
 
     fn begin(&self, account: &Account, carries: Carries) -> Result<Call, raft::Error> {
-        let (_held, _place) = hold(account, carries).map_err(|_| raft::Error::Overloaded)?;
+        let (held, _place) = hold(account, carries).map_err(|_| raft::Error::Overloaded)?;
         let under_way = self.drain.enter()?;
-        Ok(Call { _held, _place, _under_way: carries.ends.then_some(under_way) })
+        Ok(Call { held, _place, _under_way: carries.ends.then_some(under_way) })
+    }
+}
+
+pin_project! {
+    /// A call that counts, until it is answered; what it has then goes with its response.
+    #[project = MeteredProjection]
+    pub(super) enum Metered<F> {
+        /// It was let in.
+        Begun {
+            #[pin]
+            answer: F,
+            call: Option<Call>,
+        },
+        /// There was no room.
+        Refused { error: Option<raft::Error> },
+    }
+}
+
+impl<F: Answering> Future for Metered<F> {
+    type Output = (Response<Body>, Option<Call>);
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            MeteredProjection::Begun { answer, call } => {
+                let Ok(response) = ready!(answer.poll(context));
+                Poll::Ready((response, call.take()))
+            }
+            MeteredProjection::Refused { error } => {
+                let error = error.take().expect("a future that is ready is polled no more");
+                Poll::Ready((Status::from(Error::from(error)).into_http(), None))
+            }
+        }
+    }
+}
+
+pin_project! {
+    /// A call that counts and is changed in no other way.
+    pub(super) struct Counted<F> {
+        #[pin]
+        metered: Metered<F>,
+    }
+}
+
+impl<F: Answering> Future for Counted<F> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let (response, call) = ready!(self.project().metered.poll(context));
+        Poll::Ready(Ok(sent(response, call, |frame| frame)))
     }
 }
 
 /// What a call has until all of its response is sent: bytes, its place among the streams of its
 /// connection, and that a stop waits for it.
-struct Call {
-    _held: Held,
+pub(super) struct Call {
+    held: Held,
     _place: Option<OwnedSemaphorePermit>,
     _under_way: Option<TaskTrackerToken>,
 }
@@ -125,23 +169,23 @@ fn hold(account: &Account, carries: Carries) -> Result<(Held, Option<OwnedSemaph
     Ok((account.hold(CALL_BYTES + carries.unread)?, place))
 }
 
-/// The body of a response, whose frames count until they are written to the socket.
-fn sent(
-    body: Body,
-    account: Account,
-    call: Call,
+/// A response whose frames count until they are written to the socket. Each goes through `pass`.
+pub(super) fn sent(
+    response: Response<Body>,
+    call: Option<Call>,
     mut pass: impl FnMut(Frame<Bytes>) -> Frame<Bytes> + Send + 'static,
-) -> Body {
-    Body::new(body.map_frame(move |frame| {
-        let _until_its_end = &call;
+) -> Response<Body> {
+    let Some(call) = call else { return response };
+    let count = move |frame| {
         pass(frame).map_data(|bytes| {
             if bytes.len() < FRAME_BYTES_MIN {
                 return bytes;
             }
-            let _held = account.keep(bytes.len());
-            Bytes::from_owner(Counted { bytes, _held })
+            let _held = call.held.owner().keep(bytes.len());
+            Bytes::from_owner(Outgoing { bytes, _held })
         })
-    }))
+    };
+    response.map(|body| Body::new(body.map_frame(count)))
 }
 
 /// The body of a request.
@@ -153,19 +197,26 @@ struct Received {
     partial: Option<Held>,
     /// Why nothing more is taken, once what came before has been.
     refused: Option<Error>,
-    /// Since when something is waited for that must come.
+    /// Since when something is waited for that must come, and for how long it may be.
     since: Option<Instant>,
+    within: Duration,
     late: Option<Pin<Box<Sleep>>>,
     is_strict: bool,
 }
 
 impl Received {
-    fn new(body: Body, account: Account, carries: Carries) -> Self {
+    fn new(
+        body: Body,
+        account: Account,
+        carries: Carries,
+        within: Duration,
+        is_strict: bool,
+    ) -> Self {
         let messages =
             Messages { carries, seen: 0, prefix: Prefix::default(), missing: 0, length: 0 };
         let since = carries.later.is_none().then(Instant::now);
-        let (partial, refused, late, is_strict) = (None, None, None, false);
-        Self { body, account, messages, partial, refused, since, late, is_strict }
+        let (partial, refused, late) = (None, None, None);
+        Self { body, account, messages, partial, refused, since, within, late, is_strict }
     }
 
     /// Counts what has come, and returns how many bytes of it may go on: all, or those before a
@@ -196,7 +247,7 @@ impl Received {
 
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(since) = self.since else { return Poll::Pending };
-        let sleep = || Box::pin(tokio::time::sleep_until(since + RECEIVE_MAX));
+        let sleep = || Box::pin(tokio::time::sleep_until(since + self.within));
         self.late.get_or_insert_with(sleep).as_mut().poll(context)
     }
 }
@@ -320,12 +371,12 @@ impl Messages {
 }
 
 /// A frame on its way to the socket.
-struct Counted {
+struct Outgoing {
     bytes: Bytes,
     _held: Held,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for Outgoing {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

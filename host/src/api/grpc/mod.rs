@@ -31,7 +31,7 @@ use crate::api::door::Door;
 use crate::budget;
 use crate::budget::Account;
 use crate::config::limits;
-use answered::Answering;
+use answered::Completed;
 use around::Layered;
 pub(super) use forward::{Forward, Leader, ask};
 use metered::{Carries, Meter};
@@ -86,7 +86,7 @@ pub async fn serve_clients(listener: Listener, door: Door) -> Result<(), tonic::
     let services = Services { door: door.clone() };
     let incoming = listener.incoming(drain.token());
     Server::builder()
-        .layer(Layered(Answering(Meter { rules: carries, drain, is_strict: false })))
+        .layer(Layered(Completed(Meter { rules: carries, drain, is_strict: false })))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)

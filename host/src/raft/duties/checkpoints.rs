@@ -16,7 +16,7 @@ use crate::config::FileConfig;
 use crate::machine::Proposal;
 use crate::raft::Raft;
 use crate::raft::store::snapshots::SharedSnapshots;
-use crate::raft::store::state_machine::Progress;
+use crate::raft::store::state_machine::{CheckpointSize, Progress};
 use crate::raft::type_config::EntryBytes;
 
 /// Time between two looks of a node that does not lead.
@@ -30,10 +30,14 @@ pub struct CheckpointTask {
     schedule: Schedule,
 }
 
+/// How much may be applied between two checkpoints, as configured.
+pub fn checkpoint_size(config: &FileConfig) -> CheckpointSize {
+    CheckpointSize { bytes: config.checkpoint_log_bytes, entries: config.checkpoint_log_entries }
+}
+
 /// When the next checkpoint is due.
 struct Schedule {
-    log_bytes: u64,
-    log_entries: u64,
+    size: CheckpointSize,
     interval: Duration,
     /// How many checkpoints this node has applied, and when the last one was.
     last: (u64, Instant),
@@ -126,8 +130,7 @@ impl Schedule {
         let interval = Duration::from_secs(config.checkpoint_interval_s);
         let age = age.unwrap_or_default().min(interval);
         Self {
-            log_bytes: config.checkpoint_log_bytes,
-            log_entries: config.checkpoint_log_entries,
+            size: checkpoint_size(config),
             interval,
             last: (0, now.checked_sub(age).unwrap_or(now)),
             tried: now,
@@ -145,10 +148,7 @@ impl Schedule {
             self.last = (progress.checkpoints, now);
         }
         let is_old = progress.is_changed && now - self.last.1 >= self.interval;
-        progress.checkpoint_due
-            || is_old
-            || progress.bytes_since_checkpoint >= self.log_bytes
-            || progress.entries_since_checkpoint >= self.log_entries
+        progress.checkpoint_due || is_old || progress.fills(&self.size)
     }
 }
 

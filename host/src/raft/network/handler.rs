@@ -320,24 +320,28 @@ where
     S: Stream<Item = Result<peer::AppendRequest, E>> + Send + Unpin + 'static,
     E: std::fmt::Display + Send + 'static,
 {
-    futures::stream::unfold((gate, requests, stopped), move |(mut gate, mut requests, stopped)| {
-        let failure = failure.clone();
-        async move {
-            let request = tokio::select! {
-                request = requests.next() => request?,
-                () = stopped.cancelled() => {
-                    failure.set(stopping());
-                    return None;
-                }
-            };
-            let request = request.map_err(|error| Rejected::Failed(error.to_string()));
-            match request.and_then(|request| gate.0.pass(request)) {
-                Ok(request) => Some((request, (gate, requests, stopped))),
-                Err(reason) => {
-                    failure.set(reason);
-                    None
+    let stopped = Box::pin(stopped.cancelled_owned());
+    futures::stream::unfold(
+        (gate, requests, stopped),
+        move |(mut gate, mut requests, mut stopped)| {
+            let failure = failure.clone();
+            async move {
+                let request = tokio::select! {
+                    request = requests.next() => request?,
+                    () = &mut stopped => {
+                        failure.set(stopping());
+                        return None;
+                    }
+                };
+                let request = request.map_err(|error| Rejected::Failed(error.to_string()));
+                match request.and_then(|request| gate.0.pass(request)) {
+                    Ok(request) => Some((request, (gate, requests, stopped))),
+                    Err(reason) => {
+                        failure.set(reason);
+                        None
+                    }
                 }
             }
-        }
-    })
+        },
+    )
 }

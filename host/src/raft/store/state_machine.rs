@@ -49,7 +49,17 @@ type SnapshotOf = RaftSnapshot<
     Snapshot,
 >;
 
-/// How far the apply path has come.
+/// How much may be applied between two checkpoints.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckpointSize {
+    /// Bytes of entries.
+    pub bytes: u64,
+    /// Entries.
+    pub entries: u64,
+}
+
+/// How far the apply path has come. Who watches is told when a checkpoint may have become due, and
+/// not with each entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Last applied index.
@@ -64,6 +74,13 @@ pub struct Progress {
     pub checkpoints: u64,
     /// The engine has changed since the last checkpoint: restarts need one of the new engine.
     pub checkpoint_due: bool,
+}
+
+impl Progress {
+    /// Whether so much has been applied that a checkpoint is due.
+    pub fn fills(&self, size: &CheckpointSize) -> bool {
+        self.bytes_since_checkpoint >= size.bytes || self.entries_since_checkpoint >= size.entries
+    }
 }
 
 /// A snapshot that is being written.
@@ -82,6 +99,7 @@ pub struct StateMachine {
     snapshots: SharedSnapshots,
     data_dir: Arc<DataDir>,
     progress: watch::Sender<Progress>,
+    checkpoint_size: CheckpointSize,
     writing: Option<Writing>,
     skipped: BTreeSet<LogIndex>,
 }
@@ -94,7 +112,7 @@ impl StateMachine {
         snapshots: SharedSnapshots,
         data_dir: Arc<DataDir>,
         committed_at_start: Option<LogIndex>,
-        progress: watch::Sender<Progress>,
+        (progress, checkpoint_size): (watch::Sender<Progress>, CheckpointSize),
     ) -> Result<Self, HostFailure> {
         let newest = snapshots.dir().newest();
         let (meta, mut machines) = match standing(&environment, &data_dir, newest.as_ref())? {
@@ -111,6 +129,7 @@ impl StateMachine {
             snapshots,
             data_dir,
             progress,
+            checkpoint_size,
             writing: None,
             skipped: BTreeSet::new(),
         };
@@ -179,11 +198,8 @@ impl StateMachine {
         let Applied { response, then } =
             self.machines.apply(index, proposal, &self.membership).await?;
         if is_news {
-            // Those who watch are told with the entry's count.
-            self.progress.send_if_modified(|progress| {
-                progress.is_changed = true;
-                false
-            });
+            self.progress
+                .send_if_modified(|progress| !std::mem::replace(&mut progress.is_changed, true));
         }
         match then {
             Then::GoOn => {}
@@ -301,13 +317,14 @@ impl StateMachine {
 
     /// While sealed there is no checkpoint, and so nothing that makes one due.
     fn count(&self, index: LogIndex, bytes: usize) {
-        self.progress.send_modify(|progress| {
+        self.progress.send_if_modified(|progress| {
             progress.applied = Some(index);
             if self.machines.sealed().is_some() {
-                return;
+                return false;
             }
             progress.bytes_since_checkpoint += u64::try_from(bytes).expect("a length fits");
             progress.entries_since_checkpoint += 1;
+            progress.fills(&self.checkpoint_size)
         });
     }
 }

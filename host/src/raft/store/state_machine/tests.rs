@@ -5,13 +5,16 @@ use std::sync::OnceLock;
 use super::*;
 use crate::machine::entry::proposal::ModuleChunk;
 use crate::machine::{
-    CheckpointReport, CompiledModules, Directory, MemoryHistory, MemoryLibrary, ModuleLibrary,
+    CheckpointReport, ClusterLimits, CompiledModules, Directory, MemoryHistory, MemoryLibrary,
+    ModuleLibrary,
 };
 use crate::raft::store::convert::{log_id_to_raft, membership_to_raft};
 use crate::raft::store::snapshots::Snapshots;
 use crate::storage::snapshot::SnapshotDir;
 use crate::types::{ClusterId, LogId, Member, ModuleDigest, NodeId};
 use crate::wasm;
+
+const SIZE: CheckpointSize = CheckpointSize { bytes: 1 << 20, entries: 4 };
 
 /// The state machine of a node that runs a build of this profile on the folder, and what it shows.
 async fn open(folder: &std::path::Path, profile: &str) -> (StateMachine, Arc<Directory>) {
@@ -41,7 +44,7 @@ async fn open_with(
     let snapshots = Arc::new(Snapshots::new(snapshots, None, None));
     let (progress, _) = watch::channel(Progress::default());
     let data_dir = Arc::new(data_dir);
-    let opened = StateMachine::open(environment, snapshots, data_dir, None, progress).await;
+    let opened = StateMachine::open(environment, snapshots, data_dir, None, (progress, SIZE)).await;
     opened.unwrap()
 }
 
@@ -283,4 +286,23 @@ async fn a_state_ends_before_another_takes_its_place() {
     let view = directory.view();
     assert!(!view.replacing && view.machines["theirs"].guest.is_some());
     assert!(!view.machines.contains_key("ours"));
+}
+
+/// Who watches is told of the first news and once a checkpoint is due: not of each entry.
+#[tokio::test]
+async fn entries_wake_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut node, _) = open(folder.path(), "a").await;
+    let mut progress = node.progress.subscribe();
+    let limits = Proposal::SetClusterLimits(ClusterLimits::default());
+    let entries = [&TICK, &limits, &limits, &TICK, &TICK];
+    for (index, (entry, told)) in
+        (1..).zip(entries.into_iter().zip([false, true, false, true, true]))
+    {
+        apply(&mut node, index, entry).await;
+        assert_eq!(progress.has_changed().unwrap(), told, "entry {index}");
+        progress.mark_unchanged();
+    }
+    let progress = *progress.borrow();
+    assert_eq!((progress.applied, progress.entries_since_checkpoint), (Some(5), 5));
 }
