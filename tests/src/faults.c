@@ -1,7 +1,7 @@
 /*
  * Faults of a disk, inside a process that was started with this library before its own. The file
  * that LOCKSTEP_TEST_FAULT names holds a rule, `CALL PART ACTION NUMBER`: calls of that kind
- * ("write", "sync", "unlink" or "rename") on files with PART in their path
+ * ("open", "write", "sync", "unlink" or "rename") on files with PART in their path
  *   fail    once, with EIO; the rule is gone then (Linux reports a lost page once, too)
  *   nth     as fail, but the NUMBER-th of them
  *   skip    every time: they report success and do nothing
@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,6 +103,15 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t offset) {
 
 ssize_t writev(int fd, const struct iovec *parts, int count) {
     WITH_FAULTS("write", fd, -1, syscall(SYS_writev, fd, parts, count))
+}
+
+/* The library opens its own rule by `open`, and what is written in Rust calls this one. */
+int open64(const char *path, int flags, ...) {
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    WITH_ACTION(fault_at("open", path), -1, (int)syscall(SYS_openat, AT_FDCWD, path, flags, mode))
 }
 
 int unlink(const char *path) {

@@ -3,6 +3,7 @@
 //! The folder and the addresses outlive the process, so that a node can be started again on what
 //! it left behind. A node is ended by its own process id alone, and at the latest when dropped.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -389,6 +390,22 @@ impl Node {
         let limit = Rlimit { current: Some(files), maximum };
         let before = prlimit(Some(pid), Resource::Nofile, limit);
         before.expect("its limit can be set").current.expect("it has a limit")
+    }
+
+    /// Lets it open so many descriptors more, and no others; the limit before.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn spare_files(&self, spare: usize) -> u64 {
+        let child = self.child.as_ref().expect("the node runs");
+        let folder = std::fs::read_dir(format!("/proc/{}/fd", child.id())).expect("it is there");
+        let open: BTreeSet<u64> = folder
+            .map(|entry| entry.expect("it can be listed").file_name())
+            .map(|name| name.to_string_lossy().parse().expect("it is a number"))
+            .collect();
+        // A new descriptor has the lowest number that is free.
+        let limit = (0..).filter(|number| !open.contains(number)).nth(spare);
+        self.allow_files(limit.expect("numbers do not end"))
     }
 
     /// The last of its warnings and errors, and the line it ended with.

@@ -9,6 +9,7 @@ mod crashes;
 mod daemon;
 mod damage;
 mod deploy;
+mod descriptors;
 mod dev;
 mod disk_faults;
 mod divergence;

@@ -67,7 +67,7 @@ async fn snapshots_and_modules_without_room_are_alarms() {
         alarm(&cluster, 1, "no room for a snapshot").await;
         cluster.node(1).faults().set(&format!("write /modules/temporary- refuse {error}"));
         cluster.create_machine("counter", &counter).await.ok();
-        alarm(&cluster, 1, "no room on the disk for 1 modules").await;
+        alarm(&cluster, 1, "1 modules cannot be written to the disk now").await;
         assert!(cluster.node_mut(1).runs(), "{name}: it lives");
         cluster.node(1).faults().clear();
         cluster.run(&["snapshot"]).await.ok();

@@ -69,7 +69,7 @@ fn write(snapshots: &SnapshotDir, frozen: Frozen) -> Result<u64> {
     }
     writer.section(2)?;
     let mut failed = None;
-    let exported = frozen.export(&mut |chunk| {
+    let exported = Frozen::export_on(frozen.fork()?, &mut |chunk: Vec<u8>| {
         failed = writer.chunk(&chunk).err();
         failed.is_none()
     })?;

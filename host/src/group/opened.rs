@@ -54,8 +54,9 @@ impl Opened {
     }
 }
 
-/// Modules on disk, as the machines know them. One that the disk has no room for is kept in memory
-/// until there is some: the log and the snapshots hold it as well, so nothing hangs on its file.
+/// Modules on disk, as the machines know them. One that the disk has no room for, or no file can be
+/// opened for, is kept in memory until that has passed: the log and the snapshots hold it as well,
+/// so nothing hangs on its file.
 pub(super) struct DiskLibrary {
     store: ModuleStore,
     unsaved: Mutex<BTreeMap<ModuleDigest, Bytes>>,
@@ -75,8 +76,8 @@ impl DiskLibrary {
 impl ModuleLibrary for DiskLibrary {
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> std::io::Result<()> {
         match self.store.put(*digest, bytes) {
-            Err(error) if error.is_no_room() => {
-                tracing::error!(%error, "no room for a module: it is kept in memory");
+            Err(error) if error.may_pass() => {
+                tracing::error!(%error, "no file for a module: it is kept in memory");
                 self.unsaved().insert(*digest, Bytes::copy_from_slice(bytes));
                 Ok(())
             }
@@ -88,7 +89,10 @@ impl ModuleLibrary for DiskLibrary {
         if let Some(bytes) = self.unsaved().get(digest) {
             return Ok(bytes.clone());
         }
-        let bytes = self.store.get(*digest).map_err(storage::Error::into_io)?;
+        let bytes = self.store.get(*digest).map_err(|error| match error.may_pass() {
+            true => std::io::Error::new(std::io::ErrorKind::ResourceBusy, error),
+            false => error.into_io(),
+        })?;
         bytes.ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
@@ -117,7 +121,9 @@ impl ModuleLibrary for DiskLibrary {
 
     fn alarm(&self) -> Option<String> {
         let count = self.unsaved().len();
-        (count > 0).then(|| format!("no room on the disk for {count} modules: they are in memory"))
+        (count > 0).then(|| {
+            format!("{count} modules cannot be written to the disk now: they are in memory")
+        })
     }
 }
 

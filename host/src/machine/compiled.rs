@@ -2,12 +2,18 @@
 //! thread: never call it from an async worker.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
 
 use super::library::{CodeCache, ModuleLibrary};
 use crate::types::ModuleDigest;
 use crate::wasm::{self, Engine, Module};
+
+/// Wait before a module that cannot be read now is read again.
+const READ_PAUSE: Duration = Duration::from_millis(200);
 
 type Slot = Arc<OnceLock<Result<Module, Refused>>>;
 
@@ -43,8 +49,8 @@ impl CompiledModules {
         work_max: u64,
     ) -> Result<Module, String> {
         self.find(digest, work_max, || {
-            let bytes = library.get(&digest);
-            let unread = |error: std::io::Error| Refused::for_good(error.to_string());
+            let bytes = read(library, &digest);
+            let unread = |error: io::Error| Refused::for_good(error.to_string());
             self.make(engine, digest, &bytes.map_err(unread)?, work_max)
         })
     }
@@ -174,6 +180,20 @@ impl CompiledModules {
     }
 }
 
+/// A module's bytes. It waits while no file can be opened: that says nothing about the module, and
+/// must neither be reported to the cluster nor end the node.
+fn read(library: &dyn ModuleLibrary, digest: &ModuleDigest) -> io::Result<Bytes> {
+    loop {
+        match library.get(digest) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                tracing::error!(%digest, %error, "a module cannot be read now: it is tried again");
+                std::thread::park_timeout(READ_PAUSE);
+            }
+            read => return read,
+        }
+    }
+}
+
 impl Refused {
     fn for_good(reason: String) -> Self {
         Self { reason, work_max: None }
@@ -182,9 +202,6 @@ impl Refused {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use bytes::Bytes;
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -284,6 +301,39 @@ mod tests {
         let cache = MemoryCache { fails: true, ..MemoryCache::default() };
         modules(&cache).get(&ENGINE, &library, digest, WORK_MAX).unwrap();
         assert_eq!(cache.puts(), 1);
+    }
+
+    /// A module that cannot be read for want of descriptors is read again: nobody is told that this
+    /// node cannot run it.
+    #[test]
+    fn a_module_is_read_again() {
+        struct Busy(MemoryLibrary, Mutex<u32>);
+        impl ModuleLibrary for Busy {
+            fn put(&self, _: &ModuleDigest, _: &[u8]) -> io::Result<()> {
+                Ok(())
+            }
+            fn get(&self, digest: &ModuleDigest) -> io::Result<Bytes> {
+                let mut left = self.1.lock().unwrap();
+                match left.checked_sub(1) {
+                    Some(fewer) => *left = fewer,
+                    None => return self.0.get(digest),
+                }
+                Err(io::ErrorKind::ResourceBusy.into())
+            }
+            fn list(&self) -> io::Result<Vec<ModuleDigest>> {
+                self.0.list()
+            }
+            fn remove(&self, _: &ModuleDigest) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (digest, _, library) = counter();
+        let library = Busy(library, Mutex::new(2));
+        let modules = modules(&MemoryCache::default());
+        assert_eq!(
+            modules.get(&ENGINE, &library, digest, WORK_MAX).unwrap().manifest().name,
+            "counter"
+        );
     }
 
     /// A module that is checked before it is staged is not compiled again when it is; one that is

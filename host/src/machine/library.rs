@@ -14,7 +14,7 @@ use crate::types::ModuleDigest;
 pub trait ModuleLibrary: Send + Sync {
     /// Keeps a module; one that is there already is left as it is. Blocking.
     fn put(&self, digest: &ModuleDigest, bytes: &[u8]) -> io::Result<()>;
-    /// A module's bytes. Blocking.
+    /// A module's bytes. Blocking. `ResourceBusy` says that no file can be opened now.
     fn get(&self, digest: &ModuleDigest) -> io::Result<Bytes>;
     /// Every module that is kept. Blocking.
     fn list(&self) -> io::Result<Vec<ModuleDigest>>;

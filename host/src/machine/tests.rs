@@ -96,7 +96,7 @@ impl Node {
     async fn capture(&mut self) -> (Vec<Piece>, Vec<String>) {
         let frozen = self.machines.freeze().await.expect("the host does not fail in these tests");
         let (sender, mut receiver) = mpsc::channel(1);
-        let sent = frozen.send(sender);
+        let sent = frozen.send(sender, Box::new(|_| false)).unwrap();
         let mut pieces = Vec::new();
         while let Some(piece) = receiver.recv().await {
             pieces.push(piece);

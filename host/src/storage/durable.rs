@@ -45,8 +45,24 @@ pub(crate) fn temporary_in(folder: &Path) -> Result<NamedTempFile, Error> {
 
 /// Syncs a whole temporary file and gives it its name, in place of what had that name before.
 pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Error> {
+    // Before the name changes: a process without descriptors changes nothing.
+    let folder = open_folder(path.parent().expect("a published file lies in a folder"))?;
+    publish_in(&folder, temporary, path)
+}
+
+/// A handle of a folder, for [`publish_in`].
+pub(crate) fn open_folder(folder: &Path) -> Result<File, Error> {
     may_block();
-    let folder = path.parent().expect("a published file lies in a folder");
+    File::open(folder).map_err(|error| Error::io(folder, error))
+}
+
+/// As [`publish`], where the folder is open already: it needs no descriptor.
+pub(crate) fn publish_in(
+    folder: &File,
+    temporary: NamedTempFile,
+    path: &Path,
+) -> Result<File, Error> {
+    may_block();
     assert!(is_temporary(temporary.path()), "a start removes what a crash leaves of it");
     assert!(!is_temporary(path), "no start removes it");
     temporary.as_file().sync_all().map_err(|error| Error::io(temporary.path(), error))?;
@@ -54,7 +70,7 @@ pub(crate) fn publish(temporary: NamedTempFile, path: &Path) -> Result<File, Err
     std::fs::rename(&temporary, path).map_err(|error| Error::io(path, error))?;
     // The name that it had is free now, and nothing else may lose its file with it.
     temporary.keep().map_err(|failed| Error::io(path, failed.error))?;
-    sync_folder(folder)?;
+    folder.sync_all().map_err(|error| Error::io(path, error))?;
     Ok(file)
 }
 

@@ -164,6 +164,12 @@ impl Error {
         matches!(self, Self::Io { source, .. } if is_no_room(source.kind()))
     }
 
+    /// Whether this is no fault of the disk and may pass by itself: there is no room, or no
+    /// descriptor to open a file with.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_no_room(source.kind()) || is_no_file(source))
+    }
+
     /// Whether there is no such file.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
@@ -182,7 +188,12 @@ impl Error {
 }
 
 /// Whether an I/O error of this kind says that there is no room; see [`Error::is_no_room`].
-pub(crate) fn is_no_room(kind: io::ErrorKind) -> bool {
+fn is_no_room(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
     matches!(kind, StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Whether this process, or the system, has no descriptor left to open a file with.
+fn is_no_file(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }

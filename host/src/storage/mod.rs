@@ -23,7 +23,7 @@ pub mod space;
 pub use blocking::forbid_on_async_workers;
 pub use data_dir::DataDir;
 pub use error::Error;
-pub(crate) use error::{is_no_room, snapshot_repair};
+pub(crate) use error::snapshot_repair;
 pub use identity::Identity;
 pub use log::{FlushDone, Log, LogConfig, LogPlace, LogState, Payload, ShortOfRoom};
 pub use quarantine::Quarantine;

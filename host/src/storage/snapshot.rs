@@ -209,16 +209,17 @@ impl SnapshotDir {
 
     /// Gives a whole, synced-to-be file its name. One written here does not replace one that is
     /// there for the same log id; one received does, since the cluster agreed on it. The file must
-    /// be `id`, as whoever wrote it has counted.
+    /// be `id`, as whoever wrote it has counted. `folder` is this one, opened before: no descriptor
+    /// is needed here, at the end of long work.
     fn admit(
         &self,
+        folder: &File,
         temporary: NamedTempFile,
         id: &SnapshotId,
         replace: bool,
     ) -> Result<Snapshot, Error> {
-        let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
-        let whole = Snapshot::load(file, temporary.path().to_owned())?;
-        assert_eq!(whole.id(), id, "header and footer say what was written");
+        let (whole, _) = identify(temporary.as_file(), temporary.path())?;
+        assert_eq!(&whole, id, "header and footer say what was written");
         let last = id.last;
         let path = self.folder.join(file_name(last));
         temporary.as_file().sync_all().map_err(|error| Error::io(&path, error))?;
@@ -233,7 +234,7 @@ impl SnapshotDir {
         if let Some(present) = present.filter(|_| !replace) {
             return Ok(present);
         }
-        let file = durable::publish(temporary, &path)?;
+        let file = durable::publish_in(folder, temporary, &path)?;
         let snapshot = Snapshot::load(file, path)?;
         assert_eq!(snapshot.id(), id, "a file is the same under each of its names");
         self.locked().insert(place(last), snapshot.clone());
@@ -301,15 +302,11 @@ impl Snapshot {
 
     /// Reads and checks header and footer.
     fn load(file: File, path: PathBuf) -> Result<Self, Error> {
-        may_block();
-        let failed = |error| Error::io(&path, error);
-        let metadata = file.metadata().map_err(failed)?;
-        let (length, written) = (metadata.len(), metadata.modified().map_err(failed)?);
-        let header = format::read_header(&file, &path, length)?;
-        let file_crc32c = format::read_footer(&file, &path, length)?;
-        let id = SnapshotId { last: header.last, file_crc32c, length };
-        let tail = format::read_tail(&file, &path, length)?;
-        let (meta, damage) = (header.meta, OnceLock::new());
+        let (id, meta) = identify(&file, &path)?;
+        let written = file.metadata().and_then(|metadata| metadata.modified());
+        let written = written.map_err(|error| Error::io(&path, error))?;
+        let tail = format::read_tail(&file, &path, id.length)?;
+        let damage = OnceLock::new();
         Ok(Self(Arc::new(SnapshotInner { file, path, id, meta, tail, written, damage })))
     }
 
@@ -424,6 +421,15 @@ impl Snapshot {
         while reader.next_part()?.is_some() {}
         Ok(())
     }
+}
+
+/// Reads and checks header and footer: what the file is, and the caller's own description.
+fn identify(file: &File, path: &Path) -> Result<(SnapshotId, Bytes), Error> {
+    may_block();
+    let length = file.metadata().map_err(|error| Error::io(path, error))?.len();
+    let header = format::read_header(file, path, length)?;
+    let file_crc32c = format::read_footer(file, path, length)?;
+    Ok((SnapshotId { last: header.last, file_crc32c, length }, header.meta))
 }
 
 /// Reads a snapshot's file by position, so that many can read one handle.

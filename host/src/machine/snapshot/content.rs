@@ -8,6 +8,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use crate::machine::guest::instance::Frozen;
 use crate::machine::guest::thread::GuestHandle;
 use crate::machine::library::ModuleLibrary;
 use crate::machine::machines::{Environment, Machines, Running, describe, describe_failure};
+use crate::machine::snapshot::unsent::{Retry, Unsent, had};
 use crate::machine::tables::{MachineRecord, Tables};
 use crate::types::{LogIndex, MachineId, ModuleDigest};
 use crate::wasm::{self, Image, Limits};
@@ -153,9 +155,6 @@ impl Machines {
             }
             match kind {
                 SECTION_MODULE => machines.restore_module(decode(&head)?, &mut sections).await?,
-                SECTION_IMAGE if source == Source::Images => {
-                    machines.restore_guest(decode(&head)?, &mut sections).await?;
-                }
                 SECTION_EXPORT if source == Source::Exports => {
                     let head: ExportHead = decode(&head)?;
                     let limits = limits.remove(&head.machine);
@@ -164,8 +163,12 @@ impl Machines {
                 }
                 SECTION_IMAGE => {
                     let head: ImageHead = decode(&head)?;
-                    limits.insert(head.machine, head.limits);
-                    sections.skip().await?;
+                    if source == Source::Images {
+                        machines.restore_guest(head, &mut sections).await?;
+                    } else {
+                        limits.insert(head.machine, head.limits);
+                        sections.skip().await?;
+                    }
                 }
                 SECTION_EXPORT | SECTION_EXPORT_END => sections.skip().await?,
                 SECTION_TABLES => {
@@ -311,11 +314,14 @@ impl FrozenGuest {
     }
 
     /// Sends the guest's own export. Why there is none, if the guest fails.
-    fn send_export(&self, pieces: &Pieces) -> Result<Option<String>, HostFailure> {
+    fn send_export(&self, pieces: &Pieces, retry: &mut Retry) -> Result<Option<String>, Unsent> {
         let Some(export) = &self.export else { return Ok(None) };
+        let fork = had(retry, || {
+            self.frozen.fork().map_err(|failure| Unsent::Lacks(failure.to_string()))
+        })?;
         pieces.begin(SECTION_EXPORT, encode(export))?;
         let mut sink = |chunk| pieces.send(Piece::Chunk(chunk)).is_ok();
-        let Err(outcome) = self.frozen.export(&mut sink)? else {
+        let Err(outcome) = Frozen::export_on(fork, &mut sink)? else {
             pieces.begin(SECTION_EXPORT_END, encode(&export.machine))?;
             return Ok(None);
         };
@@ -328,32 +334,35 @@ impl FrozenGuest {
 impl FrozenState {
     /// Sends the whole state as pieces, from a thread of its own. The result is a sentence for each
     /// machine whose guest could not export its state. A receiver that goes away ends it with
-    /// an error.
+    /// an error. What cannot be had is tried again as `retry` says.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
     pub fn send(
         self,
         pieces: mpsc::Sender<Piece>,
-    ) -> oneshot::Receiver<Result<Vec<String>, HostFailure>> {
+        mut retry: Retry,
+    ) -> Result<oneshot::Receiver<Result<Vec<String>, Unsent>>, Unsent> {
         let (sent, done) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name("snapshot-content".to_owned())
             .stack_size(wasm::THREAD_STACK_BYTES);
         let spawned = thread.spawn(move || {
             // Whoever waits is gone only when the node is stopping.
-            let _ = sent.send(self.send_here(&Pieces(pieces)));
+            let _ = sent.send(self.send_here(&Pieces(pieces), &mut retry));
         });
-        if let Err(error) = spawned {
-            tracing::error!(%error, "cannot start a thread for a snapshot");
-        }
-        done
+        let lacks = |error| Unsent::Lacks(format!("no thread for a snapshot: {error}"));
+        spawned.map(|_| done).map_err(lacks)
     }
 
-    fn send_here(self, pieces: &Pieces) -> Result<Vec<String>, HostFailure> {
+    fn send_here(self, pieces: &Pieces, retry: &mut Retry) -> Result<Vec<String>, Unsent> {
         for module in self.modules {
             let (digest, is_partial) = (module.head.digest, module.staged.is_some());
             let bytes = match module.staged {
                 Some(staged) => staged.concat(),
-                None => self.library.get(&digest).map(Vec::from).map_err(|error| {
-                    HostFailure::Stop(format!("cannot read module {digest}: {error}"))
+                None => had(retry, || {
+                    let read = self.library.get(&digest).map(Vec::from);
+                    read.map_err(|error| unread(&digest, &error))
                 })?,
             };
             let length = u64::try_from(bytes.len()).expect("a length in memory fits");
@@ -370,11 +379,19 @@ impl FrozenState {
         // Each image is let go as soon as it is not needed: the machine wants its room.
         for guest in self.guests {
             guest.send_image(pieces)?;
-            failures.extend(guest.send_export(pieces)?);
+            failures.extend(guest.send_export(pieces, retry)?);
         }
         pieces.begin(SECTION_TABLES, encode(&self.tables))?;
         pieces.send(Piece::End)?;
         Ok(failures)
+    }
+}
+
+fn unread(digest: &ModuleDigest, error: &io::Error) -> Unsent {
+    let reason = format!("cannot read module {digest}: {error}");
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => Unsent::Lacks(reason),
+        _ => HostFailure::Stop(reason).into(),
     }
 }
 

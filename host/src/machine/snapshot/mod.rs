@@ -4,3 +4,4 @@
 pub mod backup;
 pub mod content;
 pub(in crate::machine) mod digest;
+pub mod unsent;

@@ -25,17 +25,18 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::machine::entry::proposal;
+use crate::machine::snapshot::unsent::Unsent;
 use crate::machine::{Applied, Environment, HostFailure, Machines, Proposal, Response, Then};
 use crate::raft::store::convert::{log_id_from_raft, membership_from_raft};
 use crate::raft::store::snapshots::SharedSnapshots;
-use crate::raft::store::snapshots::capture::{Capture, passing};
+use crate::raft::store::snapshots::capture::{Capture, unwritten};
 use crate::raft::store::snapshots::content::restore;
 use crate::raft::store::snapshots::description::{Description, meta_to_raft};
 use crate::raft::type_config::{
     Entry, EntryBytes, RaftLogId, RaftSnapshotMeta, RaftStoredMembership, TypeConfig,
 };
-use crate::storage::DataDir;
 use crate::storage::snapshot::Snapshot;
+use crate::storage::{self, DataDir, Quarantine};
 use crate::types::{LogIndex, Membership};
 use standing::{
     Standing, cannot_import, newest_state, other_profile, parked, parked_state, quarantined,
@@ -101,6 +102,8 @@ pub struct StateMachine {
     progress: watch::Sender<Progress>,
     checkpoint_size: CheckpointSize,
     writing: Option<Writing>,
+    /// A mark of this node that is not on its disk yet.
+    unmarked: Option<Quarantine>,
     skipped: BTreeSet<LogIndex>,
 }
 
@@ -131,6 +134,7 @@ impl StateMachine {
             progress,
             checkpoint_size,
             writing: None,
+            unmarked: None,
             skipped: BTreeSet::new(),
         };
         state_machine.stand_at(&meta);
@@ -231,11 +235,24 @@ impl StateMachine {
         let mut differing = self.machines.agreed().filter_map(|(at, is)| snapshots.compare(at, is));
         let Some(found) = differing.next() else { return Ok(()) };
         drop(differing);
-        let reason = quarantined(&found);
+        self.park(quarantined(&found));
+        self.unmarked = Some(found);
+        self.mark().await
+    }
+
+    /// Marks this node on its disk. Without room or descriptors that is tried again with the next
+    /// entry: the node is parked already, and a restart finds the difference again, in the log.
+    async fn mark(&mut self) -> Result<(), HostFailure> {
+        let Some(found) = self.unmarked.clone() else { return Ok(()) };
         let data_dir = Arc::clone(&self.data_dir);
         let marked = tokio::task::spawn_blocking(move || data_dir.set_quarantine(&found)).await;
-        marked.map_err(|error| HostFailure::Stop(error.to_string()))?.map_err(stop)?;
-        self.park(reason);
+        match marked.map_err(HostFailure::panicked)? {
+            Ok(()) => self.unmarked = None,
+            Err(error) if error.may_pass() => {
+                tracing::error!(%error, "the quarantine of this node is not on its disk yet");
+            }
+            Err(error) => return Err(HostFailure::Stop(error.to_string())),
+        }
         Ok(())
     }
 
@@ -298,8 +315,8 @@ impl StateMachine {
         Ok(())
     }
 
-    /// A snapshot that could not be written stops the node at the next entry: not only at the
-    /// next checkpoint, which may be hours away.
+    /// A snapshot that a fault kept from being written stops the node at the next entry: not only
+    /// at the next checkpoint, which may be hours away.
     async fn check_writing(&mut self) -> Result<(), HostFailure> {
         match &self.writing {
             Some(writing) if writing.task.is_finished() => self.finish_writing().await,
@@ -307,7 +324,7 @@ impl StateMachine {
         }
     }
 
-    /// Waits for a snapshot that is still being written, but not for a file that cannot be opened.
+    /// Waits for a snapshot that is still being written, but not for what cannot be had for it.
     async fn finish_writing(&mut self) -> Result<(), HostFailure> {
         let Some(Writing { task, give_up }) = self.writing.take() else { return Ok(()) };
         give_up.cancel();
@@ -329,36 +346,37 @@ impl StateMachine {
     }
 }
 
-fn stop(error: crate::storage::Error) -> HostFailure {
-    HostFailure::Stop(error.to_string())
-}
-
-/// Waits for the writer and makes its file the newest. A full disk is an alarm: the log has it
-/// all. So is a guest that cannot export its state.
+/// Waits for the writer and makes its file the newest. Where there is no room for it, or where
+/// something cannot be had for it, that is an alarm: the log has it all. So is a guest that cannot
+/// export its state. A fault of the disk or of the host stops the node.
 async fn finish(snapshots: SharedSnapshots, capture: Capture) -> Result<(), HostFailure> {
     let captured = capture
         .task
         .await
         .map_err(|error| HostFailure::Stop(format!("writing a snapshot panicked: {error}")))?;
-    let error = match (captured.written, captured.sent) {
+    let unwritten = match (captured.written, captured.sent) {
         (Ok(snapshot), Some(Ok(failures))) => {
             snapshots.alarms().set_export_failures(failures);
             snapshots.adopt(&snapshot);
             return Ok(());
         }
         // Content that was broken off leaves no file, and has the reason.
-        (Err(crate::storage::Error::Refused(_)) | Ok(_), Some(Err(failure))) => {
-            return Err(failure);
+        (Err(storage::Error::Refused(_)) | Ok(_), Some(Err(unsent))) => match unsent {
+            Unsent::Lacks(reason) => format!("a snapshot was given up: {reason}"),
+            Unsent::Host(failure) => return Err(failure),
+        },
+        (Err(storage::Error::Refused(_)) | Ok(_), _) => {
+            return Err(HostFailure::Stop("sending the state to a snapshot panicked".to_owned()));
         }
-        (Ok(_), None) => return Err(HostFailure::Stop("a snapshot has no content".to_owned())),
-        (Err(error), _) => error.into_io(),
+        (Err(error), _) if error.may_pass() => unwritten(&error),
+        (Err(error), _) => {
+            let reason = unwritten(&error);
+            tracing::error!(reason, "the node stops at the next entry");
+            return Err(HostFailure::Stop(reason));
+        }
     };
-    if let Some(reason) = passing(&error) {
-        snapshots.alarms().set_unwritten(reason);
-        return Ok(());
-    }
-    tracing::error!(%error, "a snapshot cannot be written: the node stops at the next entry");
-    Err(HostFailure::Stop(format!("a snapshot cannot be written: {error}")))
+    snapshots.alarms().set_unwritten(unwritten);
+    Ok(())
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -379,6 +397,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             self.check_writing().await.map_err(io::Error::other)?;
+            self.mark().await.map_err(io::Error::other)?;
             let response = self.apply_entry(&entry).await.map_err(io::Error::other)?;
             if let Some(responder) = responder {
                 responder.send(response);

@@ -1,8 +1,9 @@
 //! Prepares the segment after the one in use, on a thread of its own: neither callers nor the
 //! writer wait for it.
 //!
-//! Where the disk has no room, it tries again until there is some. Meanwhile the log says so
-//! ([`Log::short_of_room`](super::Log::short_of_room)), and the segment in use goes on growing.
+//! Where the disk has no room, or no file can be opened, it tries again until that has passed.
+//! Meanwhile the log says so ([`Log::short_of_room`](super::Log::short_of_room)), and the segment
+//! in use goes on growing.
 //! Anything else that the disk refuses closes the log.
 
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use super::segment::Segment;
 use super::writer::Shared;
 use crate::storage::Error;
 
-/// Time between two tries to prepare a segment on a disk without room.
+/// Time between two tries to prepare a segment on a disk without room, or without a descriptor.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// A segment that is being prepared; dropped, it is given up.
@@ -60,7 +61,7 @@ fn prepare(shared: &Shared, place: &LogPlace, number: u64, bytes: u64, stop: &At
         match prepared {
             Ok(segment) => return shared.add_prepared(segment),
             Err(Error::Refused(_)) => return,
-            Err(error) if error.is_no_room() => {
+            Err(error) if error.may_pass() => {
                 shared.set_no_room(&error);
                 std::thread::park_timeout(RETRY);
             }

@@ -135,7 +135,8 @@ impl ArrivedSnapshot {
     pub fn keep(self) -> Result<Snapshot, Error> {
         let names = [self.snapshot.path(), self.temporary.path()].map(Path::file_name);
         assert_eq!(names[0], names[1], "it is the file that was verified");
-        self.dir.admit(self.temporary, self.snapshot.id(), true)
+        let folder = durable::open_folder(&self.dir.folder)?;
+        self.dir.admit(&folder, self.temporary, self.snapshot.id(), true)
     }
 }
 

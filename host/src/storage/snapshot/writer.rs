@@ -1,5 +1,6 @@
 //! Writes one snapshot file, chunk by chunk, with memory for one chunk at a time.
 
+use std::fs::File;
 use std::io::{BufWriter, Write as _};
 
 use tempfile::NamedTempFile;
@@ -14,8 +15,10 @@ const ZSTD_LEVEL: i32 = 1;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// A snapshot being written. Dropped before [`SnapshotWriter::finish`], it leaves nothing behind.
+/// Once begun, it needs no other descriptor.
 pub struct SnapshotWriter {
     dir: SnapshotDir,
+    folder: File,
     last: Option<LogId>,
     out: BufWriter<NamedTempFile>,
     compressor: zstd::bulk::Compressor<'static>,
@@ -31,11 +34,13 @@ impl SnapshotWriter {
     pub(super) fn begin(dir: SnapshotDir, last: Option<LogId>, meta: &[u8]) -> Result<Self, Error> {
         dir.check_room()?;
         let header = format::encode_header(last, meta)?;
+        let folder = durable::open_folder(&dir.folder)?;
         let temporary = durable::temporary_in(&dir.folder)?;
         let compressor = zstd::bulk::Compressor::new(ZSTD_LEVEL)
             .map_err(|error| Error::io(temporary.path(), error))?;
         let mut writer = Self {
             dir,
+            folder,
             last,
             out: BufWriter::with_capacity(BUFFER_BYTES, temporary),
             compressor,
@@ -115,7 +120,7 @@ impl SnapshotWriter {
         let path = self.out.get_ref().path().to_owned();
         let temporary =
             self.out.into_inner().map_err(|error| Error::io(&path, error.into_error()))?;
-        self.dir.admit(temporary, &id, false)
+        self.dir.admit(&self.folder, temporary, &id, false)
     }
 
     fn block(&mut self, header: &BlockHeader, stored: &[u8]) -> Result<(), Error> {

@@ -32,16 +32,23 @@ impl Frozen {
         self.fuel_used
     }
 
-    /// Has the guest serialize its state on a fork, chunk by chunk, until `sink` wants no more.
-    /// The inner error is the guest's own. To be called on a thread with the stack for guests.
-    pub fn export(
-        &self,
+    /// A fork to have the state exported on. To be called on a thread with the stack for guests.
+    ///
+    /// # Errors
+    /// The system has no memory or no descriptor for it. Nothing else hangs on a fork.
+    pub fn fork(&self) -> Result<Fork, HostFailure> {
+        let Blueprint { engine, module, limits, .. } = &self.blueprint;
+        Fork::of_image(engine, module, *limits, &self.image).map_err(host)
+    }
+
+    /// Has the guest serialize its state on a fork of it, chunk by chunk, until `sink` wants no
+    /// more. The inner error is the guest's own. To be called as [`Frozen::fork`].
+    pub fn export_on(
+        mut fork: Fork,
         sink: &mut dyn FnMut(Vec<u8>) -> bool,
     ) -> Result<Result<(), Outcome>, HostFailure> {
-        let Blueprint { engine, module, limits, .. } = &self.blueprint;
-        let fork = Fork::of_image(engine, module, *limits, &self.image);
         let mut emit = |chunk| if sink(chunk) { Ok(()) } else { Err(ExportStopped) };
-        match fork.map_err(host)?.export(&mut emit) {
+        match fork.export(&mut emit) {
             Ok(_) => Ok(Ok(())),
             Err(ExportError::Guest(failure)) => outcome_of(failure).map(Err),
             Err(ExportError::Stopped) => {

@@ -180,7 +180,10 @@ fn forks_change_nothing() {
                 drop(asked.query(context(index), queries, u64::MAX).unwrap());
             }
             let frozen = asked.freeze().unwrap();
-            assert!(frozen.export(&mut |_| true).unwrap().is_err(), "its export is too long");
+            assert!(
+                Frozen::export_on(frozen.fork().unwrap(), &mut |_| true).unwrap().is_err(),
+                "its export is too long"
+            );
         }
         assert_equal(&mut asked, &mut left_alone, "after queries and exports");
     });
@@ -203,7 +206,8 @@ fn exported() -> Vec<Vec<u8>> {
         assert_eq!(outcomes, [Outcome::Accepted(Bytes::from_static(b"+OK\r\n"))]);
     }
     let mut chunks = Vec::new();
-    let taken = guest.freeze().unwrap().export(&mut |chunk| {
+    let fork = guest.freeze().unwrap().fork().unwrap();
+    let taken = Frozen::export_on(fork, &mut |chunk| {
         chunks.push(chunk);
         true
     });
@@ -324,7 +328,7 @@ fn memory_grows_under_everything() {
                 chunks += 1;
                 true
             };
-            frozen.export(&mut take).unwrap().unwrap();
+            Frozen::export_on(frozen.fork().unwrap(), &mut take).unwrap().unwrap();
             assert!(chunks > 0 || count == 0);
         }
         assert_equal(&mut busy, &mut quiet, "after growing");

@@ -1,12 +1,12 @@
 //! A snapshot of this node's own state on its way to disk.
 //!
-//! A file that cannot be opened for want of descriptors or of room is tried again, with the alarm
+//! What cannot be had for it (a file, a module's bytes, a fork) is tried again, with the alarm
 //! standing, until a later checkpoint takes the place of this one: the log still has everything.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,20 +15,21 @@ use super::Snapshots;
 use super::content::{PIECES_AHEAD, SECTION_DIGEST};
 use super::description::Description;
 use crate::machine::snapshot::content::Piece;
-use crate::machine::{ContentDigest, FrozenState, HostFailure};
+use crate::machine::snapshot::unsent::Unsent;
+use crate::machine::{ContentDigest, FrozenState};
+use crate::storage::Error;
 use crate::storage::snapshot::{Snapshot, SnapshotWriter};
-use crate::storage::{Error, is_no_room};
 use crate::types::LogId;
 
-/// Wait before a file that could not be opened is tried again; it doubles up to the longest.
-const REOPEN_PAUSE_MIN: Duration = Duration::from_millis(100);
-const REOPEN_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Wait before what could not be had is tried again; it doubles up to the longest.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// A snapshot under way.
 pub struct Capture {
     /// What comes of it.
     pub task: JoinHandle<Captured>,
-    /// Ends the tries to open the file.
+    /// Ends all tries.
     pub give_up: CancellationToken,
 }
 
@@ -38,7 +39,7 @@ pub struct Captured {
     pub written: Result<Snapshot, Error>,
     /// What became of sending the state, if that was begun: sentences about guests that could not
     /// export theirs.
-    pub sent: Option<Result<Vec<String>, HostFailure>>,
+    pub sent: Option<Result<Vec<String>, Unsent>>,
 }
 
 impl Capture {
@@ -51,41 +52,65 @@ impl Capture {
     ) -> Self {
         let meta = description.encode();
         let give_up = CancellationToken::new();
-        let opened = opened(snapshots, last, meta.into(), give_up.clone());
+        let mut patience = Patience { snapshots, give_up: give_up.clone(), pause: PAUSE_MIN };
         let task = tokio::spawn(async move {
-            let writer = match opened.await {
+            let writer = match opened(last, meta.into(), &mut patience).await {
                 Ok(writer) => writer,
                 Err(error) => return Captured { written: Err(error), sent: None },
             };
             // Not before: what is sent needs descriptors as well, to read modules.
             let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
-            let sent = frozen.send(pieces);
+            let runtime = Handle::current();
+            let retry = move |reason: &str| {
+                runtime.block_on(patience.wait(format!("a snapshot waits: {reason}")))
+            };
+            let sent = frozen.send(pieces, Box::new(retry));
             let written = blocking(move || write(writer, receiver)).await;
-            Captured { written, sent: sent.await.ok() }
+            let sent = match sent {
+                Ok(sent) => sent.await.ok(),
+                Err(unsent) => Some(Err(unsent)),
+            };
+            Captured { written, sent }
         });
         Self { task, give_up }
     }
 }
 
+/// The tries of one snapshot.
+struct Patience {
+    snapshots: Arc<Snapshots>,
+    give_up: CancellationToken,
+    pause: Duration,
+}
+
+impl Patience {
+    /// Raises the alarm and waits; false where there is no use in another try.
+    async fn wait(&mut self, reason: String) -> bool {
+        self.snapshots.alarms.set_unwritten(reason);
+        tokio::select! {
+            () = tokio::time::sleep(self.pause) => {
+                self.pause = (self.pause * 2).min(PAUSE_MAX);
+                true
+            }
+            () = self.give_up.cancelled() => false,
+        }
+    }
+}
+
 /// Opens the file; see the top of this one.
 async fn opened(
-    snapshots: Arc<Snapshots>,
     last: LogId,
     meta: Arc<[u8]>,
-    give_up: CancellationToken,
+    patience: &mut Patience,
 ) -> Result<SnapshotWriter, Error> {
-    let mut pause = REOPEN_PAUSE_MIN;
     loop {
-        let (dir, meta) = (snapshots.dir.clone(), Arc::clone(&meta));
+        let (dir, meta) = (patience.snapshots.dir.clone(), Arc::clone(&meta));
         let error = match blocking(move || dir.begin(Some(last), &meta)).await {
             Ok(writer) => return Ok(writer),
             Err(error) => error,
         };
-        let Some(reason) = passing(&error) else { return Err(error) };
-        snapshots.alarms.set_unwritten(reason);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(REOPEN_PAUSE_MAX),
-            () = give_up.cancelled() => return Err(error),
+        if !error.may_pass() || !patience.wait(unwritten(&error)).await {
+            return Err(error);
         }
     }
 }
@@ -98,24 +123,14 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
-/// What an alarm says of a snapshot that cannot be written for a reason that may pass: the disk is
-/// full, or the process, or the system, has no descriptor left.
-pub fn passing(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let mut cause = Some(error);
-    while let Some(this) = cause {
-        // The errors of storage share theirs.
-        let shared = || this.downcast_ref::<Arc<io::Error>>().map(Arc::as_ref);
-        if let Some(io) = this.downcast_ref::<io::Error>().or_else(shared) {
-            if is_no_room(io.kind()) {
-                return Some(format!("no room for a snapshot: {error}"));
-            }
-            if matches!(io.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) {
-                return Some(format!("no file for a snapshot can be opened: {error}"));
-            }
-        }
-        cause = this.source();
-    }
-    None
+/// What an alarm says of a snapshot that cannot be written.
+pub fn unwritten(error: &Error) -> String {
+    let what = match (error.is_no_room(), error.may_pass()) {
+        (true, _) => "no room for a snapshot",
+        (false, true) => "no file for a snapshot can be opened",
+        (false, false) => "a snapshot cannot be written",
+    };
+    format!("{what}: {error}")
 }
 
 /// Writes pieces to a file until they end; a capture that is broken off leaves none.
@@ -140,25 +155,23 @@ fn write(mut writer: SnapshotWriter, mut pieces: mpsc::Receiver<Piece>) -> Resul
 mod tests {
     use super::*;
 
-    /// A disk without room and a process without descriptors pass, as storage says them and as
-    /// openraft is told; what may be a fault of the disk does not.
+    /// A disk without room and a process without descriptors pass by themselves; what may be a
+    /// fault of the disk does not. Each is told.
     #[test]
     fn what_may_pass_is_known() {
         let rows = [
-            (libc::EMFILE, Some("no file for a snapshot can be opened")),
-            (libc::ENFILE, Some("no file for a snapshot can be opened")),
-            (libc::ENOSPC, Some("no room for a snapshot")),
-            (libc::EDQUOT, Some("no room for a snapshot")),
-            (libc::EIO, None),
-            (libc::EACCES, None),
+            (libc::EMFILE, true, "no file for a snapshot can be opened"),
+            (libc::ENFILE, true, "no file for a snapshot can be opened"),
+            (libc::ENOSPC, true, "no room for a snapshot"),
+            (libc::EDQUOT, true, "no room for a snapshot"),
+            (libc::EIO, false, "a snapshot cannot be written"),
+            (libc::EACCES, false, "a snapshot cannot be written"),
         ];
-        for (code, expected) in rows {
-            let source = Arc::new(io::Error::from_raw_os_error(code));
+        for (code, passes, expected) in rows {
+            let source = Arc::new(std::io::Error::from_raw_os_error(code));
             let error = Error::Io { path: "snapshots".into(), source };
-            let said = passing(&error);
-            assert_eq!(said.is_some(), expected.is_some(), "{error}");
-            assert!(said.unwrap_or_default().starts_with(expected.unwrap_or_default()));
-            assert_eq!(passing(&error.clone().into_io()).is_some(), expected.is_some());
+            assert_eq!(error.may_pass(), passes, "{error}");
+            assert!(unwritten(&error).starts_with(expected), "{error}");
         }
     }
 }

@@ -223,6 +223,15 @@ struct Watching {
     directory: Arc<Directory>,
     /// Guests that could be asked as each module came, and whether the state was being replaced.
     seen: std::sync::Mutex<Vec<(usize, bool)>>,
+    /// No file can be opened.
+    busy: std::sync::atomic::AtomicBool,
+}
+
+impl Watching {
+    fn new(directory: &Arc<Directory>) -> Self {
+        let (modules, directory) = (MemoryLibrary::default(), Arc::clone(directory));
+        Self { modules, directory, seen: std::sync::Mutex::default(), busy: false.into() }
+    }
 }
 
 impl ModuleLibrary for Watching {
@@ -234,7 +243,10 @@ impl ModuleLibrary for Watching {
     }
 
     fn get(&self, digest: &ModuleDigest) -> io::Result<bytes::Bytes> {
-        self.modules.get(digest)
+        match self.busy.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(io::ErrorKind::ResourceBusy.into()),
+            false => self.modules.get(digest),
+        }
     }
 
     fn list(&self) -> io::Result<Vec<ModuleDigest>> {
@@ -273,8 +285,7 @@ async fn a_state_ends_before_another_takes_its_place() {
 
     let ours = tempfile::tempdir().unwrap();
     let directory = Arc::new(Directory::default());
-    let (modules, seen) = (MemoryLibrary::default(), std::sync::Mutex::default());
-    let library = Arc::new(Watching { modules, directory: Arc::clone(&directory), seen });
+    let library = Arc::new(Watching::new(&directory));
     let watched: Arc<dyn ModuleLibrary> = Arc::clone(&library) as Arc<dyn ModuleLibrary>;
     let mut node = open_with(ours.path(), "same", Arc::clone(&directory), watched).await;
     with_counter(&mut node, "ours").await;
@@ -305,4 +316,29 @@ async fn entries_wake_nobody() {
     }
     let progress = *progress.borrow();
     assert_eq!((progress.applied, progress.entries_since_checkpoint), (Some(5), 5));
+}
+
+/// A snapshot waits for what it lacks, with an alarm, until it can be had, or until the next
+/// checkpoint takes its place. The node goes on in each case.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_waits_for_what_it_lacks() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = Arc::new(Directory::default());
+    let library = Arc::new(Watching::new(&directory));
+    let watched: Arc<dyn ModuleLibrary> = Arc::clone(&library) as Arc<dyn ModuleLibrary>;
+    let mut node = open_with(folder.path(), "same", directory, watched).await;
+    let next = with_counter(&mut node, "counter").await;
+    let set_busy = |is: bool| library.busy.store(is, std::sync::atomic::Ordering::Relaxed);
+    let mut newest = node.snapshots.watch();
+    set_busy(true);
+    apply(&mut node, next, &Proposal::Checkpoint).await;
+    // It is given up.
+    apply(&mut node, next + 1, &Proposal::Checkpoint).await;
+    let unwritten = node.snapshots.alarms().unwritten().unwrap();
+    assert!(unwritten.contains("cannot read module"), "{unwritten}");
+    set_busy(false);
+    newest.wait_for(|newest| *newest == Some(next + 1)).await.unwrap();
+    assert_eq!(node.snapshots.alarms().unwritten(), None);
+    node.check_writing().await.unwrap();
+    assert_eq!(node.snapshots.dir().list().len(), 1);
 }
