@@ -163,6 +163,8 @@ impl Machines {
                 }
                 SECTION_IMAGE => {
                     let head: ImageHead = decode(&head)?;
+                    let found = head.limits.check();
+                    found.map_err(|error| malformed(&format!("of an image, {error}")))?;
                     if source == Source::Images {
                         machines.restore_guest(head, &mut sections).await?;
                     } else {

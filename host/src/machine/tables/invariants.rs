@@ -215,6 +215,12 @@ mod tests {
                 },
                 "limits",
             ),
+            (|tables| tables.cluster_limits.compile_work_max = 0, "limits that clusters"),
+            (|tables| tables.cluster_limits.compile_work_max = u64::MAX, "limits that clusters"),
+            (
+                |tables| tables.modules.get_mut(&digest(1)).unwrap().compile_work_max = 0,
+                "limits that clusters",
+            ),
             (|tables| tables.modules.get_mut(&digest(1)).unwrap().staged = 4, "staged whole"),
             (|tables| tables.modules.clear(), "staged whole"),
             (

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::*;
 use crate::machine::entry::proposal::StatePart;
+use crate::machine::snapshot::content::{self, ImageHead, SECTION_IMAGE, SECTION_TABLES};
 use crate::machine::tables::{MachineRecord, Tables};
 use crate::types::MachineId;
 
@@ -131,4 +132,66 @@ async fn a_snapshot_that_does_not_fit_is_refused() {
     pieces[staged.expect("the piece of the module is there")] = Piece::Chunk(b"abc".to_vec());
     let refused = node.restored(pieces).await.err().map(|error| error.to_string());
     assert!(refused.is_some_and(|text| text.contains("not all that its tables tell of module")));
+}
+
+/// Writes the first chunk of a section of this kind anew, after a change of what it holds.
+fn rewrite<T>(pieces: &mut [Piece], kind: u8, change: impl FnOnce(&mut T))
+where
+    T: serde::Serialize + serde::de::DeserializeOwned,
+{
+    let section = pieces.iter().position(|piece| *piece == Piece::Begin(kind));
+    let head = &mut pieces[section.expect("the section is there") + 1];
+    let Piece::Chunk(bytes) = head else { panic!("a section begins with a chunk") };
+    let mut value = content::decode::<T>(bytes).unwrap();
+    change(&mut value);
+    *head =
+        Piece::Chunk(bincode::serde::encode_to_vec(value, bincode::config::standard()).unwrap());
+}
+
+/// A snapshot with limits that no machine, module or cluster can have is refused in words, before
+/// any guest starts under them: a damaged file, or a foreign one, may hold any.
+#[tokio::test]
+async fn limits_that_cannot_be_are_refused_in_a_snapshot() {
+    let mut node = Node::new();
+    node.create("counter", "counter").await;
+    let whole = node.pieces().await;
+    let refused = async |pieces: Vec<Piece>, source| {
+        let restored = node.restored_in(environment(), source, pieces).await;
+        let Some(HostFailure::Stop(reason)) = restored.err() else { panic!("it is not refused") };
+        reason
+    };
+    for (place, limit) in LIMITS.iter().enumerate() {
+        for value in [limit.min.checked_sub(1), Some(limit.max + 1), Some(u64::MAX)] {
+            let Some(value) = value else { continue };
+            let mut values = Limits::default().values();
+            values[place] = value;
+            let limits = Limits::from_values(values);
+            let (mut image, mut tables) = (whole.clone(), whole.clone());
+            rewrite(&mut image, SECTION_IMAGE, |head: &mut ImageHead| head.limits = limits);
+            rewrite(&mut tables, SECTION_TABLES, |tables: &mut Tables| {
+                tables.machines.values_mut().for_each(|machine| machine.limits = limits);
+            });
+            for source in [Source::Images, Source::Exports] {
+                let reason = refused(image.clone(), source).await;
+                let said = format!("{} must be {} to {}", limit.name, limit.min, limit.max);
+                assert!(reason.contains(&said), "{source:?}: {reason}");
+                let reason = refused(tables.clone(), source).await;
+                assert!(reason.contains("has limits that machines may have"), "{reason}");
+            }
+        }
+    }
+    for compile_work_max in [0, u64::MAX] {
+        let (mut cluster, mut module) = (whole.clone(), whole.clone());
+        rewrite(&mut cluster, SECTION_TABLES, |tables: &mut Tables| {
+            tables.cluster_limits = ClusterLimits { compile_work_max };
+        });
+        rewrite(&mut module, SECTION_TABLES, |tables: &mut Tables| {
+            let modules = tables.modules.values_mut();
+            modules.for_each(|module| module.compile_work_max = compile_work_max);
+        });
+        for pieces in [cluster, module] {
+            let reason = refused(pieces, Source::Images).await;
+            assert!(reason.contains("limits that clusters may have"), "{reason}");
+        }
+    }
 }
