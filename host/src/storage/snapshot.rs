@@ -27,7 +27,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use tempfile::NamedTempFile;
 
-use super::blocking::may_block;
+use super::blocking::{SlowDrop, may_block};
 use super::{Error, Log, durable, space};
 use crate::types::LogId;
 pub use format::CHUNK_BYTES_MAX;
@@ -268,7 +268,8 @@ pub struct Snapshot(Arc<SnapshotInner>);
 
 #[derive(Debug)]
 struct SnapshotInner {
-    file: File,
+    /// Whoever has a snapshot may be the last that does, after it was removed.
+    file: SlowDrop<File>,
     path: PathBuf,
     id: SnapshotId,
     meta: Bytes,
@@ -307,6 +308,7 @@ impl Snapshot {
         let written = written.map_err(|error| Error::io(&path, error))?;
         let tail = format::read_tail(&file, &path, id.length)?;
         let damage = OnceLock::new();
+        let file = SlowDrop::new(file);
         Ok(Self(Arc::new(SnapshotInner { file, path, id, meta, tail, written, damage })))
     }
 
@@ -359,7 +361,7 @@ impl Snapshot {
             return Err(Error::damaged(self.path(), 0, "another snapshot took its place"));
         }
         // A hint: what is not heeded makes the check weaker, and nothing wrong.
-        rustix::fs::fadvise(&there.0.file, 0, None, rustix::fs::Advice::DontNeed).ok();
+        rustix::fs::fadvise(&*there.0.file, 0, None, rustix::fs::Advice::DontNeed).ok();
         let (mut reader, started) = (there.open(), Instant::now());
         while reader.next_part()?.is_some() {
             let due = Duration::from_secs_f64(

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tempfile::{NamedTempFile, TempPath};
 
 use super::{SYNC_BYTES, Snapshot, SnapshotDir, SnapshotId};
-use crate::storage::blocking::may_block;
+use crate::storage::blocking::{SlowDrop, may_block};
 use crate::storage::durable::TEMPORARY_PREFIX;
 use crate::storage::{Error, durable};
 
@@ -22,7 +22,8 @@ const INCOMING: &str = "incoming-";
 pub struct IncomingSnapshot {
     dir: SnapshotDir,
     id: SnapshotId,
-    file: File,
+    /// A later transfer may have removed it.
+    file: SlowDrop<File>,
     path: PathBuf,
     offset: u64,
     synced: u64,
@@ -42,7 +43,7 @@ impl IncomingSnapshot {
             .open(&path)
             .map_err(|error| Error::io(&path, error))?;
         let offset = file.metadata().map_err(|error| Error::io(&path, error))?.len();
-        Ok(Self { dir, id, file, path, offset, synced: 0 })
+        Ok(Self { dir, id, file: SlowDrop::new(file), path, offset, synced: 0 })
     }
 
     /// The snapshot that it will be.
@@ -93,7 +94,7 @@ impl IncomingSnapshot {
         }
         let temporary =
             TempPath::try_from_path(&self.path).map_err(|error| Error::io(&self.path, error))?;
-        let temporary = NamedTempFile::from_parts(self.file, temporary);
+        let temporary = NamedTempFile::from_parts(self.file.into_inner(), temporary);
         let file = temporary.reopen().map_err(|error| Error::io(temporary.path(), error))?;
         let snapshot = Snapshot::load(file, self.path.clone())?;
         if snapshot.id() != &self.id {
