@@ -49,14 +49,17 @@ impl ElectionTask {
         while doubted.changed().await.is_ok() {
             let peer = *doubted.borrow_and_update();
             let Some(vote) = peer.and_then(|peer| self.vote_for(peer)) else { continue };
-            match self.ask(leader_of(&vote)).await {
+            let why = match self.ask(leader_of(&vote)).await {
                 Leads::Yes | Leads::Unknown => continue,
-                Leads::No => tokio::time::sleep(HANDOVER_GRACE).await,
-                Leads::Gone => {}
-            }
+                Leads::No => {
+                    tokio::time::sleep(HANDOVER_GRACE).await;
+                    "the leader says that it leads no more"
+                }
+                Leads::Gone => "the process of the leader has ended",
+            };
             // Another may have been voted for meanwhile.
             let is_followed = self.vote_for(leader_of(&vote)) == Some(vote);
-            if is_followed && self.replace(vote).await.is_none() {
+            if is_followed && self.replace(vote, why).await.is_none() {
                 return;
             }
         }
@@ -77,10 +80,10 @@ impl ElectionTask {
 
     /// Stands for election in place of the leader of `vote`, until this or another node leads, or
     /// the timers have their turn. `None` once openraft has stopped.
-    async fn replace(&self, vote: RaftVote) -> Option<()> {
+    async fn replace(&self, vote: RaftVote, why: &str) -> Option<()> {
         let shared = &self.replica.shared;
         let leader = leader_of(&vote);
-        tracing::info!(%leader, "the process of the leader has ended: an election begins");
+        tracing::info!(%leader, "{why}: an election begins");
         shared.local.heard().note_gone(leader);
         // What a leader sends to its followers as it hands over; here nobody is to take over.
         let release = TransferLeaderRequest::new(vote, leader, None);

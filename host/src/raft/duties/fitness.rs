@@ -26,6 +26,10 @@ const DISK_PATIENCE: Duration = Duration::from_millis(1200);
 const GUEST_PATIENCE: Duration = Duration::from_millis(1600);
 /// What is told by then is told for the first time.
 const FIRST_TOLD: Duration = Duration::from_millis(1200);
+/// Time between two looks at who has come past the entry: this part of how long it has taken.
+const LOOK_PART: u32 = 10;
+/// But no longer than this.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Where the majority came past the entry later, it was slow as well: the leader may take so many
 /// times as long.
 const SLOWER_MAX: u32 = 3;
@@ -37,6 +41,8 @@ pub struct FitnessTask {
     ahead: BTreeSet<NodeId>,
     /// How long a guest may take, given when that was seen.
     patience: Duration,
+    /// The next look at that comes when the stall has lasted for so long.
+    next_look: Duration,
     /// Not before this is handing over tried again.
     not_before: Instant,
 }
@@ -45,7 +51,8 @@ impl FitnessTask {
     /// A task for this node.
     pub fn new(replica: Replica) -> Self {
         let (ahead, patience) = (BTreeSet::new(), GUEST_PATIENCE);
-        Self { replica, ahead, patience, not_before: Instant::now() }
+        let (next_look, not_before) = (Duration::ZERO, Instant::now());
+        Self { replica, ahead, patience, next_look, not_before }
     }
 
     /// Runs until openraft or the apply path is gone.
@@ -66,7 +73,10 @@ impl FitnessTask {
                 _ if !is_due => {}
                 _ if parked => self.hand_over("a parked leader", Successor::Any).await,
                 Some(stall) => self.give_up(stall).await,
-                None => self.ahead.clear(),
+                None => {
+                    self.ahead.clear();
+                    self.next_look = Duration::ZERO;
+                }
             }
             let retry = tokio::time::sleep_until(self.not_before.into());
             let waits = Instant::now() < self.not_before;
@@ -110,9 +120,10 @@ impl FitnessTask {
     /// Notes the first majority that has come past the entry after `applied`, and what follows from
     /// how long that took.
     async fn look_ahead(&mut self, applied: LogIndex, lasts: Duration) {
-        if !self.ahead.is_empty() {
+        if !self.ahead.is_empty() || lasts < self.next_look {
             return;
         }
+        self.next_look = next_look(lasts);
         let fit = self.replica.fit_voters(Some(applied)).await;
         if self.replica.membership().is_majority(&fit) {
             self.ahead = fit;
@@ -138,9 +149,33 @@ fn guest_patience(seen_after: Duration) -> Duration {
     if seen_after <= FIRST_TOLD { GUEST_PATIENCE } else { seen_after * SLOWER_MAX }
 }
 
+/// When to look again who has come past the entry. A look costs a question to every voter. What
+/// follows from it is a multiple of how long the entry has taken, so it may come later the longer
+/// that is.
+fn next_look(lasts: Duration) -> Duration {
+    lasts + (lasts / LOOK_PART).min(LOOK_PAUSE_MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Voters are asked less and less often, and a majority is seen at most a tenth too late.
+    #[test]
+    fn voters_are_asked_less_and_less_often() {
+        let (tick, mut next, mut looks) = (Duration::from_millis(100), Duration::ZERO, Vec::new());
+        for lasts in (11..=600).map(|ticks| tick * ticks) {
+            if lasts >= next {
+                looks.push(lasts);
+                next = next_look(lasts);
+            }
+        }
+        assert!(looks.len() < 80, "{} looks in a minute", looks.len());
+        for pair in looks.windows(2) {
+            let late = pair[1] - pair[0];
+            assert!(late <= (pair[0] / LOOK_PART).min(LOOK_PAUSE_MAX) + tick, "{pair:?}");
+        }
+    }
 
     /// Who was past the entry from the first was quick, and is not waited for long; where all were
     /// slow, the leader may be the slowest.

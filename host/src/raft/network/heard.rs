@@ -1,5 +1,5 @@
 //! What this node has lately heard of a leader: when entries or a heartbeat of it were last
-//! accepted, and whether its process is known to be gone.
+//! accepted, and whether it is known to lead no more.
 //!
 //! openraft keeps the name of the last leader for ever, since that is part of its vote. A name
 //! alone is of no use to a client or an operator: what counts is whether that leader still speaks.
@@ -24,7 +24,7 @@ struct Last {
     leader: Option<NodeId>,
     /// When it was heard; the start of this node where no leader was.
     at: Instant,
-    /// Its process has ended since.
+    /// It is known to lead no more since: its process has ended, or it said so.
     gone: bool,
 }
 
@@ -61,7 +61,7 @@ impl Heard {
         self.doubted.subscribe()
     }
 
-    /// The process of `leader` is gone: nothing more is to be expected of it.
+    /// `leader` leads no more: nothing is to be expected of it.
     pub fn note_gone(&self, leader: NodeId) {
         let mut last = self.last();
         last.gone |= last.leader == Some(leader);
