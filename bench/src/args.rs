@@ -125,6 +125,15 @@ pub(crate) enum System {
     Etcd,
 }
 
+/// What a system is, whichever build of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Lockstep.
+    Lockstep,
+    /// etcd.
+    Etcd,
+}
+
 /// A system, and how it is called: one line of the tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Contender {
@@ -189,9 +198,17 @@ impl Operation {
 }
 
 impl System {
+    /// What it is.
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Lockstep | Self::Before => Kind::Lockstep,
+            Self::Etcd => Kind::Etcd,
+        }
+    }
+
     /// True for any build of Lockstep.
     pub(crate) fn is_lockstep(self) -> bool {
-        matches!(self, Self::Lockstep | Self::Before)
+        self.kind() == Kind::Lockstep
     }
 
     /// As in the tables.

@@ -13,7 +13,7 @@ use lockstep_proto::v1::client_client::ClientClient;
 use lockstep_proto::v1::{Consistency, ExecuteRequest, QueryRequest};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::args::{Contender, Mode, System};
+use crate::args::{Contender, Kind, Mode};
 use crate::etcd::api::kv_client::KvClient;
 use crate::etcd::api::{PutRequest, RangeRequest};
 use crate::lockstep::MACHINE;
@@ -65,14 +65,14 @@ pub(crate) async fn share_channel(
     channel: Channel,
     count: usize,
 ) -> Result<Vec<Caller>> {
-    Ok(match (contender.system, contender.mode) {
-        (System::Etcd, _) => {
+    Ok(match (contender.system.kind(), contender.mode) {
+        (Kind::Etcd, _) => {
             vec![KvClient::new(channel); count].into_iter().map(Caller::Etcd).collect()
         }
-        (System::Lockstep | System::Before, Mode::Unary) => {
+        (Kind::Lockstep, Mode::Unary) => {
             vec![ClientClient::new(channel); count].into_iter().map(Caller::Unary).collect()
         }
-        (System::Lockstep | System::Before, Mode::Stream) => {
+        (Kind::Lockstep, Mode::Stream) => {
             stream::open(channel, count).await?.into_iter().map(Caller::Stream).collect()
         }
     })

@@ -12,7 +12,7 @@ use futures::future::try_join_all;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use crate::args::{Args, System};
+use crate::args::{Args, Kind, System};
 use crate::machine::Usage;
 use crate::node::Node;
 use crate::{etcd, lockstep};
@@ -37,9 +37,9 @@ impl Cluster {
         size: usize,
         dir: &Path,
     ) -> Result<Self> {
-        let specs = match system {
-            System::Lockstep | System::Before => lockstep::specs(args, system, size, dir)?,
-            System::Etcd => etcd::specs(args, size, dir).await?,
+        let specs = match system.kind() {
+            Kind::Lockstep => lockstep::specs(args, system, size, dir)?,
+            Kind::Etcd => etcd::specs(args, size, dir).await?,
         };
         let nodes = specs.into_iter().map(Node::start).collect::<Result<_>>()?;
         let mut cluster = Self { system, nodes };
@@ -54,9 +54,9 @@ impl Cluster {
     pub(crate) async fn leader(&mut self) -> Result<usize> {
         let deadline = Instant::now() + READY_WAIT;
         loop {
-            let found = match self.system {
-                System::Lockstep | System::Before => lockstep::leader(&self.addresses()).await,
-                System::Etcd => etcd::leader(&self.addresses()).await,
+            let found = match self.system.kind() {
+                Kind::Lockstep => lockstep::leader(&self.addresses()).await,
+                Kind::Etcd => etcd::leader(&self.addresses()).await,
             };
             match found {
                 Ok(Some(place)) => return Ok(place),
@@ -69,9 +69,9 @@ impl Cluster {
 
     /// The highest term, which every election raises.
     pub(crate) async fn term(&self) -> Result<u64> {
-        match self.system {
-            System::Lockstep | System::Before => lockstep::term(&self.addresses()).await,
-            System::Etcd => etcd::term(&self.addresses()).await,
+        match self.system.kind() {
+            Kind::Lockstep => lockstep::term(&self.addresses()).await,
+            Kind::Etcd => etcd::term(&self.addresses()).await,
         }
     }
 
