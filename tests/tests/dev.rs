@@ -172,3 +172,30 @@ async fn stopping_with_stdin_needs_a_pipe() {
     cluster.node_mut(id).flags.push("--stop-with-stdin".to_owned());
     cluster.node_mut(id).refuses_to_start(&["standard input must be a pipe"]).await;
 }
+
+/// Where the data of node 1 is gone it forms no second cluster beside what the others have: it
+/// ends, with all nodes, and says what to do. What the others have is as before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dev_does_not_hide_what_is_left() {
+    let cluster = Plan::new(0).start_bare().await;
+    let data = cluster.directory().join("dev-data");
+    let port = ports::free_block(103);
+    let dev = Dev::start("3", port, &data).await;
+    assert_eq!(dev.kv(&["SET", "k", "v"]).await, "OK");
+    assert!(dev.end_by(Signal::TERM).await.success());
+    let kept = cluster.directory().join("kept");
+    std::fs::rename(data.join("node-1"), &kept).expect("it can be moved");
+
+    let (folder, port_text) = (data.display().to_string(), port.to_string());
+    let call = ["dev", "--nodes", "3", "--port", &port_text, "--data-dir", &folder];
+    let ran = tokio::time::timeout(SOON, program::run(call)).await.expect("it ends soon");
+    let said = ["the data of node 1 is gone", &folder, "another --data-dir", "cluster remove 1"];
+    ran.refused(&said);
+    assert_eq!(processes_on(&data), 0, "it ends its nodes");
+
+    std::fs::remove_dir_all(data.join("node-1")).expect("it was begun");
+    std::fs::rename(&kept, data.join("node-1")).expect("it can be moved");
+    let dev = Dev::start("3", port, &data).await;
+    assert_eq!(dev.kv(&["GET", "k"]).await, "\"v\"");
+    assert!(dev.end_by(Signal::TERM).await.success());
+}

@@ -133,15 +133,9 @@ async fn init(endpoint: Endpoint) -> anyhow::Result<()> {
 /// Forms a cluster of the first node, unless one of the others is in one that the first is not in:
 /// the first is more likely a member whose disk was wiped, and a second cluster would answer with
 /// nothing in it.
-pub(super) async fn form(first: &Client, others: &[(String, Client)]) -> anyhow::Result<Bytes> {
+async fn form(first: &Client, others: &[(String, Client)]) -> anyhow::Result<Bytes> {
     let is_in = first.status().await?.cluster_id;
-    let asked = others.iter().map(|(address, other)| async move {
-        let answer = other.status().await.ok()?;
-        (!answer.cluster_id.is_empty()).then_some((address, answer))
-    });
-    let answers = futures::future::join_all(asked).await;
-    let member = answers.into_iter().flatten().find(|(_, answer)| answer.cluster_id != is_in);
-    if let Some((address, other)) = member {
+    if let Some((address, other)) = in_another(&is_in, others).await {
         bail!(
             "node {} at {address} is in cluster {} already: a second cluster would know nothing of \
              its data. Add the node at the first endpoint to that one, with `lockstep cluster add \
@@ -152,6 +146,19 @@ pub(super) async fn form(first: &Client, others: &[(String, Client)]) -> anyhow:
         );
     }
     Ok(first.cluster_init().await?)
+}
+
+/// One of these nodes that is in a cluster, and not in this one.
+pub(super) async fn in_another<'a>(
+    cluster: &Bytes,
+    nodes: &'a [(String, Client)],
+) -> Option<(&'a str, v1::StatusReply)> {
+    let asked = nodes.iter().map(|(address, node)| async move {
+        let answer = node.status().await.ok()?;
+        (!answer.cluster_id.is_empty()).then_some((address.as_str(), answer))
+    });
+    let answers = futures::future::join_all(asked).await;
+    answers.into_iter().flatten().find(|(_, answer)| answer.cluster_id != *cluster)
 }
 
 async fn set_time(endpoint: Endpoint) -> anyhow::Result<()> {

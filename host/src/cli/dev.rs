@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use lockstep_client::{Client, reason, v1};
 use sha2::{Digest as _, Sha256};
 
-use super::cluster::form;
+use super::cluster::in_another;
 use super::dev_nodes::{Event, Nodes};
 use super::machine::read_module;
 use super::output::say;
@@ -147,7 +147,10 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<String> {
         let others = others
             .map(|address| anyhow::Ok((address.clone(), client_of(&address)?)))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        let cluster = form(&first, &others).await.context("cannot form a cluster")?;
+        if let Some((_, other)) = in_another(&status.cluster_id, &others).await {
+            bail!(wiped(arguments, &other));
+        }
+        let cluster = first.cluster_init().await.context("cannot form a cluster")?;
         say!("formed cluster {}", hex::encode(&cluster));
     }
     check_quorum(arguments, &status.nodes)?;
@@ -158,6 +161,20 @@ async fn prepare(arguments: &Arguments) -> anyhow::Result<String> {
         add(&client, &arguments.client_addr(id).to_string()).await?;
     }
     create_machine(&client, arguments).await
+}
+
+/// What to do about a node 1 that has lost its data. A new cluster would hide what the others have,
+/// and the node cannot be let in under an id that joined with another disk.
+fn wiped(arguments: &Arguments, other: &v1::StatusReply) -> String {
+    let folder = arguments.data_dir.display();
+    format!(
+        "the data of node 1 is gone from {folder}, and node {} has that of cluster {}: `lockstep \
+         dev` does not mend that. To begin anew, remove {folder} or choose another --data-dir. To \
+         keep the data, run the other nodes with `lockstep serve`, `lockstep cluster remove 1`, \
+         and `lockstep cluster add` a node with a new id",
+        other.node_id,
+        hex::encode(&other.cluster_id),
+    )
 }
 
 /// A client of one node, which may still be starting.
