@@ -9,12 +9,18 @@
 //! share is closed. Where the budget itself is spent, the account that holds most is closed, so
 //! that who holds little goes on.
 
+mod closing;
+mod queued;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use closing::Closing;
+pub use queued::Queued;
 
 /// The share of an account is this part of the budget.
 const SHARES: usize = 8;
@@ -66,27 +72,9 @@ struct Inner {
     reply_bytes: AtomicUsize,
     spoke: AtomicBool,
     refused: AtomicUsize,
+    queued: Queued,
     closed: Closing,
     streams: Arc<Semaphore>,
-}
-
-/// Whether an account is closed. That is looked at far more often than it is waited for, and a look
-/// at a token alone takes a lock.
-#[derive(Debug, Default)]
-struct Closing {
-    said: AtomicBool,
-    token: CancellationToken,
-}
-
-impl Closing {
-    fn say(&self) {
-        self.said.store(true, Ordering::Relaxed);
-        self.token.cancel();
-    }
-
-    fn is_said(&self) -> bool {
-        self.said.load(Ordering::Relaxed)
-    }
 }
 
 /// Bytes that are held, until it is dropped.
@@ -118,6 +106,7 @@ impl Budget {
             reply_bytes: AtomicUsize::new(self.first_reply_bytes()),
             spoke: AtomicBool::new(false),
             refused: AtomicUsize::new(0),
+            queued: Queued::default(),
             closed: Closing::default(),
             streams: Arc::new(Semaphore::new(STREAMS_MAX as usize)),
         });
@@ -277,7 +266,7 @@ impl Account {
 
     /// Waits until it is closed.
     pub fn closed(&self) -> WaitForCancellationFutureOwned {
-        self.0.closed.token.clone().cancelled_owned()
+        self.0.closed.wait()
     }
 
     /// Notes what a reply had, for the next ones.
@@ -324,6 +313,11 @@ impl Held {
     /// Whose it is.
     pub fn owner(&self) -> &Account {
         &self.account
+    }
+
+    /// What its account has in the queue.
+    pub fn queued(&self) -> &Queued {
+        &self.account.0.queued
     }
 
     /// Number of its account.

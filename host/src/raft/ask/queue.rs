@@ -1,19 +1,21 @@
 //! The commands that wait for an entry, from [`Proposer::propose`] until one takes them.
 //!
-//! The queue is bounded in commands and bytes. Commands of one account keep the order in which they
-//! were queued. A reply counts on its caller's account from when it is there until it is taken; a
-//! command whose account is over its share by the time of its entry is refused instead of proposed.
+//! The queue is bounded in commands and bytes. An account may have as much in it as it leaves free,
+//! so that however much some queue, others find room. Commands of one account keep the order in
+//! which they were queued. A reply counts on its caller's account from when it is there until it is
+//! taken; a command whose account is over its share by the time of its entry is refused instead of
+//! proposed.
 //!
 //! **Invariant:** a command is claimed once: by the entry that takes it, or by its caller whose
 //! deadline passed before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::budget::Held;
+use crate::budget::{Held, Queued};
 use crate::config::{FileConfig, limits};
 use crate::in_turn::InTurn;
 use crate::machine::Expected;
@@ -49,28 +51,10 @@ pub struct Pending {
 #[derive(Clone, Debug)]
 pub struct Proposer {
     queue: mpsc::Sender<Waiting>,
+    /// What waits for its entry, in the channel or for its turn.
     queued: Arc<Queued>,
     commands_max: usize,
     bytes_max: usize,
-}
-
-/// What waits for its entry, in the channel or for its turn.
-#[derive(Debug, Default)]
-struct Queued {
-    commands: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Queued {
-    fn add(&self, bytes: usize) -> (usize, usize) {
-        let commands = self.commands.fetch_add(1, Ordering::Relaxed) + 1;
-        (commands, self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes)
-    }
-
-    fn remove(&self, bytes: usize) {
-        self.commands.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
 }
 
 /// Where entries take commands from.
@@ -103,23 +87,36 @@ impl Proposer {
     /// is the order of their commands in the log.
     pub fn propose(&self, command: Command, held: Held) -> Result<Pending, Error> {
         let length = command.bytes.len();
-        let (commands, bytes) = self.queued.add(length);
-        if commands > self.commands_max || bytes > self.bytes_max {
-            self.queued.remove(length);
-            return Err(Error::Overloaded);
-        }
+        self.find_room(length, &held)?;
         let (sender, outcome) = oneshot::channel();
         let claimed = Arc::new(AtomicBool::new(false));
         let caller = Caller { outcome: sender, held };
         let waiting = Waiting { command, caller, claimed: Arc::clone(&claimed) };
         self.queue.try_send(waiting).map_err(|error| {
-            self.queued.remove(length);
-            match error {
-                mpsc::error::TrySendError::Full(_) => Error::Overloaded,
-                mpsc::error::TrySendError::Closed(_) => Error::ShuttingDown,
-            }
+            let (waiting, error) = match error {
+                mpsc::error::TrySendError::Full(waiting) => (waiting, Error::Overloaded),
+                mpsc::error::TrySendError::Closed(waiting) => (waiting, Error::ShuttingDown),
+            };
+            leave(&self.queued, &waiting.caller.held, length);
+            error
         })?;
         Ok(Pending { outcome, claimed })
+    }
+
+    /// Counts a command in, if the queue has room, and its account has no more in it than it leaves
+    /// free. Its first is always let in where there is room.
+    fn find_room(&self, length: usize, held: &Held) -> Result<(), Error> {
+        let (commands, bytes) = self.queued.add(length);
+        let (own_commands, own_bytes) = held.queued().add(length);
+        let left = self.commands_max.checked_sub(commands).zip(self.bytes_max.checked_sub(bytes));
+        let has_room = left.is_some_and(|(commands, bytes)| {
+            own_commands == 1 || (own_commands <= commands && own_bytes <= bytes)
+        });
+        if has_room {
+            return Ok(());
+        }
+        leave(&self.queued, held, length);
+        Err(Error::Overloaded)
     }
 }
 
@@ -193,7 +190,7 @@ impl Queue {
     /// Takes a command off the queue, unless nobody waits for it any more.
     fn take(&self, waiting: Waiting, gathered: &mut Gathered) {
         let length = waiting.command.bytes.len();
-        self.queued.remove(length);
+        leave(&self.queued, &waiting.caller.held, length);
         let is_gone = waiting.caller.outcome.is_closed();
         if waiting.claimed.swap(true, Ordering::AcqRel) || is_gone {
             return;
@@ -233,6 +230,12 @@ impl Queue {
         }
         self.returning.satisfy();
     }
+}
+
+/// Counts a command out of the queue and of what its account has in it.
+fn leave(queued: &Queued, held: &Held, length: usize) {
+    queued.remove(length);
+    held.queued().remove(length);
 }
 
 impl Gathered {
@@ -301,9 +304,8 @@ pub(super) mod tests {
     /// A full queue refuses, by commands and by bytes, and takes more once some were taken.
     #[tokio::test]
     async fn a_queue_is_bounded() {
-        let account = account();
         let (proposer, mut queue) = queue(3, 10);
-        let propose = |text| proposer.propose(command(1, text), account.begin(1).unwrap());
+        let propose = |text| proposer.propose(command(1, text), account().begin(1).unwrap());
         let _long = propose("12345678").unwrap();
         assert_eq!(propose("abc").err(), Some(Error::Overloaded), "too many bytes");
         let _short = (propose("a").unwrap(), propose("b").unwrap());
@@ -313,6 +315,31 @@ pub(super) mod tests {
         assert!(propose("1234567890").is_ok());
         drop(queue);
         assert_eq!(propose("").err(), Some(Error::ShuttingDown));
+    }
+
+    /// An account has no more in the queue than it leaves free, in commands and in bytes: however
+    /// many fill it, one more account finds room, and all again once the queue is empty.
+    #[tokio::test]
+    async fn accounts_leave_room_for_others() {
+        for (text, commands_max, bytes_max) in [("x", 40, 1_000), ("0123456789", 1_000, 400)] {
+            let (proposer, mut queue) = queue(commands_max, bytes_max);
+            let mut pending = Vec::new();
+            let mut fill = || {
+                let account = account();
+                let propose = || proposer.propose(command(1, text), account.begin(1).unwrap());
+                let before = pending.len();
+                while let Ok(one) = propose() {
+                    pending.push(one);
+                }
+                pending.len() - before
+            };
+            let counts: Vec<usize> = (0..8).map(|_| fill()).collect();
+            assert_eq!(counts, [20, 10, 5, 2, 1, 1, 1, 0], "{text}");
+            while queue.has_turns() || !queue.queue.is_empty() {
+                queue.gather(None, false).await;
+            }
+            assert_eq!(fill(), 20, "{text}");
+        }
     }
 
     /// Either the caller whose deadline passed has a command, and then no entry takes it, or an
@@ -380,10 +407,9 @@ pub(super) mod tests {
         let queued = Arc::new(Queued::default());
         let (commands_max, bytes_max) = (2, 100);
         let proposer = Proposer { queue, queued: Arc::clone(&queued), commands_max, bytes_max };
-        let account = Budget::new(1 << 30).open();
         let propose = |bytes: &'static [u8]| {
             let command = Command { machine: MachineId(1), session: None, bytes: bytes.into() };
-            proposer.propose(command, account.hold(1).unwrap())
+            proposer.propose(command, account().hold(1).unwrap())
         };
         let mut in_turn = InTurn::default();
         for _ in 0..2 {
@@ -391,8 +417,7 @@ pub(super) mod tests {
             in_turn.push(1, waiting.recv().await.unwrap());
         }
         assert_eq!(propose(b"a").err(), Some(Error::Overloaded));
-        in_turn.pop().unwrap();
-        queued.remove(1);
+        leave(&queued, &in_turn.pop().unwrap().caller.held, 1);
         assert_eq!(propose(&[0; 100]).err(), Some(Error::Overloaded));
         propose(b"a").unwrap();
     }
