@@ -119,17 +119,22 @@ async fn calls_that_cannot_be_read_end_with_details() {
     }
     let header = Header { digest: vec![7; 32].into(), length: 9 };
     let begun = v1::UploadModuleRequest { part: Some(Part::Header(header)) };
-    let waits: [(&str, Vec<Bytes>, Outcome); 3] = [
-        (UPLOAD, vec![begun.encode_to_vec().into()], Outcome::NotApplied),
-        (EXECUTE, vec![], Outcome::Unknown),
-        (QUERY, vec![], Outcome::NotApplied),
+    let (machine, command) = (kv::MACHINE.into(), kv::text("SET k v"));
+    let whole = v1::ExecuteRequest { machine, command, session: None };
+    // A request that has not ended reaches no service, so nothing is applied.
+    let waits: [(&str, Vec<Bytes>); 4] = [
+        (UPLOAD, vec![begun.encode_to_vec().into()]),
+        (EXECUTE, vec![]),
+        (EXECUTE, vec![whole.encode_to_vec().into()]),
+        (QUERY, vec![]),
     ];
-    for (path, messages, outcome) in waits {
+    for (path, messages) in waits {
         let messages = stream::iter(messages).chain(stream::pending());
         let timeout = Some(Duration::from_millis(300));
         let replies = raw_with_patience(&raw, path, messages, timeout).await;
         let (_, status) = all(replies).await;
-        check(path, status, Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED, outcome);
+        let (code, reason) = (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED);
+        check(path, status, code, reason, Outcome::NotApplied);
     }
 }
 

@@ -27,8 +27,8 @@ use crate::api::door::{Drain, Error};
 use crate::budget::{Account, Full, Held};
 use crate::raft;
 
-/// A message must be whole so long after its first byte; one that a unary call waits for, so long
-/// after the call began, and before its caller waits no longer.
+/// A message must be whole so long after its first byte. The request of a unary call must have ended
+/// so long after the call began, and before its caller waits no longer.
 const RECEIVE_MAX: Duration = Duration::from_secs(10);
 /// What a call takes beside its messages, in bytes, rounded up: its headers, tasks and buffers.
 const CALL_BYTES: usize = 8 << 10;
@@ -241,7 +241,10 @@ impl Received {
             }
         }
         self.late = None;
-        self.since = partial.map(|_| self.since.unwrap_or_else(Instant::now));
+        // A unary call waits for the end of its request as well.
+        if self.messages.carries.later.is_some() {
+            self.since = partial.map(|_| self.since.unwrap_or_else(Instant::now));
+        }
         Ok(bytes.len())
     }
 
