@@ -55,7 +55,9 @@ impl Around for Completed {
         let limit = edge::asked_timeout(request.headers());
         let limit = limit.map(|limit| limit - (limit / 20).min(ANSWER_TIME_MAX));
         let metered = self.0.call(request, inner, limit.unwrap_or(Duration::MAX));
-        let late = limit.filter(|_| !method.keeps_deadlines()).map(|limit| Box::pin(sleep(limit)));
+        let late = limit
+            .filter(|_| matches!(method, Method::Other(_)))
+            .map(|limit| Box::pin(sleep(limit)));
         Answered { metered, late, method: Some(method) }
     }
 }
@@ -95,21 +97,31 @@ impl<F: Answering> Future for Answered<F> {
 
 /// What an error of a call can say about it.
 #[derive(Clone, Debug)]
-struct Method(PathAndQuery);
+enum Method {
+    /// Its service answers in time by itself, once the request has come in.
+    KeepsDeadlines(&'static str),
+    /// Any other, and those that there are not.
+    Other(PathAndQuery),
+}
 
 impl Method {
     fn of(uri: &Uri) -> Self {
         let root = || PathAndQuery::from_static("/");
-        Self(uri.path_and_query().cloned().unwrap_or_else(root))
+        match KEEPS_DEADLINES.into_iter().find(|path| *path == uri.path()) {
+            Some(path) => Self::KeepsDeadlines(path),
+            None => Self::Other(uri.path_and_query().cloned().unwrap_or_else(root)),
+        }
     }
 
-    /// Its service answers in time by itself, once the request has come in.
-    fn keeps_deadlines(&self) -> bool {
-        KEEPS_DEADLINES.contains(&self.0.path())
+    fn path(&self) -> &str {
+        match self {
+            Self::KeepsDeadlines(path) => path,
+            Self::Other(path) => path.path(),
+        }
     }
 
     fn reads(&self) -> bool {
-        let path = self.0.path();
+        let path = self.path();
         READS.contains(&path) || !path.starts_with("/lockstep.v1.")
     }
 
@@ -122,7 +134,7 @@ impl Method {
     fn explain(&self, status: &Status, found: Found) -> Error {
         let found = if self.reads() { Found::Before } else { found };
         if status.code() == Code::Unimplemented && status.message().is_empty() {
-            let (path, version) = (self.0.path(), env!("CARGO_PKG_VERSION"));
+            let (path, version) = (self.path(), env!("CARGO_PKG_VERSION"));
             let text = format!("there is no method {path} in lockstep {version}");
             return error::found(&Status::unimplemented(text), found);
         }

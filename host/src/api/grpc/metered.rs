@@ -27,8 +27,8 @@ use crate::api::door::{Drain, Error};
 use crate::budget::{Account, Full, Held};
 use crate::raft;
 
-/// A message must be whole so long after its first byte. The request of a unary call must have ended
-/// so long after the call began, and before its caller waits no longer.
+/// A message must be whole so long after its first byte. The request of a unary call must have
+/// ended so long after the call began, and before its caller waits no longer.
 const RECEIVE_MAX: Duration = Duration::from_secs(10);
 /// What a call takes beside its messages, in bytes, rounded up: its headers, tasks and buffers.
 const CALL_BYTES: usize = 8 << 10;
@@ -196,7 +196,7 @@ struct Received {
     /// What is held for the message that is not whole.
     partial: Option<Held>,
     /// Why nothing more is taken, once what came before has been.
-    refused: Option<Error>,
+    refused: Option<Box<Error>>,
     /// Since when something is waited for that must come, and for how long it may be.
     since: Option<Instant>,
     within: Duration,
@@ -214,8 +214,7 @@ impl Received {
     ) -> Self {
         let messages =
             Messages { carries, seen: 0, prefix: Prefix::default(), missing: 0, length: 0 };
-        let since = carries.later.is_none().then(Instant::now);
-        let (partial, refused, late) = (None, None, None);
+        let (partial, refused, since, late) = (None, None, None, None);
         Self { body, account, messages, partial, refused, since, within, late, is_strict }
     }
 
@@ -223,10 +222,13 @@ impl Received {
     /// message that is refused. All whole messages before have been taken, or this one would not
     /// have been asked for.
     fn count(&mut self, bytes: &Bytes) -> Result<usize, Error> {
+        if self.messages.is_whole(bytes) {
+            return Ok(bytes.len());
+        }
         let before = self.messages.partial();
         if let Err(refused) = self.messages.advance(bytes.clone()) {
             let (good, error) = *refused;
-            self.refused = Some(error);
+            self.refused = Some(Box::new(error));
             if self.is_strict {
                 self.account.note_refused();
             }
@@ -249,6 +251,11 @@ impl Received {
     }
 
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        // The end of the request of a unary call is waited for from the first time that it is not
+        // there: most often never, and a clock need not be read.
+        if self.messages.carries.later.is_none() {
+            self.since.get_or_insert_with(Instant::now);
+        }
         let Some(since) = self.since else { return Poll::Pending };
         let sleep = || Box::pin(tokio::time::sleep_until(since + self.within));
         self.late.get_or_insert_with(sleep).as_mut().poll(context)
@@ -265,7 +272,7 @@ impl http_body::Body for Received {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if let Some(refused) = this.refused.take() {
-            return Poll::Ready(Some(Err(refused.into())));
+            return Poll::Ready(Some(Err((*refused).into())));
         }
         let frame = match Pin::new(&mut this.body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => frame,
@@ -283,7 +290,7 @@ impl http_body::Body for Received {
             Err(error) => return Poll::Ready(Some(Err(error.into()))),
         };
         match this.refused.take_if(|_| good.is_empty()) {
-            Some(refused) => Poll::Ready(Some(Err(refused.into()))),
+            Some(refused) => Poll::Ready(Some(Err((*refused).into()))),
             None => Poll::Ready(Some(Ok(Frame::data(good)))),
         }
     }
@@ -328,6 +335,23 @@ struct Messages {
 }
 
 impl Messages {
+    /// Takes bytes that are the first message and nothing else, as most often; false where they are
+    /// not.
+    fn is_whole(&mut self, bytes: &Bytes) -> bool {
+        let [_, length @ ..] = match bytes.first_chunk::<PREFIX_BYTES>() {
+            Some(prefix) if self.seen == 0 && self.prefix.filled == 0 => *prefix,
+            _ => return false,
+        };
+        let body = bytes.len() - PREFIX_BYTES;
+        let is_whole = usize::try_from(u32::from_be_bytes(length)) == Ok(body);
+        let fits = is_whole && body <= self.carries.first;
+        if fits {
+            self.seen = 1;
+            self.length = body;
+        }
+        fits
+    }
+
     /// Goes on by so many bytes; where a message is refused, says how many came before it.
     fn advance(&mut self, mut bytes: Bytes) -> Result<(), Box<(usize, Error)>> {
         let all = bytes.len();
@@ -434,5 +458,21 @@ mod tests {
         let three = [message(1), message(2), message(9)].concat();
         let refused = messages(4, Some(8)).advance(three.into());
         assert_eq!(refused.unwrap_err().0, 6 + 7);
+    }
+
+    /// A first message that comes whole and alone is told by one look. The next has the limit of
+    /// its place.
+    #[test]
+    fn a_whole_message_is_told_by_one_look() {
+        let look = |bytes: Vec<u8>| messages(4, Some(8)).is_whole(&bytes.into());
+        assert!(look(message(4)) && look(message(0)));
+        assert!(!look(message(5)), "it is over the limit");
+        assert!(!look(message(4)[..8].to_vec()) && !look(vec![0; 4]), "it is not whole");
+        assert!(!look([message(1), message(2)].concat()), "another follows");
+        let mut messages = messages(4, Some(8));
+        assert!(messages.is_whole(&message(4).into()));
+        assert_eq!(messages.partial(), None);
+        assert!(!messages.is_whole(&message(4).into()), "it is not the first");
+        assert!(messages.advance(message(8).into()).is_ok());
     }
 }

@@ -17,7 +17,7 @@ use crate::machine::HostFailure;
 use crate::machine::entry::batch::Batch;
 use crate::machine::guest::instance::{Blueprint, Frozen, Instance};
 use crate::machine::guest::outcome::FuelUse;
-use crate::machine::guest::window::{Query, Window};
+use crate::machine::guest::window::{Answer, Query, Window};
 use crate::types::{LogIndex, Outcome};
 use crate::wasm::{self, Context, Failure, GuestLog, Image, Limits};
 
@@ -91,6 +91,7 @@ impl GuestHandle {
         let shown = Arc::clone(&gauges);
         let log = GuestLog::new(name);
         let heard = log.clone();
+        let tasks = tokio::runtime::Handle::current();
         std::thread::Builder::new()
             .name(format!("guest-{name}"))
             .stack_size(wasm::THREAD_STACK_BYTES)
@@ -98,7 +99,7 @@ impl GuestHandle {
                 Ok(mut instance) => {
                     instance.set_log(heard);
                     let window = Window::default();
-                    let thread = Thread { instance, window, idle: false, gauges: shown };
+                    let thread = Thread { instance, window, idle: false, gauges: shown, tasks };
                     thread.show();
                     // Nobody waits only when the node is stopping.
                     let _ = started.send(Ok(()));
@@ -193,6 +194,8 @@ struct Thread {
     /// Nothing is left to do but to wait for a request.
     idle: bool,
     gauges: Arc<Gauges>,
+    /// Where those who ask run.
+    tasks: tokio::runtime::Handle,
 }
 
 impl Thread {
@@ -254,13 +257,27 @@ impl Thread {
         let cut_short = fuel_max < self.instance.limits().fuel_per_query;
         match self.instance.query(asked.context, asked.batch(), fuel_max) {
             Ok(result) => {
-                self.window.settle(asked, result, cut_short, Instant::now());
+                let answers = self.window.settle(asked, result, cut_short, Instant::now());
+                self.tell(answers);
                 Ok(())
             }
             Err(failure) => {
                 asked.fail(&failure);
                 Err(())
             }
+        }
+    }
+
+    /// Tells answers by a task: waking one task from here costs as much as waking all of those who
+    /// ask from one of their own threads. Those of a connection are told together, so that they go
+    /// out together.
+    fn tell(&self, mut answers: Vec<Answer>) {
+        answers.sort_by_key(Answer::account);
+        match answers.len() {
+            0 => {}
+            1 => answers.remove(0).tell(),
+            // One that does not run any more drops who asks.
+            _ => drop(self.tasks.spawn(async { answers.into_iter().for_each(Answer::tell) })),
         }
     }
 

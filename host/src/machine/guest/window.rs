@@ -46,6 +46,9 @@ pub trait Asker: Send {
     /// There was none: it is not asked.
     fn refuse(self: Box<Self>);
 
+    /// The reply is there, and has so many bytes.
+    fn keep(&mut self, bytes: usize);
+
     /// Takes the answer of a guest that had applied the log up to `applied`.
     fn tell(self: Box<Self>, told: Told, applied: LogIndex);
 }
@@ -58,6 +61,25 @@ pub struct Query {
     pub deadline: Instant,
     /// Who is told.
     pub asker: Box<dyn Asker>,
+}
+
+/// An answer on its way to whoever asked.
+pub(in crate::machine) struct Answer {
+    asker: Box<dyn Asker>,
+    told: Told,
+    applied: LogIndex,
+}
+
+impl Answer {
+    /// Number of the connection that it goes to.
+    pub(in crate::machine) fn account(&self) -> u64 {
+        self.asker.account()
+    }
+
+    /// Tells it.
+    pub(in crate::machine) fn tell(self) {
+        self.asker.tell(self.told, self.applied);
+    }
 }
 
 struct Waiting {
@@ -197,20 +219,22 @@ impl Window {
         }
     }
 
-    /// Takes what came of a call. `cut_short` says that it had less fuel than its machine gives:
-    /// what ran out of that before its deadline is asked again, with more.
+    /// Takes what came of a call; the answers, to be told now. `cut_short` says that it had less
+    /// fuel than its machine gives: what ran out of that before its deadline is asked again, with
+    /// more.
     pub(in crate::machine) fn settle(
         &mut self,
         asked: Asked,
         result: Result<Vec<Outcome>, Outcome>,
         cut_short: bool,
         now: Instant,
-    ) {
+    ) -> Vec<Answer> {
         let (applied, fuel_per_ns) = (asked.context.index, asked.fuel_per_ns);
         let outcomes = match result {
             Ok(outcomes) => outcomes,
             Err(_) if asked.queries.len() > 1 => {
-                return self.queue(asked.queries, true, FUEL_PER_NS);
+                self.queue(asked.queries, true, FUEL_PER_NS);
+                return Vec::new();
             }
             Err(outcome) => vec![outcome],
         };
@@ -220,14 +244,18 @@ impl Window {
         let mut queries = asked.queries;
         let rest = queries.split_off(answered);
         self.queue(rest, false, FUEL_PER_NS);
-        for (query, outcome) in queries.into_iter().zip(outcomes) {
+        let mut answers = Vec::with_capacity(answered);
+        for (mut query, outcome) in queries.into_iter().zip(outcomes) {
             let is_late = cut_short && matches!(outcome, Outcome::OutOfFuel { .. });
             if is_late && query.deadline > now {
                 self.queue([query], true, fuel_per_ns.saturating_mul(2));
                 continue;
             }
-            query.asker.tell(Ok((!is_late).then_some(outcome)), applied);
+            query.asker.keep(outcome.length());
+            let told = Ok((!is_late).then_some(outcome));
+            answers.push(Answer { asker: query.asker, told, applied });
         }
+        answers
     }
 }
 
@@ -264,9 +292,15 @@ mod tests {
 
         fn refuse(self: Box<Self>) {}
 
+        fn keep(&mut self, _: usize) {}
+
         fn tell(self: Box<Self>, told: Told, _: LogIndex) {
             *self.told.lock().unwrap() = Some(told);
         }
+    }
+
+    fn tell(answers: Vec<Answer>) {
+        answers.into_iter().for_each(Answer::tell);
     }
 
     fn context() -> Context {
@@ -289,7 +323,7 @@ mod tests {
         let asked = window.next(Instant::now()).unwrap();
         assert_eq!(asked.ends, [1]);
         let long = vec![0; limits::REPLY_BYTES_MAX].into();
-        window.settle(asked, Ok(vec![Outcome::Accepted(long)]), false, Instant::now());
+        tell(window.settle(asked, Ok(vec![Outcome::Accepted(long)]), false, Instant::now()));
         assert!(here.told.lock().unwrap().is_some());
         window.push(context(), (0..1000).map(|_| query(&here, 1)).collect());
         let count = window.next(Instant::now()).unwrap().ends.len();
@@ -356,16 +390,16 @@ mod tests {
         for rate in [4, 8, 16] {
             let asked = window.next(now).unwrap();
             assert_eq!(asked.fuel_max(), rate * 100_000_000);
-            window.settle(asked, Err(out()), true, now);
+            tell(window.settle(asked, Err(out()), true, now));
             assert!(caller.told.lock().unwrap().is_none(), "it waits");
         }
         let asked = window.next(now).unwrap();
-        window.settle(asked, Err(out()), true, deadline);
+        tell(window.settle(asked, Err(out()), true, deadline));
         let told = caller.told.lock().unwrap().take();
         assert!(matches!(told, Some(Ok(None))), "its time is over: {told:?}");
         window.push(context(), vec![query(&caller, 1)]);
         let asked = window.next(now).unwrap();
-        window.settle(asked, Err(out()), false, now);
+        tell(window.settle(asked, Err(out()), false, now));
         let told = caller.told.lock().unwrap().take();
         assert!(matches!(told, Some(Ok(Some(Outcome::OutOfFuel { .. })))), "{told:?}");
         assert!(window.is_empty());
@@ -379,7 +413,7 @@ mod tests {
         window.push(context(), callers.iter().map(|caller| query(caller, 1)).collect());
         let asked = window.next(Instant::now()).unwrap();
         let first = vec![Outcome::Accepted(Bytes::from_static(b"1"))];
-        window.settle(asked, Ok(first), false, Instant::now());
+        tell(window.settle(asked, Ok(first), false, Instant::now()));
         let told = callers.iter().filter(|caller| caller.told.lock().unwrap().is_some());
         assert_eq!(told.count(), 1);
         assert_eq!(window.next(Instant::now()).unwrap().ends, [1, 2]);
@@ -393,12 +427,12 @@ mod tests {
         window.push(context(), vec![query(&caller, 1), query(&caller, 2)]);
         let asked = window.next(Instant::now()).unwrap();
         window.push(context(), vec![query(&caller, 3)]);
-        window.settle(
+        tell(window.settle(
             asked,
             Err(Outcome::OutOfFuel { limit: "fuel_per_query", fuel: 1 }),
             false,
             Instant::now(),
-        );
+        ));
         let lengths = std::iter::from_fn(|| window.next(Instant::now()).map(|asked| asked.ends));
         assert_eq!(lengths.collect::<Vec<_>>(), [[3], [1], [2]]);
     }

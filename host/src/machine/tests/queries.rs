@@ -52,6 +52,8 @@ impl Asker for Caller {
         0
     }
 
+    fn keep(&mut self, _: usize) {}
+
     fn refuse(self: Box<Self>) {}
 
     fn tell(self: Box<Self>, told: Told, _: LogIndex) {

@@ -155,7 +155,10 @@ fn distribute(answer: Result<(u64, Response), Error>, callers: Vec<Caller>) -> u
     };
     assert_eq!(replies.len(), callers.len(), "one outcome a command, at entry {index}");
     let longest = replies.iter().map(types::Outcome::length).max().unwrap_or(0);
-    for (position, (caller, outcome)) in callers.into_iter().zip(replies).enumerate() {
+    let mut told: Vec<_> = callers.into_iter().zip(replies).enumerate().collect();
+    // Connections took turns. What one is told now goes out together.
+    told.sort_by_key(|(_, (caller, _))| caller.account());
+    for (position, (caller, outcome)) in told {
         caller.tell(Executed { outcome, index, position });
     }
     longest

@@ -258,6 +258,11 @@ struct Gathered {
 
 /// One that waits no longer has dropped its receiver, which is all there is to ignore.
 impl Caller {
+    /// Number of the connection that it came by.
+    pub(super) fn account(&self) -> u64 {
+        self.held.account()
+    }
+
     pub(super) fn tell(self, executed: Executed) {
         let Self { outcome, mut held } = self;
         held.becomes_reply(executed.outcome.length());

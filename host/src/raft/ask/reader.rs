@@ -8,12 +8,14 @@
 //! answered, so that no more wait, wherever that is, than there are places.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
 use openraft::ReadPolicy;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::budget::Held;
 use crate::machine::{Asker, Context, Directory, GuestHandle, Proposal, Query, Told, View};
@@ -45,14 +47,42 @@ struct Waiting {
 struct Caller {
     answer: oneshot::Sender<Answer>,
     held: Held,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
+}
+
+/// Places for queries that are under way. A count takes no lock, as a semaphore does.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+/// One of the places, until it is dropped.
+struct Place(Arc<Places>);
+
+impl Places {
+    fn new(max: usize) -> Self {
+        Self { taken: AtomicUsize::new(0), max }
+    }
+
+    fn take(self: &Arc<Self>) -> Option<Place> {
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+        let place = Place(Arc::clone(self));
+        (taken < self.max).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Where queries come in.
 #[derive(Clone, Debug)]
 pub struct Reader {
     queue: mpsc::Sender<Waiting>,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 /// The task that makes rounds of queued queries.
@@ -73,7 +103,7 @@ impl Reader {
         clock: Arc<Clock>,
     ) -> (Self, ReaderTask) {
         let (sender, queue) = mpsc::channel(PLACES);
-        let reader = Self { queue: sender, places: Arc::new(Semaphore::new(PLACES)) };
+        let reader = Self { queue: sender, places: Arc::new(Places::new(PLACES)) };
         (reader, ReaderTask { raft, directory, space, clock, queue })
     }
 
@@ -112,8 +142,7 @@ impl Reader {
     }
 
     fn caller(&self, held: Held) -> Result<(Caller, oneshot::Receiver<Answer>), Error> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        let _place = place.map_err(|_| Error::Overloaded)?;
+        let _place = self.places.take().ok_or(Error::Overloaded)?;
         let (answer, receiver) = oneshot::channel();
         Ok((Caller { answer, held, _place }, receiver))
     }
@@ -173,13 +202,17 @@ impl ReaderTask {
         let view = self.directory.view();
         let mut guests: BTreeMap<String, (GuestHandle, Vec<Query>)> = BTreeMap::new();
         for Waiting { machine, query, deadline, caller } in waiting {
-            match guest_of(&view, &machine) {
-                Ok(guest) => {
-                    let (_, queries) = guests.entry(machine).or_insert((guest, Vec::new()));
-                    queries.push(Query { bytes: query, deadline, asker: Box::new(caller) });
-                }
-                Err(error) => caller.fail(error),
-            }
+            let (_, queries) = match guests.entry(machine) {
+                Entry::Occupied(found) => found.into_mut(),
+                Entry::Vacant(first) => match guest_of(&view, first.key()) {
+                    Ok(guest) => first.insert((guest, Vec::new())),
+                    Err(error) => {
+                        caller.fail(error);
+                        continue;
+                    }
+                },
+            };
+            queries.push(Query { bytes: query, deadline, asker: Box::new(caller) });
         }
         for (guest, queries) in guests.into_values() {
             guest.query(context(&self.directory), queries);
@@ -246,13 +279,14 @@ impl Asker for Caller {
         self.fail(Error::Overloaded);
     }
 
+    fn keep(&mut self, bytes: usize) {
+        self.held.becomes_reply(bytes);
+    }
+
     fn tell(self: Box<Self>, told: Told, applied: LogIndex) {
-        let Self { answer, mut held, _place } = *self;
+        let Self { answer, held, _place } = *self;
         let answered = match told {
-            Ok(Some(outcome)) => {
-                held.becomes_reply(outcome.length());
-                Ok((Answered { outcome, applied }, held))
-            }
+            Ok(Some(outcome)) => Ok((Answered { outcome, applied }, held)),
             // What was not applied was not begun, or its changes are thrown away.
             Ok(None) => Err(Error::DeadlineBeforeProposal),
             Err(failure) => Err(Error::Stopped(failure.to_string())),
@@ -279,7 +313,7 @@ mod tests {
     /// A reader without a task, and what is queued for one.
     fn reader(places: usize) -> (Reader, mpsc::Receiver<Waiting>) {
         let (queue, queued) = mpsc::channel(PLACES);
-        (Reader { queue, places: Arc::new(Semaphore::new(places)) }, queued)
+        (Reader { queue, places: Arc::new(Places::new(places)) }, queued)
     }
 
     fn query(reader: &Reader, account: &Account) -> impl Future<Output = Result<Answered, Error>> {
@@ -311,7 +345,7 @@ mod tests {
             };
             assert_eq!(tokio::join!(asked, answer).0, expected);
             assert_eq!(budget.held(), 0, "{expected:?}");
-            assert_eq!(reader.places.available_permits(), 1, "{expected:?}");
+            assert_eq!(reader.places.taken.load(Ordering::Relaxed), 0, "{expected:?}");
         }
     }
 

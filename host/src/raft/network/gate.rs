@@ -1,7 +1,7 @@
 //! What every call of a peer must pass before openraft sees anything of it: who calls, in which
 //! term, and whether there is room for what it brings.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use lockstep_proto::peer;
@@ -17,7 +17,7 @@ use crate::machine::{Directory, Proposal};
 use crate::raft::clock::Clock;
 use crate::raft::duties::space::Space;
 use crate::raft::store::convert::{membership_from_raft, vote_from_raft};
-use crate::raft::type_config::{RaftVote, TypeConfig};
+use crate::raft::type_config::{RaftStoredMembership, RaftVote, TypeConfig};
 use crate::storage::snapshot::Snapshot;
 use crate::types::NodeId;
 
@@ -51,13 +51,32 @@ pub(super) struct Gate<SM: Machine> {
     pub(super) clock: Arc<Clock>,
     hearsay: Hearsay,
     trusted: Vec<NodeId>,
+    /// The roster that was made last, since each heartbeat asks for one.
+    made: Mutex<Option<(Basis, Arc<Roster>)>>,
+}
+
+/// What a roster is made from. Memberships are compared by where they lie: openraft makes another
+/// one of each that it hands out.
+struct Basis {
+    effective: Arc<RaftStoredMembership>,
+    committed: Arc<RaftStoredMembership>,
+    followed: Option<NodeId>,
+    is_removed: bool,
+}
+
+impl PartialEq for Basis {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.effective, &other.effective)
+            && Arc::ptr_eq(&self.committed, &other.committed)
+            && (self.followed, self.is_removed) == (other.followed, other.is_removed)
+    }
 }
 
 impl<SM: Machine> Gate<SM> {
     pub(super) fn new(parts: Parts<SM>) -> Self {
         let Parts { raft, local, network, trusted, space, directory, clock } = parts;
         let hearsay = Hearsay::new(network);
-        Self { raft, local, space, directory, clock, hearsay, trusted }
+        Self { raft, local, space, directory, clock, hearsay, trusted, made: Mutex::default() }
     }
 
     /// Who calls, if it may. Of a caller that this node does not know, it asks the members that it
@@ -67,7 +86,7 @@ impl<SM: Machine> Gate<SM> {
         let removed = |node| self.was_removed(node);
         let stranger = hello.and_then(|hello| self.local.stranger(hello, &roster, removed));
         if let Some((node, disk)) = stranger {
-            self.hearsay.introduce(&mut roster, node, disk).await;
+            self.hearsay.introduce(Arc::make_mut(&mut roster), node, disk).await;
         }
         let from = self.local.admit(hello, &roster, removed).await?;
         if let Some(known) = hello.and_then(|hello| self.local.lost(hello)) {
@@ -99,18 +118,36 @@ impl<SM: Machine> Gate<SM> {
     }
 
     /// Whom this node knows by its own log.
-    pub(super) fn roster(&self) -> Roster {
-        let (effective, committed) = {
+    pub(super) fn roster(&self) -> Arc<Roster> {
+        let this = self.local.node_id();
+        let is_removed = self.was_removed(this);
+        let basis = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
-            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+            Basis {
+                effective: Arc::clone(&metrics.membership_config),
+                committed: Arc::clone(&metrics.committed_membership_config),
+                followed: metrics.current_leader,
+                is_removed,
+            }
         };
-        let memberships = [committed, effective].map(|m| membership_from_raft(m.membership()));
-        let this = self.local.node_id();
+        let mut made = self.made.lock().expect("nothing panics while it holds the roster");
+        match &*made {
+            Some((of, roster)) if *of == basis => Arc::clone(roster),
+            _ => {
+                let roster = Arc::new(self.make_roster(this, &basis));
+                *made = Some((basis, Arc::clone(&roster)));
+                roster
+            }
+        }
+    }
+
+    fn make_roster(&self, this: NodeId, basis: &Basis) -> Roster {
+        let memberships = [&basis.committed, &basis.effective];
+        let memberships = memberships.map(|stored| membership_from_raft(stored.membership()));
         // A leader that removes itself finishes what it has begun.
-        let followed = self.followed();
-        let trusted: Vec<NodeId> = self.trusted.iter().copied().chain(followed).collect();
-        Roster::new(this, memberships, &trusted, self.was_removed(this))
+        let trusted: Vec<NodeId> = self.trusted.iter().copied().chain(basis.followed).collect();
+        Roster::new(this, memberships, &trusted, basis.is_removed)
     }
 
     fn was_removed(&self, node: NodeId) -> bool {

@@ -10,11 +10,10 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use lockstep_proto::peer;
 use lockstep_proto::peer::install_snapshot_request::{Chunk, Header, Part};
-use openraft::StorageError;
-use openraft::errors::{ErrorSource as _, RPCError, StreamingError, Unreachable};
+use openraft::errors::{RPCError, StreamingError, Unreachable};
 use openraft::network::RPCTypes;
 use openraft::raft::SnapshotResponse;
-use openraft::type_config::alias::{ErrorSourceOf, SnapshotOf};
+use openraft::type_config::alias::SnapshotOf;
 use tonic::{Response, Status};
 
 use super::client::{Peer, ready};
@@ -57,8 +56,8 @@ pub(super) async fn send(
     let call = link.install_snapshot(messages(header, source.clone()));
     let reply = await_moving(peer, call, &source).await;
     if let Some(error) = source.take_failure() {
-        let error = ErrorSourceOf::<TypeConfig>::from_error(&error);
-        return Err(StorageError::read_snapshot(None, error).into());
+        // Nothing of this node hangs on the file: the next try checks it again, and says more.
+        return Err(unsent(peer, &error.to_string()));
     }
     let vote = payload::decode_vote(&reply?.vote).map_err(|error| peer.nonsense(error))?;
     peer.check_term(&ours, &vote)?;
@@ -79,8 +78,12 @@ async fn check(peer: &Peer, file: &Snapshot) -> Sent<()> {
             }
         }
     };
-    let text = format!("no snapshot goes to node {}: {text}", peer.target);
-    Err(RPCError::Unreachable(Unreachable::from_string(text)).into())
+    Err(unsent(peer, &text))
+}
+
+fn unsent(peer: &Peer, reason: &str) -> StreamingError<TypeConfig> {
+    let text = format!("no snapshot goes to node {}: {reason}", peer.target);
+    RPCError::Unreachable(Unreachable::from_string(text)).into()
 }
 
 async fn ask_offset(peer: &Peer, link: &Link, id: &SnapshotId) -> Sent<u64> {

@@ -1,5 +1,8 @@
 //! The append stream against a peer that answers as a script says.
 
+use std::fs::OpenOptions;
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +11,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use lockstep_proto::peer;
 use lockstep_proto::peer::peer_server::{Peer, PeerServer};
-use openraft::errors::RPCError;
+use openraft::errors::{RPCError, StreamingError};
 use openraft::network::{RPCOption, RaftNetworkV2 as _};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use openraft::{EntryPayload, RaftNetworkFactory as _};
@@ -18,10 +21,12 @@ use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::node::{AbortOnDrop, CLUSTER, local, member};
+use super::snapshots::{build, leader_vote};
 use crate::raft::network::client::Client;
 use crate::raft::network::{Network, TERM_JUMP_MAX, payload, pipeline};
 use crate::raft::store::convert::{log_id_to_raft, vote_to_raft};
 use crate::raft::type_config::{Entry, EntryBytes, RaftLogId, TypeConfig};
+use crate::storage::snapshot::SnapshotDir;
 use crate::types::{LogId, NodeId, Vote};
 
 type Results = Vec<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
@@ -31,6 +36,8 @@ enum Script {
     Fixed { held: usize, replies: Vec<StreamAppendResult<TypeConfig>>, then_silent: bool },
     /// Answers each request with success, and shows how many entries it had.
     Agree(mpsc::UnboundedSender<usize>),
+    /// Cuts the file of the snapshot that it is about to be sent.
+    Cuts(PathBuf),
 }
 
 fn fixed(held: usize, replies: Vec<StreamAppendResult<TypeConfig>>) -> Script {
@@ -56,6 +63,7 @@ impl Script {
                 }
                 Box::pin(replies)
             }
+            Self::Cuts(_) => Box::pin(futures::stream::empty()),
             Self::Agree(seen) => {
                 let seen = seen.clone();
                 Box::pin(requests.map(move |request| {
@@ -111,14 +119,20 @@ impl Peer for Script {
         &self,
         _: Request<peer::SnapshotOffsetRequest>,
     ) -> Result<Response<peer::SnapshotOffsetReply>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        let Self::Cuts(path) = self else {
+            return Err(Status::unimplemented("not in the script"));
+        };
+        OpenOptions::new().write(true).open(path)?.set_len(10)?;
+        Ok(Response::new(peer::SnapshotOffsetReply { offset: 0 }))
     }
 
     async fn install_snapshot(
         &self,
-        _: Request<Streaming<peer::InstallSnapshotRequest>>,
+        request: Request<Streaming<peer::InstallSnapshotRequest>>,
     ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
-        Err(Status::unimplemented("not in the script"))
+        let mut parts = request.into_inner();
+        while parts.next().await.transpose()?.is_some() {}
+        Err(Status::data_loss("it is not whole"))
     }
 
     async fn standing(
@@ -138,15 +152,19 @@ impl Peer for Script {
 
 /// A client of a scripted peer.
 async fn client(script: Script) -> (Client, AbortOnDrop) {
+    let (address, server) = serve(script).await;
+    let (local, _) = local(1, Some(CLUSTER));
+    let mut network = Network::new(local, &Default::default());
+    (network.new_client(NodeId(2), &member(2, address)).await, server)
+}
+
+async fn serve(script: Script) -> (SocketAddr, AbortOnDrop) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tonic::transport::Server::builder()
         .add_service(PeerServer::new(script))
         .serve_with_incoming(TcpListenerStream::new(listener));
-    let server = AbortOnDrop(tokio::spawn(async { server.await.unwrap() }));
-    let (local, _) = local(1, Some(CLUSTER));
-    let mut network = Network::new(local, &Default::default());
-    (network.new_client(NodeId(2), &member(2, address)).await, server)
+    (address, AbortOnDrop(tokio::spawn(async { server.await.unwrap() })))
 }
 
 fn id(index: usize) -> RaftLogId {
@@ -346,5 +364,25 @@ async fn a_peer_that_is_not_there_is_unreachable() {
         let input = futures::stream::iter(requests(1));
         let error = client.stream_append(input, option()).await.err().unwrap();
         assert!(matches!(error, RPCError::Unreachable(_)), "{error:?}");
+    }
+}
+
+/// A snapshot that goes bad while it is sent ends no node: openraft is told to try later, and the
+/// next try finds and marks the damage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_goes_bad_on_its_way_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshot = build(&SnapshotDir::open(folder.path()).unwrap(), 100);
+    let (address, _server) = serve(Script::Cuts(snapshot.snapshot.path().to_owned())).await;
+    let (local, _) = local(1, Some(CLUSTER));
+    let mut network = Network::new(local, &Default::default());
+    let mut client = network.new_snapshot_client(NodeId(2), &member(2, address)).await;
+    for marked in [false, true] {
+        let never = std::future::pending();
+        let option = RPCOption::new(Duration::from_secs(30));
+        let sent = client.full_snapshot(leader_vote(), snapshot.clone(), never, option).await;
+        let Err(StreamingError::Unreachable(error)) = &sent else { panic!("{sent:?}") };
+        assert!(error.to_string().contains("no snapshot goes to node 2"), "{error}");
+        assert_eq!(snapshot.snapshot.damage().is_some(), marked);
     }
 }

@@ -27,7 +27,7 @@ use crate::types::{LogId, Membership, NodeId, StateDigest, Vote};
 const CHUNKS: usize = 4;
 
 /// A snapshot of node 1, the leader in term 1, up to `index`, that no compressor makes smaller.
-fn build(dir: &SnapshotDir, index: u64) -> SnapshotOf<TypeConfig, Snapshot> {
+pub(super) fn build(dir: &SnapshotDir, index: u64) -> SnapshotOf<TypeConfig, Snapshot> {
     let last = LogId { term: 1, node: NodeId(1), index };
     let mut writer = dir.begin(Some(last), b"meta").unwrap();
     let mut digest = ContentDigest::default();
@@ -67,7 +67,7 @@ fn bytes(snapshot: &Snapshot) -> Vec<u8> {
     snapshot.raw_chunk(0, usize::MAX).unwrap().into()
 }
 
-fn leader_vote() -> crate::raft::type_config::RaftVote {
+pub(super) fn leader_vote() -> crate::raft::type_config::RaftVote {
     vote_to_raft(Vote { term: 1, node: NodeId(1), committed: true })
 }
 
