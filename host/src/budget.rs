@@ -11,20 +11,16 @@
 
 mod closing;
 mod queued;
-mod refusals;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use closing::Closing;
 pub use queued::Queued;
-use refusals::Refusals;
 
 /// The share of an account is this part of the budget.
 const SHARES: usize = 8;
@@ -61,7 +57,6 @@ struct Shared {
     reply_bytes: AtomicUsize,
     next: AtomicU64,
     accounts: Mutex<BTreeMap<u64, Weak<Inner>>>,
-    refusals: Mutex<Refusals>,
 }
 
 /// What one connection holds. Clones share it; it is closed when the last is dropped.
@@ -72,8 +67,6 @@ pub struct Account(Arc<Inner>);
 struct Inner {
     budget: Arc<Shared>,
     id: u64,
-    /// Where its connection comes from.
-    from: Option<IpAddr>,
     held: AtomicUsize,
     /// What its next reply is taken to have.
     reply_bytes: AtomicUsize,
@@ -100,28 +93,15 @@ impl Budget {
             reply_bytes: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             accounts: Mutex::default(),
-            refusals: Mutex::default(),
         }))
     }
 
     /// An account of a new connection.
     pub fn open(&self) -> Account {
-        self.open_for(None)
-    }
-
-    /// An account of a new connection from there; none where callers from there were refused too
-    /// often of late.
-    pub fn open_from(&self, from: IpAddr) -> Option<Account> {
-        let may_come = self.0.refusals().may_come(from, Instant::now());
-        may_come.then(|| self.open_for(Some(from)))
-    }
-
-    fn open_for(&self, from: Option<IpAddr>) -> Account {
         let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         let inner = Arc::new(Inner {
             budget: Arc::clone(&self.0),
             id,
-            from,
             held: AtomicUsize::new(0),
             reply_bytes: AtomicUsize::new(self.first_reply_bytes()),
             spoke: AtomicBool::new(false),
@@ -160,10 +140,6 @@ impl Budget {
 impl Shared {
     fn share(&self) -> usize {
         self.bytes_max / SHARES
-    }
-
-    fn refusals(&self) -> MutexGuard<'_, Refusals> {
-        self.refusals.lock().expect("nothing panics while it holds the refusals")
     }
 
     fn accounts(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Inner>>> {
@@ -272,24 +248,14 @@ impl Account {
     }
 
     /// Its connection was refused something that nobody asks for who belongs here. It counts as
-    /// silent, so that it gives way to who comes, and is closed soon. Soon no other is taken from
-    /// where it comes.
+    /// silent, so that it gives way to who comes, and is closed soon: dialing again costs the
+    /// caller more than it costs this node.
     pub fn note_refused(&self) {
-        if let Some(from) = self.0.from {
-            self.0.budget.refusals().note_refused(from, Instant::now());
-        }
         self.0.spoke.store(false, Ordering::Relaxed);
         if self.0.refused.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSED_MAX {
             // Strangers fill no log.
             tracing::debug!(connection = self.0.id, "a connection is closed: it was often refused");
             self.0.closed.say();
-        }
-    }
-
-    /// By its connection came a call of who belongs here.
-    pub fn note_welcome(&self) {
-        if let Some(from) = self.0.from {
-            self.0.budget.refusals().note_welcome(from, Instant::now());
         }
     }
 

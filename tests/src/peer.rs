@@ -1,7 +1,5 @@
 //! Speaks to a node as its peers do, and writes into its log what nobody can propose.
 
-use std::net::IpAddr;
-
 use bytes::Bytes;
 use lockstep_host::config::FileConfig;
 use lockstep_host::storage::snapshot::Snapshot;
@@ -54,20 +52,6 @@ pub async fn claim(cluster: &Cluster, from: u64, to: u64) -> (PeerClient<Channel
     let hello = hello(&from, &cluster.node(to).status().await.expect("it answers"));
     let address = format!("http://{}", cluster.node(to).peer_addr);
     (PeerClient::connect(address).await.expect("it listens"), hello)
-}
-
-/// A new way to the peer port of node `to`, from this address of this machine.
-///
-/// # Errors
-/// When the node does not take the connection.
-pub async fn dial(
-    cluster: &Cluster,
-    to: u64,
-    from: IpAddr,
-) -> Result<PeerClient<Channel>, tonic::transport::Error> {
-    let address = format!("http://{}", cluster.node(to).peer_addr);
-    let endpoint = Channel::from_shared(address).expect("it is an address");
-    Ok(PeerClient::new(endpoint.local_address(Some(from)).connect().await?))
 }
 
 /// A payload of these fields (docs/formats.md, "Peer messages").

@@ -2,11 +2,9 @@
 //! name of a member, whose id and disk everybody can read in its status. And a node that lies when
 //! it is to be added.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures::future::join_all;
 use lockstep_host::machine::{CheckpointReport, Proposal};
 use lockstep_host::types::{NodeId, StateDigest};
 use lockstep_proto::peer::peer_client::PeerClient;
@@ -214,6 +212,8 @@ async fn a_stream_of_a_removed_node_brings_nothing() {
         streams.push((to, requests, replies.into_inner()));
     }
     cluster.run(&["cluster", "remove", &id.to_string()]).await.ok();
+    // A node refuses who was removed once it has applied that, not when its log has it.
+    cluster.level(&[1, 2, 3], SOON).await;
     for (to, requests, mut replies) in streams {
         until("the node to know", SOON, async || {
             let nodes = cluster.node(to).status().await?.nodes;
@@ -297,35 +297,4 @@ async fn a_lying_node_is_not_added() {
     for status in cluster.statuses().await {
         assert_eq!(status.nodes.len(), 3, "{:?}", status.nodes);
     }
-}
-
-/// Who opens a connection for each hello gets no new allowance: soon no connection is taken from
-/// its address. Members at another address are heard all the while, and the address comes back.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_address_is_shut_out() {
-    const AT_ONCE: usize = 16;
-    let cluster = Plan::new(3).start().await;
-    let to = cluster.leader().await;
-    let (_, hello) = peer::claim(&cluster, to % 3 + 1, to).await;
-    let hello = Hello { from_node: 77, from_incarnation: vec![7; 16].into(), ..hello };
-    let strange = IpAddr::from([127, 0, 0, 2]);
-    let call = async || {
-        let mut way = peer::dial(&cluster, to, strange).await.map_err(|_| Code::Unavailable)?;
-        let said = StandingRequest { hello: Some(hello.clone()) };
-        way.standing(said).await.map(drop).map_err(|status| status.code())
-    };
-    until("most connections not to be taken", SOON, async || {
-        let ended = join_all((0..AT_ONCE).map(|_| call())).await;
-        let told = ended.iter().filter(|ended| **ended == Err(Code::FailedPrecondition)).count();
-        if told < AT_ONCE / 2 { Ok(()) } else { Err(format!("{ended:?}")) }
-    })
-    .await;
-    load::write(&cluster.client(), "k", "v").await;
-    cluster.level(&[1, 2, 3], SOON).await;
-    assert_eq!(cluster.leader().await, to);
-    until("the address to be let in", SOON, async || match call().await {
-        Err(Code::FailedPrecondition) => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
 }

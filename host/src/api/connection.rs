@@ -6,8 +6,7 @@
 //! that sent before is read up to [`AT_ONCE_BYTES`].
 //!
 //! **Invariant:** there are never more than there is room for; who never asked for anything gives
-//! way to who comes, and who was refused too often is not taken. **Invariant:** a failing `accept`
-//! ends nothing: it is tried again.
+//! way to who comes. **Invariant:** a failing `accept` ends nothing: it is tried again.
 
 use std::convert::Infallible;
 use std::io;
@@ -76,15 +75,11 @@ impl Listener {
     async fn next(&self) -> Connection {
         loop {
             match self.tcp.accept().await {
-                Ok((tcp, from)) => {
+                Ok((tcp, _)) => {
                     // Without it small replies wait; with an error the connection is gone anyway.
                     let _ = tcp.set_nodelay(true);
-                    let Some(account) = self.budget.open_from(from.ip()) else {
-                        tracing::debug!(who = self.who, %from, "refused too often: it is shut out");
-                        continue;
-                    };
                     if let Some(place) = self.place().await {
-                        return Connection::new(tcp, account, place);
+                        return Connection::new(tcp, self.budget.open(), place);
                     }
                     tracing::debug!(who = self.who, "no room for one more connection");
                 }

@@ -95,15 +95,15 @@ fn account<T>(request: &Request<T>) -> Account {
     account.expect("every connection has an account").clone()
 }
 
-/// What a call came to, on the account of its connection. Callers that are no members come again
-/// and again: their connections end, and soon no other is taken from where they come.
-fn told<T>(account: &Account, ended: Result<T, Rejected>) -> Result<T, Status> {
-    match &ended {
-        Ok(_) => account.note_welcome(),
-        Err(Rejected::Refused(_) | Rejected::Malformed(_)) => account.note_refused(),
-        Err(_) => {}
+/// As [`status`]. Callers that are no members come again and again: their connections end.
+fn refusal(account: &Account) -> impl Fn(Rejected) -> Status + use<> {
+    let account = account.clone();
+    move |rejected| {
+        if matches!(rejected, Rejected::Refused(_) | Rejected::Malformed(_)) {
+            account.note_refused();
+        }
+        status(rejected)
     }
-    ended.map_err(status)
 }
 
 #[tonic::async_trait]
@@ -114,68 +114,71 @@ impl<SM: Machine> Peer for PeerService<SM> {
         &self,
         request: Request<Streaming<peer::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let account = account(&request);
-        let replies = told(&account, self.0.append(request.into_inner()).await)?;
-        let replies = replies.map(move |reply| match reply {
-            Ok(reply) => Ok(reply),
-            refused => told(&account, refused),
-        });
-        Ok(Response::new(Box::pin(replies)))
+        let refusal = refusal(&account(&request));
+        let replies = self.0.append(request.into_inner()).await.map_err(&refusal)?;
+        Ok(Response::new(Box::pin(replies.map(move |reply| reply.map_err(&refusal)))))
     }
 
     async fn append_one(
         &self,
         request: Request<peer::AppendRequest>,
     ) -> Result<Response<peer::AppendReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.append_one(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.append_one(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn vote(
         &self,
         request: Request<peer::VoteRequest>,
     ) -> Result<Response<peer::VoteReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.vote(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.vote(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn transfer_leader(
         &self,
         request: Request<peer::TransferLeaderRequest>,
     ) -> Result<Response<peer::TransferLeaderReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.transfer_leader(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.transfer_leader(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn snapshot_offset(
         &self,
         request: Request<peer::SnapshotOffsetRequest>,
     ) -> Result<Response<peer::SnapshotOffsetReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.snapshot_offset(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.snapshot_offset(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn install_snapshot(
         &self,
         request: Request<Streaming<peer::InstallSnapshotRequest>>,
     ) -> Result<Response<peer::InstallSnapshotReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.install_snapshot(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.install_snapshot(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn standing(
         &self,
         request: Request<peer::StandingRequest>,
     ) -> Result<Response<peer::StandingReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.standing(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.standing(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 
     async fn propose(
         &self,
         request: Request<peer::ProposeRequest>,
     ) -> Result<Response<peer::ProposeReply>, Status> {
-        let account = account(&request);
-        told(&account, self.0.propose(request.into_inner()).await).map(Response::new)
+        let refusal = refusal(&account(&request));
+        let reply = self.0.propose(request.into_inner()).await;
+        reply.map(Response::new).map_err(refusal)
     }
 }
